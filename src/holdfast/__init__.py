@@ -1,0 +1,1 @@
+"""Holdfast keeps LLM streams alive. This package exports the client SDK; the gateway is `holdfast serve`."""

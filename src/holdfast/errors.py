@@ -1,0 +1,347 @@
+"""The exception tree and the one table of error codes.
+
+Every failure that Holdfast names, on the wire or in Python, is a class here. The code table of the
+documentation and of PROTOCOL.md is generated from `ERRORS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class HoldfastError(Exception):
+    """Base of all errors that Holdfast raises or sends.
+
+    `code` is stable: programs may compare it. `http_status` is the status of an HTTP answer that carries the
+    error. `close_code` is the WebSocket close code where the error ends a connection, None where it never does.
+    `retryable` says whether the same request may succeed later; `retry_after` is a hint in seconds.
+    `partial` is what a stream had delivered when it failed (set by the SDK only).
+    """
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    close_code: ClassVar[int | None] = 1011
+    retryable: ClassVar[bool] = True
+    meaning: ClassVar[str] = "The gateway failed; the cause is in its log under the request id."
+
+    def __init__(
+        self, message: str = "", *, retry_after: float | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message or self.meaning)
+        self.message = message or self.meaning
+        self.retry_after = retry_after
+        self.param = param
+        self.partial: Any = None
+
+
+class InternalError(HoldfastError):
+    """The catch-all that the supervisors use."""
+
+
+# -- what the caller sent ------------------------------------------------------------------------------
+
+
+class InvalidRequest(HoldfastError):
+    code = "invalid_request"
+    http_status = 400
+    close_code = None
+    retryable = False
+    meaning = "The request has a missing, unknown or ill-typed field; the message names it."
+
+
+class InvalidMessage(InvalidRequest):
+    code = "invalid_message"
+    close_code = 4400
+    meaning = "A WebSocket message is not JSON, has an unknown type or an ill-typed field."
+
+
+class HelloTimeout(HoldfastError):
+    code = "hello_timeout"
+    http_status = 408
+    close_code = 4408
+    retryable = False
+    meaning = "The client opened a connection and did not say hello (or send a request) in time."
+
+
+class SessionSuperseded(HoldfastError):
+    code = "session_superseded"
+    http_status = 409
+    close_code = 4409
+    retryable = False
+    meaning = "The same session was resumed on a newer connection; this one is closed."
+
+
+class Unauthorized(HoldfastError):
+    code = "unauthorized"
+    http_status = 401
+    close_code = 4401
+    retryable = False
+    meaning = "No valid credential came with the request."
+
+
+class Forbidden(HoldfastError):
+    code = "forbidden"
+    http_status = 403
+    close_code = 4403
+    retryable = False
+    meaning = "The credential does not allow this (origin, model or operation)."
+
+
+class NotFound(HoldfastError):
+    code = "not_found"
+    http_status = 404
+    close_code = None
+    retryable = False
+    meaning = "There is nothing at this path."
+
+
+class MethodNotAllowed(HoldfastError):
+    code = "method_not_allowed"
+    http_status = 405
+    close_code = None
+    retryable = False
+    meaning = "The path exists, but not with this method."
+
+
+class PayloadTooLarge(HoldfastError):
+    code = "payload_too_large"
+    http_status = 413
+    close_code = 1009
+    retryable = False
+    meaning = "The body or message is larger than the configured limit."
+
+
+class DuplicateRequest(HoldfastError):
+    code = "duplicate_request"
+    http_status = 409
+    close_code = None
+    retryable = False
+    meaning = "The request id was used before with a different request; use a new id."
+
+
+class TooManyStreams(HoldfastError):
+    code = "too_many_streams"
+    http_status = 429
+    close_code = None
+    retryable = True
+    meaning = "The session has as many running streams as it may have."
+
+
+# -- models and streams --------------------------------------------------------------------------------
+
+
+class UnknownModel(HoldfastError):
+    code = "model_not_found"
+    http_status = 404
+    close_code = None
+    retryable = False
+    meaning = "No model of that name is configured; GET /v1/models lists them."
+
+
+class UnknownStream(HoldfastError):
+    code = "unknown_stream"
+    http_status = 404
+    close_code = None
+    retryable = False
+    meaning = "No such stream: never created, expired, owned by somebody else, or lost with its process."
+
+
+class UnknownEpoch(HoldfastError):
+    code = "unknown_epoch"
+    http_status = 409
+    close_code = None
+    retryable = False
+    meaning = "The cursor names an epoch that this log never had."
+
+
+class AheadOfLog(HoldfastError):
+    code = "ahead_of_log"
+    http_status = 416
+    close_code = None
+    retryable = False
+    meaning = "The cursor lies beyond the end of the log."
+
+
+class LogTrimmed(HoldfastError):
+    code = "log_trimmed"
+    http_status = 410
+    close_code = None
+    retryable = False
+    meaning = "Entries after the cursor were dropped to keep the log within its bound; resume is refused."
+
+
+class Cancelled(HoldfastError):
+    code = "cancelled"
+    http_status = 499
+    close_code = None
+    retryable = False
+    meaning = "The stream was cancelled by its owner, or nobody read it for the grace period."
+
+
+# -- capacity ------------------------------------------------------------------------------------------
+
+
+class RateLimited(HoldfastError):
+    code = "rate_limited"
+    http_status = 429
+    close_code = None
+    retryable = True
+    meaning = "A limit of the key or tenant is used up; retry_after says when to come back."
+
+
+class Overloaded(HoldfastError):
+    code = "overloaded"
+    http_status = 503
+    close_code = 1013
+    retryable = True
+    meaning = "The gateway has no room for new work; nothing was sent to a provider."
+
+
+class Draining(HoldfastError):
+    code = "draining"
+    http_status = 503
+    close_code = 1012
+    retryable = True
+    meaning = "This gateway process is shutting down; connect again."
+
+
+# -- the provider --------------------------------------------------------------------------------------
+
+
+class UpstreamError(HoldfastError):
+    code = "upstream_error"
+    http_status = 502
+    close_code = None
+    retryable = True
+    meaning = "The provider reported an error within the stream."
+
+
+class UpstreamStatus(UpstreamError):
+    """The provider answered with an error status. `status` is the provider's, and is passed on over HTTP."""
+
+    code = "upstream_status"
+    meaning = "The provider refused the request; `status` and the message are the provider's."
+
+    def __init__(
+        self, message: str = "", *, status: int, retry_after: float | None = None, body: bytes = b""
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
+        self.body = body
+
+
+class UpstreamConnectError(UpstreamError):
+    code = "upstream_connect_error"
+    meaning = "No connection to the provider could be made."
+
+
+class UpstreamReset(UpstreamError):
+    code = "upstream_reset"
+    meaning = "The provider's connection or stream was reset or cut before the answer was complete."
+
+
+class UpstreamTruncated(UpstreamError):
+    code = "upstream_truncated"
+    meaning = "The provider ended the answer without its terminal event."
+
+
+class UpstreamMalformed(UpstreamError):
+    code = "upstream_malformed"
+    retryable = False
+    meaning = "The provider sent something that is not the documented format."
+
+
+class UpstreamTimeout(UpstreamError):
+    code = "upstream_timeout"
+    http_status = 504
+    meaning = "A deadline for the provider passed."
+
+
+class PoolTimeout(UpstreamTimeout):
+    code = "pool_timeout"
+    meaning = "No connection to the provider came free in time."
+
+
+class ConnectTimeout(UpstreamTimeout):
+    code = "connect_timeout"
+    meaning = "Connecting to the provider (TCP, TLS, HTTP/2 preface) took too long."
+
+
+class FirstByteTimeout(UpstreamTimeout):
+    code = "first_byte_timeout"
+    meaning = "The provider took the request and did not answer in time."
+
+
+class IdleTimeout(UpstreamTimeout):
+    code = "idle_timeout"
+    meaning = "The provider stopped sending in the middle of an answer."
+
+
+class TotalTimeout(UpstreamTimeout):
+    code = "total_timeout"
+    retryable = False
+    meaning = "The answer took longer than the total deadline."
+
+
+# -- the SDK's side ------------------------------------------------------------------------------------
+
+
+class ConnectionLost(HoldfastError):
+    """Raised by the SDK after `max_retries` consecutive failures; `partial` holds what was received."""
+
+    code = "connection_lost"
+    http_status = 502
+    close_code = None
+    meaning = "The connection to the gateway could not be kept or made again."
+
+
+class ProtocolError(HoldfastError):
+    """The gateway broke PROTOCOL.md; raised by the SDK."""
+
+    code = "protocol_error"
+    http_status = 502
+    close_code = 1002
+    retryable = False
+    meaning = "The peer broke the Holdfast protocol."
+
+
+class StreamFailed(HoldfastError):
+    """Raised by the SDK when a stream ends `failed` or `incomplete` with a code that it does not know."""
+
+    code = "stream_failed"
+    http_status = 502
+    close_code = None
+    meaning = "The stream ended with an error."
+
+
+class ConfigError(HoldfastError):
+    """A configuration that cannot be used. The message names file, key and what was expected."""
+
+    code = "config_error"
+    close_code = None
+    retryable = False
+    meaning = "The configuration is invalid."
+
+
+def _tree(cls: type[HoldfastError]) -> list[type[HoldfastError]]:
+    found = []
+    for sub in cls.__subclasses__():
+        found.append(sub)
+        found.extend(_tree(sub))
+    return found
+
+
+#: Every error by its code, in the order of this file.
+ERRORS: dict[str, type[HoldfastError]] = {cls.code: cls for cls in _tree(HoldfastError)}
+
+
+def from_wire(
+    code: str, message: str, *, retry_after: float | None = None, status: int | None = None
+) -> HoldfastError:
+    """Make the exception for an error that came over the wire; an unknown code gives `StreamFailed`."""
+    cls = ERRORS.get(code)
+    if cls is UpstreamStatus or (cls is not None and issubclass(cls, UpstreamStatus)):
+        return UpstreamStatus(message, status=status or 502, retry_after=retry_after)
+    if cls is None:
+        return StreamFailed(f"{code}: {message}", retry_after=retry_after)
+    return cls(message, retry_after=retry_after)
