@@ -13,8 +13,8 @@ class HoldfastError(Exception):
     """Base of all errors that Holdfast raises or sends.
 
     `code` is stable: programs may compare it. `http_status` is the status of an HTTP answer that carries the
-    error. `close_code` is the WebSocket close code where the error ends a connection, None where it never does.
-    `retryable` says whether the same request may succeed later; `retry_after` is a hint in seconds.
+    error. `close_code` is the WebSocket close code where the error ends a connection, None where it never
+    does. `retryable` says whether the same request may succeed later; `retry_after` is a hint in seconds.
     `partial` is what a stream had delivered when it failed (set by the SDK only).
     """
 
@@ -44,7 +44,7 @@ class InternalError(HoldfastError):
 class InvalidRequest(HoldfastError):
     code = "invalid_request"
     http_status = 400
-    close_code = None
+    close_code: ClassVar[int | None] = None
     retryable = False
     meaning = "The request has a missing, unknown or ill-typed field; the message names it."
 

@@ -1,0 +1,219 @@
+"""The append-only log of one generation, and the cursors that read it.
+
+A log holds entries numbered from 0; the last one is its end. It decides what fits, what may be trimmed and which
+cursors are still whole. Waking readers and pausing the provider are left to `holdfast.streams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from holdfast.core.messages import end_message, entries_message
+from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
+
+#: What an entry costs beside its payload: the bytes object's header and a list slot, rounded up.
+ENTRY_OVERHEAD = 48
+
+#: Most entries that one read looks at, so that one turn of a far-behind reader stays short.
+_READ_ENTRIES = 512
+
+
+class Log:
+    """Entries of one stream: appended once, never changed, dropped only from the front.
+
+    `max_bytes` bounds the kept entries (payloads and overhead). The log itself never refuses an append: the
+    caller stops the provider while `is_full`, so a log overshoots by at most what was already on its way.
+    """
+
+    __slots__ = (
+        "_entries",
+        "_rendered",
+        "_rendered_span",
+        "bytes",
+        "cursors",
+        "end",
+        "epoch",
+        "first",
+        "max_bytes",
+        "next",
+        "stream",
+    )
+
+    def __init__(self, stream: str, *, epoch: int = 1, max_bytes: int) -> None:
+        self.stream = stream.encode("ascii")
+        self.epoch = epoch
+        self.max_bytes = max_bytes
+        #: Sequence number of the oldest entry that is kept, and of the next one to be appended.
+        self.first = 0
+        self.next = 0
+        self.bytes = 0
+        #: Payload of the end entry, None while the log is open.
+        self.end: bytes | None = None
+        self.cursors: set[Cursor] = set()
+        self._entries: list[bytes] = []
+        # The newest batch as one rendered message, shared by all cursors that stand at the same place.
+        self._rendered = b""
+        self._rendered_span = (-1, -1)
+
+    @property
+    def is_sealed(self) -> bool:
+        return self.end is not None
+
+    @property
+    def is_full(self) -> bool:
+        return self.bytes >= self.max_bytes
+
+    def append(self, payloads: Sequence[bytes]) -> int:
+        """Append entries, each one JSON text, and return the bytes that were added.
+
+        Raises RuntimeError on a sealed log: the end is the last entry, whatever the provider still says.
+        """
+        if self.end is not None:
+            raise RuntimeError("append to a sealed log")
+        self._entries.extend(payloads)
+        self.next += len(payloads)
+        added = sum(map(len, payloads)) + ENTRY_OVERHEAD * len(payloads)
+        self.bytes += added
+        return added
+
+    def seal(self, end: bytes) -> int:
+        """Append the end entry (an encoded `EndBody`) and return the bytes that were added."""
+        added = self.append((end,))
+        self.end = end
+        return added
+
+    def trim(self) -> int:
+        """Drop what every cursor has consumed, and return the bytes that were freed.
+
+        A log without cursors keeps everything: whoever comes back first finds it whole. The end entry stays.
+        """
+        if not self.cursors:
+            return 0
+        upto = min(cursor.consumed for cursor in self.cursors) + 1
+        upto = min(upto, self.next - 1 if self.end is not None else self.next)
+        count = upto - self.first
+        if count <= 0:
+            return 0
+        freed = sum(map(len, self._entries[:count])) + ENTRY_OVERHEAD * count
+        del self._entries[:count]
+        self.first = upto
+        self.bytes -= freed
+        return freed
+
+    def slice(self, start: int, max_bytes: int) -> list[bytes]:
+        """Return entries from `start` on that fit into `max_bytes`, but at least one where there is one."""
+        index = start - self.first
+        entries = self._entries[index : index + _READ_ENTRIES]
+        if sum(map(len, entries)) <= max_bytes:
+            return entries
+        size = 0
+        for count, entry in enumerate(entries):
+            size += len(entry)
+            if size > max_bytes:
+                return entries[: max(count, 1)]
+        raise AssertionError("unreachable")  # pragma: no cover
+
+    def check(self, after: int, epoch: int | None = None) -> None:
+        """Raise unless a reader that has everything up to `after` can be served whole.
+
+        Raises `UnknownEpoch`, `AheadOfLog` or `LogTrimmed`: resume is whole or refused, never a silent gap.
+        """
+        if epoch is not None and not 1 <= epoch <= self.epoch:
+            raise UnknownEpoch(f"the log is in epoch {self.epoch}; epoch {epoch} is unknown", param="epoch")
+        if after >= self.next:
+            raise AheadOfLog(f"the log's last entry is {self.next - 1}; `after` is {after}", param="after")
+        if after + 1 < self.first:
+            raise LogTrimmed(
+                f"entries {after + 1} to {self.first - 1} were trimmed; the log now starts at {self.first}",
+                param="after",
+            )
+
+    def cursor(self, after: int = -1, *, epoch: int | None = None, credit: int | None = None) -> Cursor:
+        """Attach a cursor that continues after entry `after`; raises like `check`."""
+        self.check(after, epoch)
+        cursor = Cursor(self, after, credit)
+        self.cursors.add(cursor)
+        return cursor
+
+    def render(self, start: int, max_bytes: int) -> tuple[int, bytes]:
+        """Return the position after a batch from `start`, and the batch as one protocol message.
+
+        The end entry is a message of its own. Readers at the same place share one rendering.
+        """
+        span, rendered = self._rendered_span, self._rendered
+        if span[0] == start and span[1] == self.next and len(rendered) <= max_bytes:
+            return span[1], rendered
+        if self.end is not None and start == self.next - 1:
+            return self.next, end_message(self.stream, start, self.end)
+        entries = self.slice(start, max_bytes)
+        stop = start + len(entries)
+        if self.end is not None and stop == self.next:
+            entries.pop()
+            stop -= 1
+        message = entries_message(self.stream, start, entries)
+        if len(self.cursors) > 1:
+            self._rendered_span, self._rendered = (start, stop), message
+        return stop, message
+
+
+class Cursor:
+    """Where one reader stands in one log.
+
+    `position` is the next entry to read. `consumed` is the last entry that the reader will not ask for again:
+    it holds back trimming. `credit` is how many bytes of messages may still be sent, None without flow control.
+    """
+
+    __slots__ = ("consumed", "credit", "log", "position")
+
+    def __init__(self, log: Log, after: int, credit: int | None) -> None:
+        self.log = log
+        self.position = after + 1
+        self.consumed = after
+        self.credit = credit
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `read` would return something now."""
+        return self.position < self.log.next and (self.credit is None or self.credit > 0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the end entry was read."""
+        return self.log.end is not None and self.position >= self.log.next
+
+    def read(self, max_bytes: int) -> bytes | None:
+        """Return the next entries as one protocol message of about `max_bytes`, None where nothing is due.
+
+        A single larger entry is returned whole, and may take the credit below zero.
+        """
+        log = self.log
+        if self.position >= log.next:
+            return None
+        credit = self.credit
+        if credit is None:
+            self.position, message = log.render(self.position, max_bytes)
+            return message
+        if credit <= 0:
+            return None
+        self.position, message = log.render(self.position, min(max_bytes, credit))
+        self.credit = credit - len(message)
+        return message
+
+    def read_payloads(self, max_bytes: int) -> list[bytes]:
+        """Return the payloads of the next entries, the end entry's included; for readers outside the protocol."""
+        payloads = self.log.slice(self.position, max_bytes)
+        self.position += len(payloads)
+        return payloads
+
+    def acknowledge(self, seq: int) -> None:
+        """Record that the reader keeps everything up to `seq`; cumulative, older numbers change nothing."""
+        if seq > self.consumed:
+            self.consumed = min(seq, self.position - 1)
+
+    def consume(self) -> None:
+        """Record that whatever was read is consumed; for readers that cannot acknowledge."""
+        self.consumed = self.position - 1
+
+    def close(self) -> None:
+        """Leave the log; the cursor must not be read afterwards. Idempotent."""
+        self.log.cursors.discard(self)

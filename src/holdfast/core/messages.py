@@ -1,0 +1,307 @@
+"""The messages of PROTOCOL.md: typed structs, strict decoding, and splicing of entries without decoding them.
+
+Nothing here knows who may send what when; that is `session_server` and `session_client`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from holdfast.errors import HoldfastError, InvalidMessage
+
+SUBPROTOCOL: Final = "holdfast.v1"
+VERSION: Final = 1
+
+#: Longest request id, session token, stream id and client name that are accepted, in characters.
+MAX_NAME: Final = 256
+#: Most streams that one `hello` may resume and one `ack` may name.
+MAX_STREAMS_PER_MESSAGE: Final = 1024
+#: Largest credit that may be outstanding on one stream, in bytes (the bound of an HTTP/2 window).
+MAX_CREDIT: Final = 2**31 - 1
+
+StreamStatus = Literal["queued", "running", "ended", "refused"]
+EndStatus = Literal["completed", "failed", "incomplete", "cancelled"]
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+Seq = Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
+CreditBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
+
+
+class Message(msgspec.Struct, tag_field="type", omit_defaults=True):
+    """Base of all messages. Unknown fields are ignored, so that the protocol can grow."""
+
+
+# -- from the client -----------------------------------------------------------------------------------
+
+
+class Resume(msgspec.Struct, omit_defaults=True):
+    """One running stream in a `hello`: the client has every entry up to and including `after`."""
+
+    stream: Name
+    after: Seq = -1
+    epoch: int | None = None
+    credit: CreditBytes | None = None
+
+
+class Hello(Message, tag="hello"):
+    version: int
+    client: Name | None = None
+    session: Name | None = None
+    streams: Annotated[list[Resume], msgspec.Meta(max_length=MAX_STREAMS_PER_MESSAGE)] = []
+
+
+class Create(Message, tag="create"):
+    request_id: Name
+    request: msgspec.Raw
+    credit: CreditBytes | None = None
+
+
+class Attach(Message, tag="attach"):
+    stream: Name
+    after: Seq = -1
+    epoch: int | None = None
+    credit: CreditBytes | None = None
+
+
+class Detach(Message, tag="detach"):
+    stream: Name
+
+
+class Ack(Message, tag="ack"):
+    streams: Annotated[dict[Name, Seq], msgspec.Meta(min_length=1, max_length=MAX_STREAMS_PER_MESSAGE)]
+
+
+class Credit(Message, tag="credit"):
+    stream: Name
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT)]
+
+
+class Cancel(Message, tag="cancel"):
+    """Names the stream, or the request id where `accepted` has not come yet."""
+
+    stream: Name | None = None
+    request_id: Name | None = None
+
+
+class Ping(Message, tag="ping"):
+    t: int | float | str | None = None
+
+
+class Pong(Message, tag="pong"):
+    t: int | float | str | None = None
+
+
+# -- from the server -----------------------------------------------------------------------------------
+
+
+class ErrorBody(msgspec.Struct, omit_defaults=True):
+    """What went wrong. `retry_after` is in seconds; `status` is the provider's HTTP status, if it gave one."""
+
+    code: str
+    message: str
+    retryable: bool = False
+    retry_after: float | None = None
+    param: str | None = None
+    status: int | None = None
+
+
+class StreamState(msgspec.Struct, omit_defaults=True):
+    """How one stream of a `hello` stands. `next` is the first sequence number that will be sent."""
+
+    stream: str
+    status: StreamStatus
+    epoch: int = 1
+    next: int = 0
+    error: ErrorBody | None = None
+
+
+class Heartbeat(msgspec.Struct):
+    interval_ms: int
+    timeout_ms: int
+
+
+class Limits(msgspec.Struct):
+    max_message: int
+    max_streams: int
+    log_bytes: int
+
+
+class Welcome(Message, tag="welcome"):
+    version: int
+    session: str
+    server: str
+    heartbeat: Heartbeat
+    limits: Limits
+    resumed: bool = False
+    streams: list[StreamState] = []
+
+
+class Accepted(Message, tag="accepted"):
+    request_id: str
+    stream: str
+    epoch: int = 1
+    duplicate: bool = False
+    queue_position: int | None = None
+
+
+class Queued(Message, tag="queued"):
+    stream: str
+    position: int
+
+
+class Attached(Message, tag="attached"):
+    stream: str
+    status: StreamStatus
+    epoch: int = 1
+    next: int = 0
+
+
+class Event(Message, tag="event"):
+    """One entry: `data` is what the provider sent, to the letter."""
+
+    stream: str
+    seq: int
+    data: msgspec.Raw
+
+
+class Events(Message, tag="events"):
+    """Consecutive entries, the first of which has the number `seq`."""
+
+    stream: str
+    seq: int
+    data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class Attempt(msgspec.Struct, omit_defaults=True):
+    """One try at a provider. `error` is a code of the table, None where the try succeeded."""
+
+    provider: str
+    model: str
+    started_ms: int = 0
+    duration_ms: int = 0
+    status: int | None = None
+    error: str | None = None
+
+
+class EndBody(msgspec.Struct, omit_defaults=True):
+    """The last entry of every log."""
+
+    status: EndStatus
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: ErrorBody | None = None
+    attempts: list[Attempt] = []
+
+
+class End(Message, tag="end"):
+    stream: str
+    seq: int
+    status: EndStatus
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: ErrorBody | None = None
+    attempts: list[Attempt] = []
+
+
+class Error(Message, tag="error"):
+    code: str
+    message: str
+    retryable: bool = False
+    retry_after: float | None = None
+    param: str | None = None
+    request_id: str | None = None
+    stream: str | None = None
+
+
+class Goaway(Message, tag="goaway"):
+    """Connect again at a random moment of `window_ms` = [from, to]; running streams are resumed there."""
+
+    reason: str
+    window_ms: tuple[int, int] = (0, 0)
+
+
+ClientMessage = Hello | Create | Attach | Detach | Ack | Credit | Cancel | Ping | Pong
+ServerMessage = Welcome | Accepted | Queued | Attached | Event | Events | End | Error | Goaway | Ping | Pong
+
+_client_decoder = msgspec.json.Decoder(ClientMessage)
+_server_decoder = msgspec.json.Decoder(ServerMessage)
+_encoder = msgspec.json.Encoder()
+_end_decoder = msgspec.json.Decoder(EndBody)
+
+
+def decode_client_message(text: str | bytes) -> ClientMessage:
+    """Decode what a client sent. Raises `InvalidMessage` that names the field and what was expected."""
+    return _decode(_client_decoder, text)  # type: ignore[no-any-return]
+
+
+def decode_server_message(text: str | bytes) -> ServerMessage:
+    """Decode what a server sent. Raises `InvalidMessage` that names the field and what was expected."""
+    return _decode(_server_decoder, text)  # type: ignore[no-any-return]
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
+    try:
+        return decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        # A ValidationError is a DecodeError. msgspec's text says what, and `$.path` says where.
+        raise InvalidMessage(f"invalid message: {exc}") from exc
+
+
+def encode(message: Message | msgspec.Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_end(payload: bytes) -> EndBody:
+    """Decode the payload of a log's last entry (it was made by `encode(EndBody(...))`)."""
+    return _end_decoder.decode(payload)
+
+
+def error_body(error: HoldfastError) -> ErrorBody:
+    return ErrorBody(
+        code=error.code,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        param=error.param,
+        status=getattr(error, "status", None),
+    )
+
+
+def error_message(error: HoldfastError, *, request_id: str | None = None, stream: str | None = None) -> Error:
+    return Error(
+        code=error.code,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        param=error.param,
+        request_id=request_id,
+        stream=stream,
+    )
+
+
+# -- the hot path --------------------------------------------------------------------------------------
+
+
+def entries_message(stream: bytes, seq: int, payloads: Sequence[bytes]) -> bytes:
+    """Splice consecutive entries into one `event` or `events` message.
+
+    `stream` is the id as ASCII without characters that JSON would escape; each payload is one valid JSON text
+    (the pump has checked it), so nothing is decoded or encoded here.
+    """
+    if len(payloads) == 1:
+        return b'{"type":"event","stream":"%b","seq":%d,"data":%b}' % (stream, seq, payloads[0])
+    return b'{"type":"events","stream":"%b","seq":%d,"data":[%b]}' % (stream, seq, b",".join(payloads))
+
+
+def end_message(stream: bytes, seq: int, payload: bytes) -> bytes:
+    """Splice the payload of a log's last entry (an encoded `EndBody`) into an `end` message."""
+    return b'{"type":"end","stream":"%b","seq":%d,%b' % (stream, seq, payload[1:])
