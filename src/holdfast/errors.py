@@ -24,9 +24,7 @@ class HoldfastError(Exception):
     retryable: ClassVar[bool] = True
     meaning: ClassVar[str] = "The gateway failed; the cause is in its log under the request id."
 
-    def __init__(
-        self, message: str = "", *, retry_after: float | None = None, param: str | None = None
-    ) -> None:
+    def __init__(self, message: str = "", *, retry_after: float | None = None, param: str | None = None) -> None:
         super().__init__(message or self.meaning)
         self.message = message or self.meaning
         self.retry_after = retry_after

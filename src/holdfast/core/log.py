@@ -160,7 +160,8 @@ class Cursor:
     """Where one reader stands in one log.
 
     `position` is the next entry to read. `consumed` is the last entry that the reader will not ask for again:
-    it holds back trimming. `credit` is how many bytes of messages may still be sent, None without flow control.
+    it holds back trimming. `credit` is how many bytes of payload may still be sent, None without flow control; the
+    end entry needs none.
     """
 
     __slots__ = ("consumed", "credit", "log", "position")
@@ -174,7 +175,14 @@ class Cursor:
     @property
     def is_ready(self) -> bool:
         """Whether `read` would return something now."""
-        return self.position < self.log.next and (self.credit is None or self.credit > 0)
+        log = self.log
+        if self.position >= log.next:
+            return False
+        return self.credit is None or self.credit > 0 or self._is_at_end
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self.log.end is not None and self.position == self.log.next - 1
 
     @property
     def is_done(self) -> bool:
@@ -186,18 +194,20 @@ class Cursor:
 
         A single larger entry is returned whole, and may take the credit below zero.
         """
-        log = self.log
-        if self.position >= log.next:
+        log, credit, start = self.log, self.credit, self.position
+        if start >= log.next:
             return None
-        credit = self.credit
-        if credit is None:
-            self.position, message = log.render(self.position, max_bytes)
+        if credit is None or self._is_at_end:
+            self.position, message = log.render(start, max_bytes)
             return message
         if credit <= 0:
             return None
-        self.position, message = log.render(self.position, min(max_bytes, credit))
-        self.credit = credit - len(message)
-        return message
+        entries = log.slice(start, min(max_bytes, credit))
+        if log.end is not None and start + len(entries) == log.next:
+            entries.pop()
+        self.position = start + len(entries)
+        self.credit = credit - sum(map(len, entries))
+        return entries_message(log.stream, start, entries)
 
     def read_payloads(self, max_bytes: int) -> list[bytes]:
         """Return the payloads of the next entries, the end entry's included; for readers outside the protocol."""
