@@ -1,0 +1,247 @@
+"""The gateway's configuration: one TOML file, typed, with errors that name file, key and what was expected.
+
+Every field is documented here; `docs/reference/configuration.md` is generated from these classes. Durations are in
+seconds and sizes in bytes. A string value of the form `env:NAME` is replaced by that environment variable.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from holdfast.errors import ConfigError
+
+Seconds = Annotated[float, Meta(gt=0)]
+Grace = Annotated[float, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=1024)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`[server]`: the listening socket and what a connection may do."""
+
+    host: Annotated[str, Meta(description="Address to listen on. Other than loopback only with `[keys]`.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one.")] = 8080
+    tls_cert: Annotated[str | None, Meta(description="PEM file with the certificate chain; enables TLS.")] = None
+    tls_key: Annotated[str | None, Meta(description="PEM file with the private key.")] = None
+    max_body: Annotated[Size, Meta(description="Largest HTTP body and WebSocket message.")] = 16 * 1024 * 1024
+    max_connections: Annotated[Count, Meta(description="Open connections; more are refused with 503.")] = 20_000
+    header_timeout: Annotated[
+        Seconds, Meta(description="From connecting (or the previous answer's first new byte) to a complete head.")
+    ] = 10.0
+    body_timeout: Annotated[Seconds, Meta(description="From a complete head to a complete body.")] = 60.0
+    keep_alive_timeout: Annotated[Seconds, Meta(description="Idle HTTP connections are closed after this.")] = 75.0
+    hello_timeout: Annotated[Seconds, Meta(description="A WebSocket must send its first message within this.")] = (
+        10.0
+    )
+    ping_interval: Annotated[Seconds, Meta(description="A WebSocket silent for this long is pinged.")] = 20.0
+    ping_timeout: Annotated[Seconds, Meta(description="A pinged WebSocket that stays silent is dropped.")] = 10.0
+    sse_keep_alive: Annotated[Seconds, Meta(description="A silent SSE response gets a comment this often.")] = 15.0
+    max_streams_per_session: Annotated[Count, Meta(description="Streams that one session may read at a time.")] = (
+        1024
+    )
+
+
+class StreamsConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`[streams]`: the logs and how long they live."""
+
+    log_bytes: Annotated[
+        Size,
+        Meta(description="Bound of one log. Beyond it what all readers have is trimmed, else the provider waits."),
+    ] = 8 * 1024 * 1024
+    memory_bytes: Annotated[
+        Size,
+        Meta(description="Bound of all logs. Ended streams go first, then new work is refused as `overloaded`."),
+    ] = 512 * 1024 * 1024
+    max_streams: Annotated[Count, Meta(description="Streams that are kept, running and ended.")] = 100_000
+    retention: Annotated[Grace, Meta(description="How long an ended stream can be read.")] = 600.0
+    retention_acknowledged: Annotated[
+        Grace, Meta(description="The same once its creator has acknowledged the end.")
+    ] = 30.0
+    detach_grace: Annotated[
+        Grace, Meta(description="A stream that lost its last WebSocket reader is cancelled after this.")
+    ] = 60.0
+    detach_grace_http: Annotated[
+        Grace,
+        Meta(description="The same for HTTP readers, unless the request says `holdfast-on-disconnect: continue`."),
+    ] = 0.0
+
+
+class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`timeouts` of a provider; each ends the attempt with an error of its own."""
+
+    connect: Annotated[Seconds, Meta(description="TCP, TLS and the HTTP/2 preface.")] = 10.0
+    pool: Annotated[Seconds, Meta(description="Waiting for a connection of the pool.")] = 30.0
+    first_byte: Annotated[Seconds, Meta(description="From the request to the first byte of a streamed body.")] = (
+        300.0
+    )
+    idle: Annotated[Seconds, Meta(description="Between two reads of a streamed body; comments count.")] = 120.0
+    total: Annotated[Seconds, Meta(description="From the request to the end.")] = 1800.0
+
+
+class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`[providers.NAME]`: one OpenAI-compatible endpoint."""
+
+    base_url: Annotated[str, Meta(description="URL up to and including the version, `https://api.openai.com/v1`.")]
+    api_key: Annotated[str | None, Meta(description="Sent as `Authorization: Bearer`; use `env:NAME`.")] = None
+    headers: Annotated[dict[str, str], Meta(description="Further request headers.")] = {}
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    stream_usage: Annotated[
+        bool, Meta(description="Ask for usage on every stream (`stream_options.include_usage`).")
+    ] = True
+    max_connections: Annotated[Count, Meta(description="Connections to this origin.")] = 1024
+
+    def __repr__(self) -> str:
+        return f"ProviderConfig(base_url={self.base_url!r})"
+
+
+class ModelConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`[models.NAME]`: a model that callers may name."""
+
+    route: Annotated[list[str], Meta(min_length=1, description="Targets `provider/model` in order of preference.")]
+
+
+class KeyConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`[keys.NAME]`: a caller. `hash` is what `holdfast keys create` prints."""
+
+    hash: Annotated[str, Meta(description="SHA-256 of the key, `sha256:` and 64 hex digits.")]
+    tenant: Annotated[str | None, Meta(description="Callers of one tenant share streams; default: the name.")] = (
+        None
+    )
+
+    def __repr__(self) -> str:
+        return f"KeyConfig(tenant={self.tenant!r})"
+
+
+class Config(Struct, forbid_unknown_fields=True, frozen=True):
+    """The whole file. Without models the gateway serves the model `demo` from a built-in simulated provider."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    streams: StreamsConfig = field(default_factory=StreamsConfig)
+    providers: dict[str, ProviderConfig] = {}
+    models: dict[str, ModelConfig] = {}
+    keys: dict[str, KeyConfig] = {}
+
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
+
+
+def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check a configuration file. Raises `ConfigError` naming file, key and what was expected."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: is not UTF-8 text: {exc}") from exc
+    return parse(text, source=str(path), environ=environ)
+
+
+def parse(text: str, *, source: str = "configuration", environ: Mapping[str, str] | None = None) -> Config:
+    """Check configuration text; see `load`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{source}: is not valid TOML: {exc}") from exc
+    raw = _resolve(raw, "", source, os.environ if environ is None else environ)
+    # Tables with free names are converted one by one: msgspec's own paths say `providers[...]` without the name.
+    parts: dict[str, Any] = dict(raw)
+    for section, type_ in (("providers", ProviderConfig), ("models", ModelConfig), ("keys", KeyConfig)):
+        table = raw.get(section, {})
+        if isinstance(table, dict):
+            parts[section] = {
+                name: _convert(item, type_, f"{section}.{name}", source) for name, item in table.items()
+            }
+    config = _convert(parts, Config, "", source)
+    check(config, source=source)
+    return config
+
+
+def check(config: Config, *, source: str = "configuration") -> None:
+    """Check what types cannot say: references, URLs, hashes, and that an open port has keys."""
+    for name, provider in config.providers.items():
+        url = urlsplit(provider.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
+            raise ConfigError(
+                f"{source}: providers.{name}.base_url: expected http(s)://host[:port]/path without user, query or "
+                f"fragment, got {provider.base_url.split('?')[0]!r}"
+            )
+    for name, model in config.models.items():
+        for index, target in enumerate(model.route):
+            provider_name, slash, target_model = target.partition("/")
+            where = f'{source}: models."{name}".route[{index}]'
+            if not slash or not target_model:
+                raise ConfigError(f'{where}: expected "provider/model", got {target!r}')
+            if provider_name not in config.providers:
+                known = ", ".join(sorted(config.providers)) or "none is configured"
+                raise ConfigError(f"{where}: there is no provider {provider_name!r} ({known})")
+    for name, key in config.keys.items():
+        if not _HASH.fullmatch(key.hash):
+            raise ConfigError(
+                f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
+            )
+    server = config.server
+    if (server.tls_cert is None) != (server.tls_key is None):
+        raise ConfigError(f"{source}: server.tls_cert and server.tls_key go together")
+    if not config.keys and not is_loopback(server.host):
+        raise ConfigError(
+            f"{source}: server.host is {server.host!r}, but there are no [keys], so anyone who reaches the port "
+            "could spend your provider's money. Run `holdfast keys create` and add the result, or listen on 127.0.0.1."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address. Names other than localhost count as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _resolve(value: Any, path: str, source: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, f"{path}.{key}".lstrip("."), source, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, f"{path}[{index}]", source, environ) for index, item in enumerate(value)]
+    if isinstance(value, str) and value.startswith("env:"):
+        match = _ENV.fullmatch(value)
+        if match is None:
+            raise ConfigError(f"{source}: {path}: expected `env:NAME` with the name of an environment variable")
+        if match[1] not in environ:
+            raise ConfigError(f"{source}: {path}: the environment variable {match[1]} is not set")
+        return environ[match[1]]
+    return value
+
+
+_T = TypeVar("_T")
+
+
+def _convert(value: Any, type_: type[_T], path: str, source: str) -> _T:
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{source}: {_place(str(exc), path)}") from exc
+
+
+def _place(message: str, path: str) -> str:
+    """Put msgspec's place, "... - at `$.server.port`", first and in the file's own terms."""
+    text, _, place = message.partition(" - at `$")
+    place = (path + place.rstrip("`")).lstrip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text)
+    if unknown:
+        return f"{place}{'.' if place else ''}{unknown[1]}: there is no such key"
+    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text
