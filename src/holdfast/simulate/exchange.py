@@ -1,0 +1,77 @@
+"""What an answer needs from HTTP/1.1 and HTTP/2: one request, and the way back to who sent it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One HTTP request, whole. Header names are in lower case; of equal names the last one counts."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    protocol: str
+
+
+class Answering(Protocol):
+    """Who writes to an exchange."""
+
+    def resume(self) -> None:
+        """The exchange is writable again."""
+
+    def cancel(self) -> None:
+        """The client went away, or took its request back."""
+
+
+class Exchange(abc.ABC):
+    """One request's way back. `answering` is told when the exchange becomes writable again or goes away."""
+
+    __slots__ = ("answering",)
+
+    def __init__(self) -> None:
+        self.answering: Answering | None = None
+
+    @property
+    @abc.abstractmethod
+    def is_writable(self) -> bool:
+        """Whether more may be sent now; what is sent all the same is kept until it can go."""
+
+    @abc.abstractmethod
+    def send_head(self, status: int, headers: Headers, length: int | None = None) -> None: ...
+
+    @abc.abstractmethod
+    def send_body(self, data: bytes) -> None: ...
+
+    @abc.abstractmethod
+    def end(self) -> None:
+        """End the body in the protocol's regular way."""
+
+    @abc.abstractmethod
+    def cut(self) -> None:
+        """End abruptly, after what was sent: FIN (HTTP/1.1) or END_STREAM (HTTP/2)."""
+
+    @abc.abstractmethod
+    def reset(self, error_code: int) -> None:
+        """Reset after what was sent: TCP RST (HTTP/1.1) or RST_STREAM (HTTP/2)."""
+
+    @abc.abstractmethod
+    def slow_head(self, ms: float) -> None:
+        """Let the head take that long; call it before `send_head`."""
+
+    @abc.abstractmethod
+    def drip(self, gap_ms: float) -> None:
+        """From now on write the body byte by byte."""
+
+    def reply(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        """Answer in one go."""
+        self.send_head(status, (("content-type", "application/json"), *headers), len(body))
+        self.send_body(body)
+        self.end()

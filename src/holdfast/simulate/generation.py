@@ -1,0 +1,243 @@
+"""A running answer: what is due when, and what its fault does to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from holdfast.simulate.answer import DONE, Answer, error_event, malformed_event
+from holdfast.simulate.exchange import Exchange, Headers
+from holdfast.simulate.faults import (
+    AnyRequestFault,
+    Cut,
+    Drip,
+    EndEarly,
+    ErrorEvent,
+    HugeEvent,
+    Malformed,
+    NoAnswer,
+    Reset,
+    SlowHeaders,
+    Stall,
+)
+from holdfast.simulate.pacer import Pacer
+from holdfast.simulate.request import error_body
+from holdfast.simulate.statistics import Outcome
+
+#: How much an answer that is not paced (or is behind its pace) writes at once.
+BATCH_BYTES = 48 * 1024
+
+OnEnd: TypeAlias = Callable[["Generation", Outcome], None]
+_SSE: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+
+
+class Generation:
+    """One streamed answer on the pacer. Token i is due at `ttft + (i // burst) * interval` after the request."""
+
+    __slots__ = (
+        "_answer",
+        "_batch",
+        "_exchange",
+        "_fault",
+        "_first_due",
+        "_has_begun",
+        "_has_head",
+        "_headers",
+        "_is_blocked",
+        "_is_over",
+        "_on_end",
+        "_pacer",
+        "_stop",
+        "sent_tokens",
+    )
+
+    def __init__(
+        self,
+        pacer: Pacer,
+        exchange: Exchange,
+        answer: Answer,
+        fault: AnyRequestFault | None,
+        headers: Headers,
+        on_end: OnEnd,
+    ) -> None:
+        self._pacer = pacer
+        self._exchange = exchange
+        self._answer = answer
+        self._fault = fault
+        self._headers = headers
+        self._on_end = on_end
+        self._stop: int = min(answer.tokens, getattr(fault, "after_tokens", answer.tokens))
+        self._batch = max(1, BATCH_BYTES // len(answer.content(0, 1) or b"none"))
+        self._first_due = 0.0
+        self._has_head = False
+        self._has_begun = False
+        self._is_blocked = False
+        self._is_over = False
+        self.sent_tokens = 0
+
+    def start(self) -> None:
+        """Begin to answer: the clock of this answer starts now."""
+        self._exchange.answering = self
+        fault = self._fault
+        if isinstance(fault, NoAnswer):
+            return
+        if isinstance(fault, (Cut, Reset)) and fault.before_head:
+            self._carry_out(fault)
+            return
+        if isinstance(fault, SlowHeaders):
+            self._exchange.slow_head(fault.ms)
+        elif isinstance(fault, Drip):
+            self._exchange.drip(fault.gap_ms)
+        self._first_due = self._pacer.now() + self._answer.pace.ttft_ms
+        if self._answer.pace.early_head:
+            self._send_head()
+        if self._answer.pace.ttft_ms:
+            self._pacer.add(self, self._first_due)
+        else:
+            self._pacer.add_ready(self)
+
+    def step(self, now: float) -> float | None:
+        if self._is_over:
+            return None
+        if not self._exchange.is_writable:
+            self._is_blocked = True
+            return None
+        pace = self._answer.pace
+        sent_ns = time.monotonic_ns() if pace.timestamps else 0
+        if not self._has_begun:
+            self._has_begun = True
+            self._send_head()
+            self._exchange.send_body(self._answer.opening(sent_ns))
+        position = self.sent_tokens
+        until = min(self._stop, position + self._batch)
+        if pace.interval_ms:
+            # Half a millisecond of tolerance, as the pacer has; the groups never drift, whatever a tick's delay.
+            groups = int((now + 0.5 - self._first_due) / pace.interval_ms) + 1
+            until = min(until, groups * pace.burst)
+        if until > position:
+            self.sent_tokens = until
+            self._exchange.send_body(self._answer.content(position, until, sent_ns))
+        if until >= self._stop:
+            return self._reach_stop(now, sent_ns)
+        if pace.interval_ms:
+            return self._first_due + until // pace.burst * pace.interval_ms
+        return now
+
+    def resume(self) -> None:
+        if self._is_blocked and not self._is_over:
+            self._is_blocked = False
+            self._pacer.add_ready(self)
+
+    def cancel(self) -> None:
+        self._finish("cancelled")
+
+    def fail(self) -> None:
+        if not self._is_over:
+            self._exchange.reset(2)
+            self._finish("failed")
+
+    def _send_head(self) -> None:
+        if not self._has_head:
+            self._has_head = True
+            self._exchange.send_head(200, (*_SSE, *self._headers))
+
+    def _reach_stop(self, now: float, sent_ns: int) -> float | None:
+        fault = self._fault
+        if fault is None or isinstance(fault, (SlowHeaders, Drip)):
+            self._exchange.send_body(self._answer.closing(sent_ns))
+            self._exchange.end()
+            self._finish("completed")
+            return None
+        if not self._carry_out(fault):
+            return None
+        self._fault = None
+        self._stop = self._answer.tokens
+        return now
+
+    def _carry_out(self, fault: AnyRequestFault) -> bool:
+        """Do what the fault says; return whether the answer goes on afterwards."""
+        exchange = self._exchange
+        if isinstance(fault, Stall):
+            return False
+        if isinstance(fault, Malformed):
+            exchange.send_body(malformed_event(fault))
+            return True
+        if isinstance(fault, HugeEvent):
+            exchange.send_body(self._answer.huge(fault.bytes))
+            return True
+        if isinstance(fault, ErrorEvent):
+            exchange.send_body(error_event(fault) + (DONE if fault.done else b""))
+            exchange.end()
+        elif isinstance(fault, EndEarly):
+            exchange.end()
+        elif isinstance(fault, Cut):
+            exchange.cut()
+        elif isinstance(fault, Reset):
+            exchange.reset(fault.error_code)
+        self._finish("failed")
+        return False
+
+    def _finish(self, outcome: Outcome) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._exchange.answering = None
+            self._on_end(self, outcome)
+
+
+class WholeGeneration(Generation):
+    """One answer that does not stream: due when its last token would be.
+
+    A fault in the middle hits after half of the body; a malformed or huge event is the body itself, and an error
+    event becomes status 500.
+    """
+
+    __slots__ = ()
+
+    def step(self, now: float) -> float | None:
+        if self._is_over:
+            return None
+        if not self._exchange.is_writable:
+            self._is_blocked = True
+            return None
+        pace = self._answer.pace
+        if not self._has_begun:
+            self._has_begun = True
+            groups = max(0, self._answer.tokens - 1) // pace.burst
+            if groups and pace.interval_ms:
+                return self._first_due + groups * pace.interval_ms
+        fault = self._fault
+        if isinstance(fault, (Stall, EndEarly, Cut, Reset)):
+            body = self._answer.whole()
+            self._send_head()
+            self._exchange.send_body(body[: len(body) // 2])
+            self._carry_out(fault)
+            return None
+        self.sent_tokens = self._answer.tokens
+        if isinstance(fault, ErrorEvent):
+            self._reply(500, error_body(fault.message, type_=fault.type, code=fault.code))
+            self._finish("failed")
+        else:
+            self._reply(200, self._body(fault))
+            self._finish("completed")
+        return None
+
+    def _reply(self, status: int, body: bytes) -> None:
+        if self._has_head:
+            self._exchange.send_body(body)
+            self._exchange.end()
+        else:
+            self._exchange.reply(status, body, self._headers)
+
+    def _send_head(self) -> None:
+        # No content-length: the faults that need a head by itself end the body in ways that a length would forbid.
+        if not self._has_head:
+            self._has_head = True
+            self._exchange.send_head(200, (("content-type", "application/json"), *self._headers))
+
+    def _body(self, fault: AnyRequestFault | None) -> bytes:
+        if isinstance(fault, Malformed):
+            return malformed_event(fault)
+        if isinstance(fault, HugeEvent):
+            return self._answer.whole("x" * max(0, fault.bytes - len(self._answer.whole(""))))
+        return self._answer.whole()
