@@ -12,7 +12,7 @@ from holdfast.simulate.server import SimulatedProvider
 try:
     import uvloop
 except ImportError:  # not on every platform
-    uvloop = None
+    uvloop = None  # type: ignore[assignment]
 
 DEFAULT_PORT = 8089
 
@@ -59,6 +59,6 @@ async def _serve(args: argparse.Namespace) -> None:
 def _greeting(provider: SimulatedProvider) -> str:
     return f"""simulated provider at {provider.base_url}
 try:
-  curl -N {provider.base_url}/chat/completions -H 'content-type: application/json' -d '{{"model":"demo","stream":true,
-    "messages":[{{"role":"user","content":"hi"}}],"sim":{{"tokens":20,"interval_ms":50,"seed":7}}}}'
+  curl -N {provider.base_url}/chat/completions -H 'content-type: application/json' -d '{{"model":"demo",
+    "stream":true,"messages":[{{"role":"user","content":"hi"}}],"sim":{{"tokens":20,"interval_ms":50,"seed":7}}}}'
 counts: {provider.base_url.removesuffix("/v1")}/stats    stop: Ctrl-C"""
