@@ -1,0 +1,58 @@
+"""How long to wait before the next try: exponential backoff with full jitter.
+
+After "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): full jitter costs the server the least work of
+the variants compared there. When to try and when to give up is left to the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+
+class UniformRandom(Protocol):
+    """What `Backoff` needs of a `random.Random`."""
+
+    def uniform(self, a: float, b: float, /) -> float: ...
+
+
+class Backoff:
+    """Count consecutive failures and draw the delay after each from [0, min(maximum, initial * multiplier**n)].
+
+    Times are in seconds. `failures` is the count since the start or the last `reset`.
+    """
+
+    __slots__ = ("_ceiling", "_initial", "_maximum", "_multiplier", "failures")
+
+    def __init__(self, initial: float = 1.0, maximum: float = 60.0, multiplier: float = 2.0) -> None:
+        # Written so that NaN fails each comparison.
+        if not 0 < initial < math.inf:
+            raise ValueError(f"initial must be a positive number of seconds, not {initial}")
+        if not initial <= maximum < math.inf:
+            raise ValueError(f"maximum must be a finite number of seconds, at least initial, not {maximum}")
+        if not 1 <= multiplier < math.inf:
+            raise ValueError(f"multiplier must be a finite number, at least 1, not {multiplier}")
+        self._initial = initial
+        self._maximum = maximum
+        self._multiplier = multiplier
+        self._ceiling = initial
+        self.failures = 0
+
+    def next_delay(self, rng: UniformRandom, *, retry_after: float | None = None) -> float:
+        """Count a failure and return how long to wait.
+
+        `retry_after`, what the peer asked for, is a floor: the jitter comes on top, so that clients that were
+        told the same time do not come back together. The delay is at most `retry_after` plus `maximum`.
+        """
+        if retry_after is not None and not 0 <= retry_after < math.inf:
+            raise ValueError(f"retry_after must be a number of seconds from 0, not {retry_after}")
+        jitter = rng.uniform(0.0, self._ceiling)
+        self.failures += 1
+        # The ceiling is carried along: a power of the count would overflow after some thousand failures.
+        self._ceiling = min(self._maximum, self._ceiling * self._multiplier)
+        return jitter if retry_after is None else retry_after + jitter
+
+    def reset(self) -> None:
+        """Start again from `initial`: something succeeded."""
+        self.failures = 0
+        self._ceiling = self._initial
