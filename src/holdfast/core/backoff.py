@@ -1,7 +1,7 @@
 """How long to wait before the next try: exponential backoff with full jitter.
 
-After "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): full jitter costs the server the least work of
-the variants compared there. When to try and when to give up is left to the caller.
+After "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015): full jitter costs the server the least
+work of the variants compared there. When to try and when to give up is left to the caller.
 """
 
 from __future__ import annotations
