@@ -247,7 +247,7 @@ class Http1Exchange(Exchange):
             return
         if self._trickle is None:
             self._trickle = Trickle(self._http1.pacer, self._http1.connection.write, self.resumed)
-        self._trickle.feed(data, gap_ms or 0.0)
+        self._trickle.feed(data, gap_ms)
 
     def _finish_if_sent(self) -> None:
         if self._trickle is None or self._trickle.is_empty:

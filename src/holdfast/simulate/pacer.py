@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import logging
 import math
+from collections import deque
 from typing import Protocol
 
 logger = logging.getLogger("holdfast.simulate")
@@ -157,52 +158,55 @@ class Pacer:
 
 
 class Trickle:
-    """Writes bytes one at a time, each in its own turn of the event loop."""
+    """Writes bytes one at a time, each in its own turn of the event loop, and what comes after them in order."""
 
-    __slots__ = ("_bytes", "_due", "_gap_ms", "_is_scheduled", "_next", "_on_empty", "_pacer", "_write")
+    __slots__ = ("_due", "_on_empty", "_pacer", "_position", "_segments", "_write")
 
     def __init__(self, pacer: Pacer, write: _Write, on_empty: _OnEmpty) -> None:
         self._pacer = pacer
         self._write = write
         self._on_empty = on_empty
-        self._bytes = bytearray()
-        self._next = 0
-        self._gap_ms = 0.0
+        self._segments: deque[tuple[bytes, float | None]] = deque()
+        self._position = 0
         self._due = 0.0
-        self._is_scheduled = False
 
     @property
     def is_empty(self) -> bool:
-        return not self._is_scheduled
+        return not self._segments
 
-    def feed(self, data: bytes, gap_ms: float) -> None:
-        """Write `data` after what was fed before, `gap_ms` between two bytes."""
-        self._bytes += data
-        self._gap_ms = gap_ms
-        if data and not self._is_scheduled:
-            self._is_scheduled = True
+    def feed(self, data: bytes, gap_ms: float | None) -> None:
+        """Write `data` after what was fed before, `gap_ms` after each byte; in one go if that is None."""
+        if not data:
+            return
+        if not self._segments:
             self._due = self._pacer.now()
             self._pacer.add_ready(self)
+        self._segments.append((data, gap_ms))
 
     def step(self, now: float) -> float | None:
-        if not self._is_scheduled:
+        if not self._segments:
             return None
-        position = self._next
-        self._next += 1
-        self._write(bytes(self._bytes[position : position + 1]))
-        if self._next < len(self._bytes):
+        data, gap_ms = self._segments[0]
+        if gap_ms is None:
+            self._segments.popleft()
+            self._write(data)
+        else:
+            self._write(data[self._position : self._position + 1])
+            self._position += 1
+            if self._position == len(data):
+                self._segments.popleft()
+                self._position = 0
             # From the time it was due, not from now: the whole then takes the time that was asked for.
-            self._due += self._gap_ms
+            self._due += gap_ms
+        if self._segments:
             return self._due
-        self.fail()
         self._on_empty()
         return None
 
     def fail(self) -> None:
         """Drop what is left."""
-        self._bytes.clear()
-        self._next = 0
-        self._is_scheduled = False
+        self._segments.clear()
+        self._position = 0
 
 
 class _Write(Protocol):
