@@ -198,7 +198,8 @@ def check(config: Config, *, source: str = "configuration") -> None:
     if not config.keys and not is_loopback(server.host):
         raise ConfigError(
             f"{source}: server.host is {server.host!r}, but there are no [keys], so anyone who reaches the port "
-            "could spend your provider's money. Run `holdfast keys create` and add the result, or listen on 127.0.0.1."
+            "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "
+            "127.0.0.1."
         )
 
 

@@ -19,14 +19,17 @@ VERSION: Final = 1
 MAX_NAME: Final = 256
 #: Most streams that one `hello` may resume and one `ack` may name.
 MAX_STREAMS_PER_MESSAGE: Final = 1024
+#: Largest sequence number: what a JavaScript number holds exactly.
+MAX_SEQ: Final = 2**53 - 1
 #: Largest credit that may be outstanding on one stream, in bytes (the bound of an HTTP/2 window).
 MAX_CREDIT: Final = 2**31 - 1
 
-StreamStatus = Literal["queued", "running", "ended", "refused"]
+StreamStatus = Literal["queued", "running", "ended"]
+ResumeStatus = Literal["queued", "running", "ended", "refused"]
 EndStatus = Literal["completed", "failed", "incomplete", "cancelled"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
-Seq = Annotated[int, msgspec.Meta(ge=-1, le=2**53)]
+Seq = Annotated[int, msgspec.Meta(ge=-1, le=MAX_SEQ)]
 CreditBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
 
 
@@ -112,7 +115,7 @@ class StreamState(msgspec.Struct, omit_defaults=True):
     """How one stream of a `hello` stands. `next` is the first sequence number that will be sent."""
 
     stream: str
-    status: StreamStatus
+    status: ResumeStatus
     epoch: int = 1
     next: int = 0
     error: ErrorBody | None = None
@@ -181,7 +184,7 @@ class Usage(msgspec.Struct, omit_defaults=True):
     total_tokens: int = 0
 
 
-class Attempt(msgspec.Struct, omit_defaults=True):
+class AttemptRecord(msgspec.Struct, omit_defaults=True):
     """One try at a provider. `error` is a code of the table, None where the try succeeded."""
 
     provider: str
@@ -199,7 +202,7 @@ class EndBody(msgspec.Struct, omit_defaults=True):
     finish_reason: str | None = None
     usage: Usage | None = None
     error: ErrorBody | None = None
-    attempts: list[Attempt] = []
+    attempts: list[AttemptRecord] = []
 
 
 class End(Message, tag="end"):
@@ -209,7 +212,7 @@ class End(Message, tag="end"):
     finish_reason: str | None = None
     usage: Usage | None = None
     error: ErrorBody | None = None
-    attempts: list[Attempt] = []
+    attempts: list[AttemptRecord] = []
 
 
 class Error(Message, tag="error"):

@@ -1,0 +1,521 @@
+"""The HTTP/1.1 side of the listener: one connection, parsed by httptools, bounded in time and size.
+
+It hands complete requests to the application and writes what the application answers. What the paths mean is
+`holdfast.server.api`'s matter; a connection that upgrades is given away and this object forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from urllib.parse import parse_qsl, unquote
+
+import httptools
+import msgspec
+
+from holdfast.core.timing_wheel import Timer
+from holdfast.errors import (
+    HoldfastError,
+    InternalError,
+    InvalidRequest,
+    PayloadTooLarge,
+)
+from holdfast.timers import Callback, Timers
+
+logger = logging.getLogger("holdfast")
+
+#: Largest request head: request line and all headers.
+MAX_HEAD = 32 * 1024
+#: Requests that may wait on one connection behind the one that is being answered (pipelining).
+_MAX_PIPELINED = 8
+#: After a refusal this much of the body is still read and dropped, so that the client sees the answer.
+_MAX_DISCARD = 64 * 1024 * 1024
+_DISCARD_TIMEOUT = 10.0
+
+_REASONS = {
+    200: b"OK",
+    204: b"No Content",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    410: b"Gone",
+    413: b"Content Too Large",
+    416: b"Range Not Satisfiable",
+    426: b"Upgrade Required",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    499: b"Client Closed Request",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One complete request. Header names are lower case; `path` is decoded, without the query."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Headers
+    body: bytes
+    http_version: str
+
+    def header(self, name: bytes) -> str | None:
+        """Return the first header of that name."""
+        for key, value in self.headers:
+            if key == name:
+                return value.decode("latin-1")
+        return None
+
+
+class Application(Protocol):
+    """What the connection serves."""
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        """Answer one request through its exchange; a raised HoldfastError becomes the answer."""
+
+    def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
+        """Answer a WebSocket handshake, or take the transport over; `rest` came behind the request."""
+
+    def connection_made(self, connection: HttpConnection) -> bool:
+        """Count a connection; False refuses it."""
+
+    def connection_lost(self, connection: HttpConnection) -> None: ...
+
+
+def error_response(error: HoldfastError, *, status: int | None = None) -> tuple[int, Headers, bytes]:
+    """Make the answer for an error, in the shape of OpenAI's API so that its SDKs read it."""
+    status = status or error.http_status
+    kind = "invalid_request_error" if status < 500 and status != 429 else "api_error"
+    detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    headers: Headers = [(b"content-type", b"application/json")]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % max(round(error.retry_after + 0.5), 1)))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return status, headers, msgspec.json.encode({"error": detail})
+
+
+class Exchange:
+    """One request's answer: either `respond`, or `start`, any number of `write` and `end`.
+
+    Writing never blocks: a caller that produces much asks `is_writable` and is told by `on_writable`.
+    `on_disconnect` is called once if the client leaves before the answer is complete.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_head_only",
+        "_keep_alive",
+        "is_complete",
+        "is_started",
+        "on_disconnect",
+        "on_writable",
+    )
+
+    def __init__(self, connection: HttpConnection, request: Request, *, keep_alive: bool) -> None:
+        self._connection = connection
+        self._head_only = request.method == "HEAD"
+        self._chunked = request.http_version == "1.1"
+        self._keep_alive = keep_alive
+        self.is_started = False
+        self.is_complete = False
+        self.on_writable: Callable[[], None] | None = None
+        self.on_disconnect: Callable[[], None] | None = None
+
+    @property
+    def is_writable(self) -> bool:
+        return self._connection.is_writable and not self.is_complete
+
+    def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes = b"") -> None:
+        """Send a whole answer. Does nothing if the client is gone."""
+        if self.is_started or self.is_complete:
+            return
+        self.is_started = True
+        keep_alive = self._keep_alive
+        fixed = [*headers]
+        if status != 204:
+            fixed.append((b"content-length", b"%d" % len(body)))
+        if not keep_alive:
+            fixed.append((b"connection", b"close"))
+        self._connection.write(_head(status, fixed) + (b"" if self._head_only else body))
+        self._finish()
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Send the head of an answer whose length is not known."""
+        if self.is_started or self.is_complete:
+            return
+        self.is_started = True
+        fixed = [*headers]
+        if self._chunked:
+            fixed.append((b"transfer-encoding", b"chunked"))
+        else:
+            self._keep_alive = False
+        if not self._keep_alive:
+            fixed.append((b"connection", b"close"))
+        self._connection.write(_head(status, fixed))
+
+    def write(self, data: bytes) -> None:
+        if self.is_complete or not data or self._head_only:
+            return
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._connection.write(data)
+
+    def end(self) -> None:
+        """Complete the answer. Idempotent."""
+        if self.is_complete:
+            return
+        if self._chunked and not self._head_only:
+            self._connection.write(b"0\r\n\r\n")
+        self._finish()
+
+    def abort(self) -> None:
+        """Cut the connection: the client sees an incomplete answer, never a short one that looks whole."""
+        if not self.is_complete:
+            self.is_complete = True
+            self._connection.abort()
+
+    def _finish(self) -> None:
+        self.is_complete = True
+        self.on_disconnect = self.on_writable = None
+        self._connection.exchange_finished(keep_alive=self._keep_alive)
+
+    def disconnected(self) -> None:
+        if not self.is_complete:
+            self.is_complete = True
+            callback, self.on_disconnect = self.on_disconnect, None
+            self.on_writable = None
+            if callback is not None:
+                callback()
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client connection speaking HTTP/1.1 (or 1.0), with keep-alive and bounded pipelining."""
+
+    __slots__ = (
+        "_app",
+        "_body",
+        "_body_size",
+        "_discarded",
+        "_discarding",
+        "_exchange",
+        "_head_size",
+        "_headers",
+        "_in_body",
+        "_limits",
+        "_parser",
+        "_pipeline",
+        "_task",
+        "_timer",
+        "_timers",
+        "_url",
+        "is_writable",
+        "transport",
+    )
+
+    def __init__(self, app: Application, timers: Timers, limits: Limits) -> None:
+        self._app = app
+        self._timers = timers
+        self._limits = limits
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: Headers = []
+        self._body: list[bytes] = []
+        self._body_size = 0
+        self._head_size = 0
+        self._in_body = False
+        self._discarding = False
+        self._discarded = 0
+        self._pipeline: list[tuple[Request, bool]] = []
+        self._exchange: Exchange | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: Timer[Callback] | None = None
+        self.is_writable = True
+        self.transport: asyncio.Transport | None = None
+
+    # -- asyncio.Protocol --
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        if not self._app.connection_made(self):
+            self._refuse(503, InternalError("the gateway has as many connections as it may have"))
+            return
+        self._set_timer(self._limits.header_timeout, self._head_timed_out)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self.transport = None
+        self._pipeline.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.disconnected()
+        self._app.connection_lost(self)
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        exchange = self._exchange
+        if exchange is not None and exchange.on_writable is not None:
+            exchange.on_writable()
+
+    def eof_received(self) -> bool:
+        # A client that closes its sending side is gone for us: proxies cut both directions too.
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarding:
+            self._discarded += len(data)
+            if self._discarded > _MAX_DISCARD:
+                self.abort()
+            return
+        parser = self._parser
+        if parser is None:
+            return
+        if not self._in_body:
+            self._head_size += len(data)
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            self._parser = None
+            if self._is_websocket:
+                self._start_upgrade(parser, data[exc.args[0] :])
+        except httptools.HttpParserError as exc:
+            cause = exc.__context__
+            if isinstance(cause, _RefusedError):
+                self._refuse(cause.status, cause.error)
+            else:
+                self._refuse(400, InvalidRequest(f"not a valid HTTP/1.1 request: {exc}"))
+        else:
+            if not self._in_body and self._head_size > MAX_HEAD:
+                self._refuse(431, _head_too_large())
+
+    # -- httptools callbacks --
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = []
+        self._body = []
+        self._body_size = 0
+        if self._exchange is None:
+            self._set_timer(self._limits.header_timeout, self._head_timed_out)
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        self._head_size = 0
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if size > MAX_HEAD:
+            raise _RefusedError(431, _head_too_large())
+        length = next((value for name, value in self._headers if name == b"content-length"), b"0")
+        if int(length) > self._limits.max_body:
+            raise self._too_large()
+        expect = next((value for name, value in self._headers if name == b"expect"), b"")
+        if expect.lower() == b"100-continue" and self._exchange is None:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._exchange is None:
+            self._set_timer(self._limits.body_timeout, self._body_timed_out)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_size += len(body)
+        if self._body_size > self._limits.max_body:
+            self._body = []
+            raise self._too_large()
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        parser = self._parser
+        if parser is None or (parser.should_upgrade() and self._is_websocket):
+            return
+        request = self._request(parser)
+        # An upgrade to something else (`h2c`) is not taken up, RFC 9110 section 7.8: this answer is the last.
+        keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        self._body = []
+        if self._exchange is None and not self._pipeline:
+            self._start(request, keep_alive)
+        else:
+            self._pipeline.append((request, keep_alive))
+            if len(self._pipeline) > _MAX_PIPELINED:
+                raise _RefusedError(429, InvalidRequest("too many pipelined requests on one connection"))
+
+    # -- requests --
+
+    def _request(self, parser: httptools.HttpRequestParser) -> Request:
+        raw_path, _, raw_query = self._url.partition(b"?")
+        if raw_path[:1] != b"/":  # absolute form, RFC 9112 section 3.2.2
+            try:
+                raw_path = httptools.parse_url(self._url).path or b"/"
+            except httptools.HttpParserError as exc:
+                raise _RefusedError(400, InvalidRequest("the request target is not a valid URL")) from exc
+        return Request(
+            method=parser.get_method().decode("ascii"),
+            path=unquote(raw_path.decode("latin-1")),
+            query=dict(parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)),
+            headers=self._headers,
+            body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+            http_version=parser.get_http_version(),
+        )
+
+    def _start(self, request: Request, keep_alive: bool) -> None:
+        self._stop_timer()
+        exchange = self._exchange = Exchange(self, request, keep_alive=keep_alive)
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._run(request, exchange), name="http request")
+
+    async def _run(self, request: Request, exchange: Exchange) -> None:
+        try:
+            await self._app.handle(request, exchange)
+        except HoldfastError as exc:
+            self._fail(exchange, exc)
+        except Exception:
+            logger.exception("%s %s failed", request.method, request.path)
+            self._fail(exchange, InternalError())
+
+    def _fail(self, exchange: Exchange, error: HoldfastError) -> None:
+        if exchange.is_started:
+            exchange.abort()
+        else:
+            exchange.respond(*error_response(error))
+
+    def exchange_finished(self, *, keep_alive: bool) -> None:
+        """The current answer is complete: serve the next request, wait for one, or close."""
+        self._exchange = None
+        self._task = None
+        if self.transport is None:
+            return
+        if not keep_alive:
+            self._close()
+        elif self._pipeline:
+            request, keep_alive = self._pipeline.pop(0)
+            self._start(request, keep_alive)
+        else:
+            self._set_timer(self._limits.keep_alive_timeout, self._close)
+
+    @property
+    def _is_websocket(self) -> bool:
+        return any(name == b"upgrade" and value.lower() == b"websocket" for name, value in self._headers)
+
+    def _start_upgrade(self, parser: httptools.HttpRequestParser, rest: bytes) -> None:
+        if self._exchange is not None:
+            self._refuse(400, InvalidRequest("an upgrade must be the only request of its connection"))
+            return
+        try:
+            request = self._request(parser)
+        except _RefusedError as exc:
+            self._refuse(exc.status, exc.error)
+            return
+        self._stop_timer()
+        self._app.upgrade(request, self, rest)
+
+    # -- refusals and closing --
+
+    def _too_large(self) -> _RefusedError:
+        limit = self._limits.max_body
+        return _RefusedError(413, PayloadTooLarge(f"the body is larger than {limit} bytes (server.max_body)"))
+
+    def _refuse(self, status: int, error: HoldfastError) -> None:
+        self.refuse(*error_response(error, status=status))
+
+    def refuse(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer outside an exchange and close, reading on for a while so that the client sees the answer."""
+        if self._exchange is not None:  # an answer is under way: it cannot be told apart from this one
+            self.abort()
+            return
+        head = _head(status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")])
+        self.write(head + body)
+        self._parser = None
+        self._discarding = True
+        self._set_timer(_DISCARD_TIMEOUT, self.abort)
+        transport = self.transport
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()
+
+    def _head_timed_out(self) -> None:
+        if self._head_size == 0:
+            self._close()
+        else:
+            self._refuse(408, InvalidRequest("the request head did not arrive in time"))
+
+    def _body_timed_out(self) -> None:
+        self._refuse(408, InvalidRequest("the request body did not arrive in time"))
+
+    def _close(self) -> None:
+        self._stop_timer()
+        if self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        self._stop_timer()
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close_idle(self) -> None:
+        """Close unless an answer is under way; for shutting down."""
+        if self._exchange is None:
+            self._close()
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def give_away(self) -> asyncio.Transport | None:
+        """Leave the transport to another protocol; this object is of no further use."""
+        self._stop_timer()
+        transport, self.transport = self.transport, None
+        return transport
+
+    def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
+        self._stop_timer()
+        self._timer = self._timers.after(delay, callback)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of one connection: times in seconds, sizes in bytes."""
+
+    max_body: int
+    header_timeout: float
+    body_timeout: float
+    keep_alive_timeout: float
+
+
+def _head_too_large() -> InvalidRequest:
+    return InvalidRequest(f"the request head is larger than {MAX_HEAD} bytes")
+
+
+class _RefusedError(Exception):
+    """Raised inside parser callbacks, which cannot answer themselves."""
+
+    def __init__(self, status: int, error: HoldfastError) -> None:
+        super().__init__(error.message)
+        self.status = status
+        self.error = error
+
+
+def _head(status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, b"Unknown"))]
+    lines += [b"%b: %b" % header for header in headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -1,0 +1,231 @@
+"""One generation: its log, its readers, and what happens when the last of them is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from holdfast.core.log import Cursor, Log
+from holdfast.core.messages import AttemptRecord, EndBody, EndStatus, Usage, decode_end, encode, error_body
+from holdfast.core.timing_wheel import Timer
+from holdfast.errors import Cancelled, HoldfastError
+from holdfast.timers import Callback, Timers
+
+logger = logging.getLogger("holdfast")
+
+
+class Reader(Protocol):
+    """Whoever holds a cursor. `wake` is called from the pump's turn: it notes the cursor and returns."""
+
+    def wake(self, cursor: Cursor) -> None: ...
+
+
+class Stream:
+    """A log, the cursors on it with their readers, and the state of its generation.
+
+    All calls are synchronous and belong to the loop's thread. `on_bytes` hears of every change of the log's size;
+    `on_end` is called once, when the end entry is in the log; `on_relief` when a full log has room again;
+    `on_abandoned` when the grace period passed without a reader or the owner cancelled.
+    """
+
+    __slots__ = (
+        "_grace",
+        "_parked",
+        "_readers",
+        "_timers",
+        "created",
+        "detach_grace",
+        "digest",
+        "expiry",
+        "id",
+        "keeps_running",
+        "log",
+        "model",
+        "on_abandoned",
+        "on_bytes",
+        "on_end",
+        "on_relief",
+        "request_id",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        *,
+        stream_id: str,
+        tenant: str,
+        request_id: str,
+        digest: bytes,
+        model: str,
+        log: Log,
+        detach_grace: float,
+        timers: Timers,
+    ) -> None:
+        self.id = stream_id
+        self.tenant = tenant
+        self.request_id = request_id
+        self.digest = digest
+        self.model = model
+        self.log = log
+        self.created = timers.now()
+        #: Seconds that the generation goes on without a reader.
+        self.detach_grace = detach_grace
+        #: Set where the generation shall go on without any reader.
+        self.keeps_running = False
+        self.on_bytes: Callable[[int], None] = _ignore
+        self.on_end: Callable[[Stream], None] = _ignore
+        self.on_relief: Callable[[], None] = _nothing
+        self.on_abandoned: Callable[[], None] = _nothing
+        #: The registry's retention timer.
+        self.expiry: Timer[Callback] | None = None
+        self._timers = timers
+        self._readers: dict[Cursor, Reader] = {}
+        # Cursors of lost connections: until the grace period ends they hold back trimming, so that their client
+        # finds the log whole.
+        self._parked: list[Cursor] = []
+        self._grace: Timer[Callback] | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        return self.log.end is not None
+
+    @property
+    def reader_count(self) -> int:
+        return len(self._readers)
+
+    # -- readers --
+
+    def attach(
+        self, reader: Reader, *, after: int = -1, epoch: int | None = None, credit: int | None = None
+    ) -> Cursor:
+        """Give a reader a cursor behind entry `after`. Raises like `Log.check`: whole or refused."""
+        cursor = self.log.cursor(after, epoch=epoch, credit=credit)
+        self._readers[cursor] = reader
+        # A reader that comes back at or behind its old cursor's acknowledged place takes over from it.
+        for parked in [parked for parked in self._parked if parked.consumed <= after]:
+            self._parked.remove(parked)
+            parked.close()
+        self._stop_grace()
+        return cursor
+
+    def detach(self, cursor: Cursor) -> None:
+        """A reader leaves on purpose: the generation goes on, with nobody reading if need be."""
+        if self._readers.pop(cursor, None) is None:
+            return
+        cursor.close()
+        if not self._readers:
+            self.keeps_running = True
+        self.relieve()
+
+    def lose(self, cursor: Cursor) -> None:
+        """A reader's connection is gone: keep its place for the grace period, then give the stream up."""
+        if self._readers.pop(cursor, None) is None:
+            return
+        if self.is_ended:
+            cursor.close()
+            return
+        if self.detach_grace > 0:
+            self._parked.append(cursor)
+        else:
+            cursor.close()
+        if not self._readers and not self.keeps_running:
+            if self.detach_grace > 0:
+                self._start_grace()
+            else:
+                self.on_abandoned()
+        elif self._parked:
+            self._start_grace()
+
+    def _start_grace(self) -> None:
+        self._stop_grace()
+        self._grace = self._timers.after(self.detach_grace, self._grace_over)
+
+    def _stop_grace(self) -> None:
+        if self._grace is not None and not self._parked:
+            self._grace.cancel()
+            self._grace = None
+
+    def _grace_over(self) -> None:
+        self._grace = None
+        for cursor in self._parked:
+            cursor.close()
+        self._parked.clear()
+        if not self._readers and not self.keeps_running and not self.is_ended:
+            logger.info("stream %s: nobody read it for %g s; cancelled", self.id, self.detach_grace)
+            self.on_abandoned()
+        else:
+            self.relieve()
+
+    # -- the pump's side --
+
+    def append(self, payloads: list[bytes]) -> None:
+        """Append entries and wake the readers. Does nothing on an ended stream."""
+        log = self.log
+        if log.end is not None:
+            return
+        self.on_bytes(log.append(payloads))
+        for cursor, reader in self._readers.items():
+            reader.wake(cursor)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the provider has to wait: the log is at its bound and nothing more can be trimmed."""
+        if self.log.is_full:
+            self.on_bytes(-self.log.trim())
+            return self.log.is_full
+        return False
+
+    def relieve(self) -> None:
+        """A reader moved: let the provider go on where the log has room again."""
+        log = self.log
+        if log.is_full and log.end is None:
+            self.on_bytes(-log.trim())
+            if not log.is_full:
+                self.on_relief()
+
+    def finish(
+        self,
+        status: EndStatus,
+        *,
+        error: HoldfastError | None = None,
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+        attempts: list[AttemptRecord] | None = None,
+    ) -> None:
+        """Seal the log with its end entry. The first end counts; a stream has exactly one."""
+        if self.log.end is not None:
+            return
+        end = EndBody(
+            status=status,
+            finish_reason=finish_reason,
+            usage=usage,
+            error=None if error is None else error_body(error),
+            attempts=attempts or [],
+        )
+        self.on_bytes(self.log.seal(encode(end)))
+        for cursor in self._parked:
+            cursor.close()
+        self._parked.clear()
+        self._stop_grace()
+        for cursor, reader in self._readers.items():
+            reader.wake(cursor)
+        self.on_end(self)
+
+    def cancel(self, reason: str = "") -> None:
+        """Stop the generation; its end is `cancelled`. Idempotent."""
+        if self.log.end is None:
+            self.finish("cancelled", error=Cancelled(reason))
+            self.on_abandoned()
+
+    @property
+    def end(self) -> EndBody | None:
+        return None if self.log.end is None else decode_end(self.log.end)
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
