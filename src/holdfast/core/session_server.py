@@ -1,7 +1,7 @@
 """The server's side of the session protocol (PROTOCOL.md), without I/O.
 
 It decides what each message of a client means in the present state, and holds the cursors of the session. The
-shell looks streams up, starts generations and writes bytes.
+shell looks streams up, starts generations, writes bytes, and closes the cursors that leave the session.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from holdfast.core import messages as m
 from holdfast.core.log import Cursor
-from holdfast.errors import HoldfastError, InvalidMessage, TooManyStreams
+from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest, TooManyStreams
 
 #: After this many invalid messages on one connection it is closed with 4400.
 MAX_INVALID_MESSAGES = 16
@@ -53,7 +53,7 @@ class AttachReceived:
 
 @dataclass(slots=True, frozen=True)
 class DetachReceived:
-    """The cursor has left the session; the generation goes on."""
+    """The cursor has left the session: close it, and let the generation go on."""
 
     cursor: Cursor
 
@@ -66,9 +66,13 @@ class CancelReceived:
 
 @dataclass(slots=True, frozen=True)
 class CursorsMoved:
-    """`credit` or `ack` changed what these cursors may send, or what their logs may drop."""
+    """`credit` or `ack` changed what these cursors may send, or what their logs may drop.
+
+    The client has confirmed the ends of `ended`, streams that `retire` was called for.
+    """
 
     cursors: list[Cursor]
+    ended: list[str]
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,11 +94,14 @@ Event: TypeAlias = (
 )
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Bare(msgspec.Struct):
     """The least that tells a bare chat payload from a message without a type."""
 
-    messages: msgspec.Raw | None = None
-    model: msgspec.Raw | None = None
+    messages: msgspec.Raw = _ABSENT
+    model: msgspec.Raw = _ABSENT
     type: str | None = None
 
 
@@ -105,10 +112,11 @@ class ServerSession:
     """One client conversation on one connection.
 
     `max_streams` bounds the streams attached at a time. All methods are synchronous and leave the session
-    consistent; messages for the client queue up in order and are fetched with `data_to_send`.
+    consistent; messages for the client queue up in order and are fetched with `data_to_send`. What they hold is
+    due before anything that a cursor reads.
     """
 
-    __slots__ = ("_invalid", "_out", "cursors", "max_streams", "negotiated", "state")
+    __slots__ = ("_invalid", "_out", "_retired", "cursors", "max_streams", "negotiated", "state")
 
     def __init__(self, *, negotiated: bool, max_streams: int) -> None:
         self.negotiated = negotiated
@@ -117,18 +125,20 @@ class ServerSession:
         self.cursors: dict[str, Cursor] = {}
         self._out: list[bytes] = []
         self._invalid = 0
+        # Ends that were delivered and not yet acknowledged, by stream: the number of the end entry.
+        self._retired: dict[str, int] = {}
 
     # -- from the network --
 
-    def receive_text(self, text: str) -> Event | None:
+    def receive_text(self, text: str | bytes) -> Event | None:
         """Take one text message. Bad input queues an `error`; only `CloseRequired` ends the session."""
         if self.state is State.CLOSED:
             return None
         try:
             message = m.decode_client_message(text)
         except InvalidMessage as exc:
-            if self.state is not State.OPEN and (bare := _bare_payload(text)) is not None:
-                return self._receive_bare(bare)
+            if self.state is not State.OPEN and _is_bare_payload(text):
+                return self._receive_bare(text)
             return self._reject(exc)
         if self.state is State.NEW and not isinstance(message, m.Hello):
             return self._reject(
@@ -142,20 +152,20 @@ class ServerSession:
             return None
         return self._reject(InvalidMessage("binary messages are not used; send JSON as text"))
 
-    def _receive_bare(self, text: str) -> Event | None:
+    def _receive_bare(self, text: str | bytes) -> Event | None:
         if self.negotiated:
             return self._reject(
                 InvalidMessage(f"with the subprotocol {m.SUBPROTOCOL} the first message must be `hello`")
             )
         self.state = State.BARE
-        return CreateReceived(None, text.encode(), None)
+        return self._receive_create(None, text.encode() if isinstance(text, str) else text, None)
 
     def _receive(self, message: m.ClientMessage) -> Event | None:
         match message:
             case m.Hello():
                 return self._receive_hello(message)
             case m.Create():
-                return CreateReceived(message.request_id, bytes(message.request), message.credit)
+                return self._receive_create(message.request_id, bytes(message.request), message.credit)
             case m.Attach():
                 return AttachReceived(m.Resume(message.stream, message.after, message.epoch, message.credit))
             case m.Ack():
@@ -172,13 +182,11 @@ class ServerSession:
                 return CancelReceived(message.stream, message.request_id)
             case m.Ping():
                 self._out.append(m.encode(m.Pong(t=message.t)))
-                return None
-            case m.Pong():
-                return None
+        return None  # a pong is a sign of life, and that is all
 
     def _receive_hello(self, hello: m.Hello) -> Event | None:
         if self.state is not State.NEW:
-            return self._reject(InvalidMessage("`hello` was already said on this connection"))
+            return self._reject(InvalidMessage("`hello` is the first message of a connection or none of it"))
         if hello.version != m.VERSION:
             return self._reject(
                 InvalidMessage(f"protocol version {hello.version} is not spoken here; this is {m.VERSION}")
@@ -186,14 +194,27 @@ class ServerSession:
         self.state = State.OPEN
         return HelloReceived(hello.client, hello.session, hello.streams)
 
+    def _receive_create(self, request_id: str | None, request: bytes, credit: int | None) -> Event | None:
+        if not request.lstrip().startswith(b"{"):
+            self.send_error(InvalidRequest("`request` must be an object", param="request"), request_id=request_id)
+        elif len(self.cursors) >= self.max_streams:
+            self.send_error(self._too_many_streams(), request_id=request_id)
+        else:
+            return CreateReceived(request_id, request, credit)
+        return None
+
     def _receive_ack(self, ack: m.Ack) -> Event | None:
-        moved = []
+        moved: list[Cursor] = []
+        ended: list[str] = []
+        # An ack may cross a detach, or name a stream of an older connection: that is no fault.
         for stream, seq in ack.streams.items():
-            cursor = self.cursors.get(stream)
-            if cursor is not None:  # an ack may cross a detach or refer to a stream of an older connection
+            if (cursor := self.cursors.get(stream)) is not None:
                 cursor.acknowledge(seq)
                 moved.append(cursor)
-        return CursorsMoved(moved) if moved else None
+            elif seq >= self._retired.get(stream, m.MAX_SEQ + 1):
+                del self._retired[stream]
+                ended.append(stream)
+        return CursorsMoved(moved, ended) if moved or ended else None
 
     def _receive_credit(self, message: m.Credit) -> Event | None:
         cursor = self.cursors.get(message.stream)
@@ -202,29 +223,45 @@ class ServerSession:
         if cursor.credit + message.bytes > m.MAX_CREDIT:
             return self._reject(InvalidMessage(f"credit of `{message.stream}` would exceed {m.MAX_CREDIT}"))
         cursor.credit += message.bytes
-        return CursorsMoved([cursor])
+        return CursorsMoved([cursor], [])
 
     def _reject(self, error: InvalidMessage) -> CloseRequired | None:
         self._invalid += 1
-        self.send_error(error)
         if self.state is State.NEW or self._invalid >= MAX_INVALID_MESSAGES:
             return self.fail(error)
+        self.send_error(error)
         return None
 
     # -- from the application --
 
-    def attach(self, stream: str, cursor: Cursor) -> None:
-        """Deliver a stream in this session. An older cursor of the same stream is replaced.
+    def attach(self, stream: str, cursor: Cursor) -> Cursor | None:
+        """Deliver a stream in this session; return the older cursor of the same stream that it replaces.
 
-        Raises `TooManyStreams` where the session has as many as it may have.
+        A cursor that already has the end gets it again, so that no reader waits for what will never come. Raises
+        `TooManyStreams` where the session reads as many as it may.
         """
         old = self.cursors.get(stream)
-        if old is not None:
-            old.close()
-        elif len(self.cursors) >= self.max_streams:
-            cursor.close()
-            raise TooManyStreams(f"a session may read {self.max_streams} streams at a time", param="stream")
+        if old is None and len(self.cursors) >= self.max_streams:
+            raise self._too_many_streams()
+        if cursor.is_done:
+            cursor.position -= 1
         self.cursors[stream] = cursor
+        return old
+
+    def retire(self, stream: str) -> Cursor:
+        """Take out the cursor of a stream whose end was read; its acknowledgement is still understood."""
+        cursor = self.cursors.pop(stream)
+        self._retired[stream] = cursor.position - 1
+        if len(self._retired) > self.max_streams:  # clients that never acknowledge cost no more than this
+            del self._retired[next(iter(self._retired))]
+        return cursor
+
+    def connection_lost(self) -> list[Cursor]:
+        """End the session without a word, and return the cursors that were left."""
+        self.state = State.CLOSED
+        cursors = list(self.cursors.values())
+        self.cursors.clear()
+        return cursors
 
     def send(self, message: m.ServerMessage) -> None:
         self._out.append(m.encode(message))
@@ -235,9 +272,13 @@ class ServerSession:
         self._out.append(m.encode(m.error_message(error, request_id=request_id, stream=stream)))
 
     def fail(self, error: HoldfastError) -> CloseRequired:
-        """End the session for an error that concerns the whole connection."""
+        """End the session for an error that concerns the whole connection: an `error`, then the close code."""
+        self.send_error(error)
         self.state = State.CLOSED
         return CloseRequired(error.close_code or 1011, error.code)
+
+    def _too_many_streams(self) -> TooManyStreams:
+        return TooManyStreams(f"a session may read {self.max_streams} streams at a time")
 
     def data_to_send(self) -> list[bytes]:
         """Return the control messages that are due, each one text message, and forget them."""
@@ -249,12 +290,12 @@ class ServerSession:
         return bool(self._out)
 
 
-def _bare_payload(text: str) -> str | None:
+def _is_bare_payload(text: str | bytes) -> bool:
     try:
         head = _bare_decoder.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
-    return text if head.type is None and (head.messages or head.model) is not None else None
+        return False
+    return head.type is None and (head.messages is not _ABSENT or head.model is not _ABSENT)
 
 
 def _tag(message: m.Message) -> str:
