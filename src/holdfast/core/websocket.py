@@ -1,0 +1,485 @@
+"""RFC 6455 after the opening handshake, the server's side, without I/O.
+
+Bytes from the peer become events; the answers that the RFC demands (Pong, Close) queue up for `data_to_send()`.
+When to ping, how long to wait for the peer's Close and when to cut the socket is left to the shell. There are
+no extensions: `websocket_handshake` accepts none.
+"""
+
+from __future__ import annotations
+
+from codecs import utf_8_decode
+from collections.abc import Callable
+from struct import Struct as Packing
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+OP_CONTINUATION: Final = 0x0
+OP_TEXT: Final = 0x1
+OP_BINARY: Final = 0x2
+OP_CLOSE: Final = 0x8
+OP_PING: Final = 0x9
+OP_PONG: Final = 0xA
+
+CLOSE_NORMAL: Final = 1000
+CLOSE_PROTOCOL_ERROR: Final = 1002
+CLOSE_NO_STATUS: Final = 1005  # never on the wire: the peer's Close frame had no code
+CLOSE_ABNORMAL: Final = 1006  # never on the wire: the connection ended without a Close frame
+CLOSE_INVALID_TEXT: Final = 1007
+CLOSE_TOO_BIG: Final = 1009
+
+DEFAULT_MAX_MESSAGE: Final = 1 << 20
+
+#: Pongs that wait for `data_to_send()`, at most 127 bytes each. RFC 6455 section 5.5.3 allows answering only the
+#: newest of several Pings; so once this many wait, a further Pong takes the place of the newest one.
+MAX_QUEUED_PONGS: Final = 32
+
+#: RFC 6455 section 5.5: the payload of a control frame.
+MAX_CONTROL_PAYLOAD: Final = 125
+
+# RFC 6455 section 7.4.1 and the IANA registry (1012-1014). 1004 is reserved; 1005, 1006 and 1015 are never sent.
+_ASSIGNED_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
+
+_OPCODES: Final = frozenset({OP_CONTINUATION, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG})
+_INVALID_TEXT: Final = "text message is not valid UTF-8"
+
+_pack_medium: Final = Packing("!BBH").pack
+_pack_long: Final = Packing("!BBQ").pack
+
+
+class WebSocketMisuse(RuntimeError):
+    """The caller sends what RFC 6455 does not let it send, such as a message after the Close frame."""
+
+
+class TextMessage(Struct, frozen=True, gc=False):
+    """A whole text message, its UTF-8 checked."""
+
+    data: str
+
+
+class BinaryMessage(Struct, frozen=True, gc=False):
+    """A whole binary message."""
+
+    data: bytes
+
+
+class PingReceived(Struct, frozen=True, gc=False):
+    """A Ping; its Pong is queued already."""
+
+    payload: bytes
+
+
+class PongReceived(Struct, frozen=True, gc=False):
+    """A Pong, asked for or not."""
+
+    payload: bytes
+
+
+class CloseReceived(Struct, frozen=True, gc=False):
+    """The peer started or answered the closing handshake; `code` is 1005 when its Close frame had none.
+
+    The answer is queued already, unless our own Close frame went first.
+    """
+
+    code: int
+    reason: str
+
+
+class ConnectionFailed(Struct, frozen=True, gc=False):
+    """The peer broke the protocol, or (`code` 1006) its bytes ended without a Close frame.
+
+    Except for 1006, a Close frame with this code is queued already, unless our own Close frame went first.
+    """
+
+    code: int
+    reason: str
+
+
+Event: TypeAlias = TextMessage | BinaryMessage | PingReceived | PongReceived | CloseReceived | ConnectionFailed
+
+
+class _PeerFault(Exception):
+    """Carries the peer's fault from the check that found it to `receive_data`, and no further."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def xor_mask(payload: bytes, key: bytes) -> bytes:
+    """Mask or unmask a payload with a 4-byte key (RFC 6455 section 5.3); used where no C routine is installed."""
+    size = len(payload)
+    stream = (key * (size // 4 + 1))[:size]
+    return (int.from_bytes(payload, "little") ^ int.from_bytes(stream, "little")).to_bytes(size, "little")
+
+
+_unmask: Callable[[bytes, bytes], bytes]
+try:
+    from websockets.speedups import apply_mask
+except ImportError:
+    _unmask = xor_mask
+else:
+    _unmask = apply_mask
+
+
+def frame_header(opcode: int, length: int) -> bytes:
+    """Build the header of an unmasked, unfragmented frame with the shortest length field (section 5.2)."""
+    if length < 126:
+        return bytes((0x80 | opcode, length))
+    if length < 65536:
+        return _pack_medium(0x80 | opcode, 126, length)
+    return _pack_long(0x80 | opcode, 127, length)
+
+
+_TEXT_HEADERS: Final = tuple(frame_header(OP_TEXT, length) for length in range(1024))
+
+
+def text_frame(payload: bytes) -> bytes:
+    """Build a whole text frame. `payload` must be valid UTF-8; that is not checked here."""
+    length = len(payload)
+    if length < 1024:
+        return _TEXT_HEADERS[length] + payload
+    return frame_header(OP_TEXT, length) + payload
+
+
+def is_sendable_close_code(code: int) -> bool:
+    """Say whether a Close frame may carry this code (RFC 6455 section 7.4)."""
+    return code in _ASSIGNED_CLOSE_CODES or 3000 <= code <= 4999
+
+
+class WebSocketConnection:
+    """One WebSocket connection, seen by the server, from the end of the opening handshake on.
+
+    `max_message` bounds a message's payload in bytes, `max_frame` that of one data frame (None: `max_message`).
+    More is refused with 1009 as soon as a frame header announces it. The memory that a peer can make this object
+    hold is `max_message`, one control frame and `MAX_QUEUED_PONGS` Pongs. So that the last bound is worth
+    something, a shell whose socket does not take more must not call `data_to_send()`.
+
+    Each connection reports exactly one of `CloseReceived` and `ConnectionFailed`, as its last event, provided that
+    the shell calls `receive_eof()` when the socket ends.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_checked",
+        "_close_code",
+        "_close_frame",
+        "_is_at_boundary",
+        "_is_closing",
+        "_is_last_frame",
+        "_is_send_over",
+        "_is_text",
+        "_mask",
+        "_max_frame",
+        "_max_message",
+        "_message",
+        "_output",
+        "_pongs",
+        "_remaining",
+    )
+
+    def __init__(self, *, max_message: int = DEFAULT_MAX_MESSAGE, max_frame: int | None = None) -> None:
+        self._max_message = max_message
+        self._max_frame = max_message if max_frame is None else min(max_frame, max_message)
+        # Open, no message begun, nothing buffered: the next byte starts a message or a control frame.
+        self._is_at_boundary = True
+        self._buffer = b""  # an incomplete frame header, or an incomplete control frame
+        self._message: bytearray | None = None  # the payload so far of the message in progress, unmasked
+        self._is_text = False  # what that message is
+        self._checked = 0  # so many bytes of `_message` are known to be whole UTF-8 characters
+        self._is_last_frame = False  # FIN of the data frame in progress
+        self._remaining = 0  # bytes of its payload still to come
+        self._mask = b""  # its masking key, turned so that it fits the next byte to come
+        self._pongs: list[bytes] | None = None
+        self._output: list[bytes] | None = None
+        self._close_frame: bytes | None = None  # apart from the rest, because it goes out last
+        self._is_closing = False
+        self._is_send_over = False
+        self._close_code: int | None = None
+
+    @property
+    def is_closing(self) -> bool:
+        """True once either side has sent a Close frame, or the connection failed or ended."""
+        return self._is_closing
+
+    @property
+    def is_closed(self) -> bool:
+        """True once nothing more is expected: both Close frames are there, or the connection failed or ended.
+
+        The shell then writes `data_to_send()` and shuts the socket down. Further input is ignored.
+        """
+        return self._close_code is not None
+
+    @property
+    def close_code(self) -> int | None:
+        """The code of the peer's Close frame (1005: it had none) or of the failure; None before that."""
+        return self._close_code
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes from the peer and return the events that they complete, in order.
+
+        The number of events is bounded by the number of bytes given. The peer's faults are events, not exceptions.
+        """
+        # Fast path: exactly one whole, unfragmented, masked text frame, its length in 7 or in 16 bits.
+        if self._is_at_boundary:
+            size = len(data)
+            start = 0
+            if 5 < size < 132:
+                if data[0] == 0x81 and data[1] == size + 122:  # 0x80 | size - 6
+                    start = 6
+            elif 133 < size < 65544 and data[0] == 0x81 and data[1] == 0xFE and data[2] << 8 | data[3] == size - 8:
+                start = 8
+            if start and size - start <= self._max_frame:
+                try:
+                    return [TextMessage(_unmask(data[start:], data[start - 4 : start]).decode())]
+                except UnicodeDecodeError:
+                    return [self._fail(CLOSE_INVALID_TEXT, _INVALID_TEXT)]
+        return self._receive(data)
+
+    def receive_eof(self) -> list[Event]:
+        """Take the end of the peer's bytes; without a Close frame before it, that is a failure (1006)."""
+        if self._close_code is not None:
+            return []
+        self._is_send_over = True  # 1006 must not go on the wire (RFC 6455 section 7.4.1)
+        self._end_input(CLOSE_ABNORMAL)
+        return [ConnectionFailed(CLOSE_ABNORMAL, "connection ended without a Close frame")]
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be written to the peer now, and forget it: Pongs, then `send_*`, then a Close frame.
+
+        So a shell that handles the events of one `receive_data()`, answers them through `send_*`, and then writes
+        this, answers a Ping before the message that followed it, and every message before the closing handshake.
+        """
+        if not (self._pongs or self._output or self._close_frame):
+            return b""
+        parts = [*(self._pongs or ()), *(self._output or ())]
+        if self._close_frame is not None:
+            parts.append(self._close_frame)
+            self._is_send_over = True
+        self._pongs = self._output = self._close_frame = None
+        return b"".join(parts)
+
+    def send_text(self, payload: bytes) -> None:
+        """Queue a text message. `payload` must be valid UTF-8; that is not checked here.
+
+        A message may still be sent while the Close frame that answers the peer waits in the queue: it goes out
+        before it. After `send_close()`, or once `data_to_send()` has returned a Close frame, the `send_*` methods
+        raise `WebSocketMisuse`.
+        """
+        self._queue(OP_TEXT, payload)
+
+    def send_binary(self, payload: bytes) -> None:
+        """Queue a binary message; see `send_text`."""
+        self._queue(OP_BINARY, payload)
+
+    def send_ping(self, payload: bytes = b"") -> None:
+        """Queue a Ping of at most 125 bytes; see `send_text`."""
+        if len(payload) > MAX_CONTROL_PAYLOAD:
+            raise WebSocketMisuse(f"a Ping carries at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
+        self._queue(OP_PING, payload)
+
+    def send_close(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
+        """Queue our Close frame. Messages are still received, and Pings answered, until the peer's Close frame.
+
+        Raises `WebSocketMisuse` when `is_closing` already, for a code that must not be sent, and for a reason of
+        more than 123 bytes in UTF-8.
+        """
+        if self._is_closing:
+            raise WebSocketMisuse("the connection is closing already")
+        if not is_sendable_close_code(code):
+            raise WebSocketMisuse(f"close code {code} must not be sent")
+        payload = code.to_bytes(2, "big") + reason.encode()
+        if len(payload) > MAX_CONTROL_PAYLOAD:
+            raise WebSocketMisuse("a close reason has at most 123 bytes")
+        self._start_closing(payload)
+        self._is_send_over = True
+
+    def _queue(self, opcode: int, payload: bytes) -> None:
+        if self._is_send_over:
+            raise WebSocketMisuse("nothing may be sent after the Close frame")
+        if self._output is None:
+            self._output = []
+        self._output += (frame_header(opcode, len(payload)), payload)
+
+    def _start_closing(self, payload: bytes) -> None:
+        self._is_closing = True
+        self._close_frame = frame_header(OP_CLOSE, len(payload)) + payload
+
+    def _fail(self, code: int, reason: str) -> ConnectionFailed:
+        """RFC 6455 section 7.1.7: send a Close frame where that still makes sense, and process no more input."""
+        if not self._is_closing:
+            self._start_closing(code.to_bytes(2, "big") + reason.encode())
+        self._end_input(code)
+        return ConnectionFailed(code, reason)
+
+    def _end_input(self, code: int) -> None:
+        self._is_closing = True
+        self._close_code = code
+        self._is_at_boundary = False
+        self._buffer = b""
+        self._message = None
+
+    def _receive(self, data: bytes) -> list[Event]:
+        events: list[Event] = []
+        if self._close_code is not None:
+            return events  # RFC 6455 sections 1.4 and 7.1.7: what follows the end is ignored
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        try:
+            position = 0
+            if self._message is not None and self._remaining:
+                position = self._receive_payload(self._message, data, 0, events)
+            while position < len(data) and self._close_code is None:
+                end = self._receive_frame(data, position, events)
+                if end == position:
+                    self._buffer = data[position:]
+                    break
+                position = end
+        except _PeerFault as fault:
+            events.append(self._fail(fault.code, fault.reason))
+        self._is_at_boundary = self._message is None and not self._buffer and self._close_code is None
+        return events
+
+    def _receive_frame(self, data: bytes, start: int, events: list[Event]) -> int:
+        """Take one frame, or as much of a data frame as there is; return where it ends.
+
+        Returns `start` when the header, or the whole of a control frame, is not there yet.
+        """
+        size = len(data)
+        if size - start < 2:
+            return start
+        first = data[start]
+        length = data[start + 1] & 0x7F
+        self._check_start(first, data[start + 1])
+        if first & 0x08:
+            end = start + 6 + length
+            if size < end:
+                return start
+            self._receive_control(
+                first & 0x0F, _unmask(data[start + 6 : end], data[start + 2 : start + 6]), events
+            )
+            return end
+        key = start + 2
+        if length > 125:
+            key += 2 if length == 126 else 8
+            if size < key:
+                return start
+            length = int.from_bytes(data[start + 2 : key], "big")
+            _check_length(length, key - start - 2)
+        self._check_size(length)
+        if size < key + 4:
+            return start
+        message = self._message
+        if message is None:
+            message = self._message = bytearray()
+            self._is_text = first & 0x0F == OP_TEXT
+            self._checked = 0
+        self._is_last_frame = first >= 0x80
+        self._remaining = length
+        self._mask = data[key : key + 4]
+        return self._receive_payload(message, data, key + 4, events)
+
+    def _check_start(self, first: int, second: int) -> None:
+        """Check all that the first two bytes of a frame tell (RFC 6455 sections 5.1, 5.2, 5.4 and 5.5)."""
+        opcode = first & 0x0F
+        if first & 0x70:
+            raise _PeerFault(CLOSE_PROTOCOL_ERROR, "reserved bits are set")
+        if opcode not in _OPCODES:
+            raise _PeerFault(CLOSE_PROTOCOL_ERROR, f"opcode {opcode:#x} is reserved")
+        if second < 0x80:
+            raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame from the client is not masked")
+        if opcode & 0x08:
+            if first < 0x80:
+                raise _PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is fragmented")
+            if second & 0x7F > MAX_CONTROL_PAYLOAD:
+                raise _PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is longer than 125 bytes")
+        elif opcode == OP_CONTINUATION:
+            if self._message is None:
+                raise _PeerFault(CLOSE_PROTOCOL_ERROR, "continuation frame without a message to continue")
+        elif self._message is not None:
+            raise _PeerFault(CLOSE_PROTOCOL_ERROR, "new message within a fragmented message")
+
+    def _check_size(self, length: int) -> None:
+        if length > self._max_frame:
+            raise _PeerFault(CLOSE_TOO_BIG, f"frame of {length} bytes, limit {self._max_frame}")
+        if self._message is not None and len(self._message) + length > self._max_message:
+            raise _PeerFault(CLOSE_TOO_BIG, f"message of more than {self._max_message} bytes")
+
+    def _receive_payload(self, message: bytearray, data: bytes, start: int, events: list[Event]) -> int:
+        """Take what there is of the data frame in progress; return where that ends."""
+        end = min(start + self._remaining, len(data))
+        message += _unmask(data[start:end], self._mask)
+        self._remaining -= end - start
+        if self._remaining:
+            turn = (end - start) & 3
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        is_whole = self._is_last_frame and not self._remaining
+        if self._is_text:
+            self._check_text(message, is_whole)
+        if is_whole:
+            events.append(TextMessage(message.decode()) if self._is_text else BinaryMessage(bytes(message)))
+            self._message = None
+        return end
+
+    def _check_text(self, message: bytearray, is_whole: bool) -> None:
+        """Fail at the first byte that no continuation could make valid (RFC 6455 section 8.1).
+
+        The characters themselves are thrown away and decoded again at the end: kept in pieces, a text that comes
+        byte by byte would take forty times its size.
+        """
+        text = message[self._checked :]
+        try:
+            _, used = utf_8_decode(text, "strict", is_whole)
+        except UnicodeDecodeError:
+            raise _PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT) from None
+        # Python's decoder holds back the first two bytes of an encoded surrogate, which no third can make valid.
+        if len(text) - used == 2 and text[used] == 0xED and text[used + 1] >= 0xA0:
+            raise _PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT)
+        self._checked += used
+
+    def _receive_control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
+        if opcode == OP_PING:
+            self._queue_pong(payload)
+            events.append(PingReceived(payload))
+        elif opcode == OP_PONG:
+            events.append(PongReceived(payload))
+        else:
+            code, reason = _parse_close(payload)
+            if not self._is_closing:
+                self._start_closing(payload[:2])  # RFC 6455 section 5.5.1: echo the code
+            self._end_input(code)
+            events.append(CloseReceived(code, reason))
+
+    def _queue_pong(self, payload: bytes) -> None:
+        pong = frame_header(OP_PONG, len(payload)) + payload
+        if self._pongs is None:
+            self._pongs = [pong]
+        elif len(self._pongs) < MAX_QUEUED_PONGS:
+            self._pongs.append(pong)
+        else:
+            self._pongs[-1] = pong
+
+
+def _check_length(length: int, width: int) -> None:
+    """RFC 6455 section 5.2: the shortest length field that fits, and no 64th bit."""
+    if length < (126 if width == 2 else 65536):
+        raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame length is not in its shortest form")
+    if length >> 63:
+        raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame length has its top bit set")
+
+
+def _parse_close(payload: bytes) -> tuple[int, str]:
+    """Read the payload of a Close frame (RFC 6455 sections 5.5.1 and 7.4)."""
+    if not payload:
+        return CLOSE_NO_STATUS, ""
+    if len(payload) == 1:
+        raise _PeerFault(CLOSE_PROTOCOL_ERROR, "Close frame with half a code")
+    code = int.from_bytes(payload[:2], "big")
+    if not is_sendable_close_code(code):
+        raise _PeerFault(CLOSE_PROTOCOL_ERROR, f"close code {code} must not be sent")
+    try:
+        return code, payload[2:].decode()
+    except UnicodeDecodeError:
+        raise _PeerFault(CLOSE_INVALID_TEXT, "close reason is not valid UTF-8") from None
