@@ -75,7 +75,7 @@ def test_hello_opens_the_session() -> None:
     )
     assert event == HelloReceived("test/1", "s1", [m.Resume("st_1", after=6)])
     assert session.state is State.OPEN
-    assert not session.has_data_to_send
+    assert session.waiting == 0
 
 
 def test_hello_without_the_subprotocol_opens_the_session() -> None:
@@ -182,7 +182,7 @@ def test_closed_session_ignores_everything() -> None:
     assert session.receive_text("{") is None
     assert session.receive_text('{"type":"ping"}') is None
     assert session.receive_binary() is None
-    assert not session.has_data_to_send
+    assert session.waiting == 0
 
 
 # -- streams --------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_detach_takes_the_cursor_out() -> None:
     assert session.receive_text('{"type":"detach","stream":"st_1"}') == DetachReceived(cursor)
     assert session.cursors == {}
     assert session.receive_text('{"type":"detach","stream":"st_1"}') is None
-    assert not session.has_data_to_send
+    assert session.waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_ack_moves_the_cursors_that_it_names() -> None:
 def test_ack_of_unknown_streams_is_ignored() -> None:
     session = open_session()
     assert session.receive_text('{"type":"ack","streams":{"gone":7}}') is None
-    assert not session.has_data_to_send
+    assert session.waiting == 0
 
 
 def test_ack_of_a_retired_stream_reports_its_end_once() -> None:
@@ -327,7 +327,7 @@ def test_credit_without_flow_control_or_stream_is_ignored() -> None:
     assert session.receive_text('{"type":"credit","stream":"st_1","bytes":5}') is None
     assert session.receive_text('{"type":"credit","stream":"gone","bytes":5}') is None
     assert cursor.credit is None
-    assert not session.has_data_to_send
+    assert session.waiting == 0
 
 
 def test_credit_beyond_its_maximum_is_rejected() -> None:
@@ -352,14 +352,14 @@ def test_ping_is_answered_with_its_own_t(t: str) -> None:
 def test_pong_means_nothing_more() -> None:
     session = open_session()
     assert session.receive_text('{"type":"pong"}') is None
-    assert not session.has_data_to_send
+    assert session.waiting == 0
 
 
 def test_messages_are_sent_once_and_in_order() -> None:
     session = open_session()
     session.send(m.Accepted("r1", "st_1"))
     session.send_error(RateLimited(retry_after=2.0), request_id="r2")
-    assert session.has_data_to_send
+    assert session.waiting == 2
     first, second = sent(session)
     assert first == {"type": "accepted", "request_id": "r1", "stream": "st_1"}
     assert (second["code"], second["request_id"], second["retry_after"]) == ("rate_limited", "r2", 2.0)
@@ -384,4 +384,4 @@ def test_lost_connection_gives_its_cursors_back() -> None:
     assert session.connection_lost() == cursors
     assert session.cursors == {}
     assert session.receive_text('{"type":"ping"}') is None
-    assert not session.has_data_to_send
+    assert session.waiting == 0

@@ -197,7 +197,7 @@ class ServerSession:
     def _receive_create(self, request_id: str | None, request: bytes, credit: int | None) -> Event | None:
         if not request.lstrip().startswith(b"{"):
             self.send_error(InvalidRequest("`request` must be an object", param="request"), request_id=request_id)
-        elif len(self.cursors) >= self.max_streams:
+        elif self.is_full:
             self.send_error(self._too_many_streams(), request_id=request_id)
         else:
             return CreateReceived(request_id, request, credit)
@@ -241,7 +241,7 @@ class ServerSession:
         `TooManyStreams` where the session reads as many as it may.
         """
         old = self.cursors.get(stream)
-        if old is None and len(self.cursors) >= self.max_streams:
+        if old is None and self.is_full:
             raise self._too_many_streams()
         if cursor.is_done:
             cursor.position -= 1
@@ -286,8 +286,14 @@ class ServerSession:
         return out
 
     @property
-    def has_data_to_send(self) -> bool:
-        return bool(self._out)
+    def waiting(self) -> int:
+        """How many control messages are due."""
+        return len(self._out)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the session reads as many streams as it may."""
+        return len(self.cursors) >= self.max_streams
 
 
 def _is_bare_payload(text: str | bytes) -> bool:

@@ -1,0 +1,748 @@
+"""The client's side of the session protocol: what it says, reports and remembers over its connections."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from holdfast.core import messages as m
+from holdfast.core.client_stream import ACK_BYTES
+from holdfast.core.session_client import (
+    ACK_INTERVAL,
+    ClientSession,
+    ClientStream,
+    ConnectionFailed,
+    EntriesReceived,
+    Event,
+    GoawayReceived,
+    SessionError,
+    State,
+    StreamAccepted,
+    StreamEnded,
+    StreamFailed,
+    StreamQueued,
+    Welcomed,
+)
+from holdfast.errors import (
+    Cancelled,
+    Draining,
+    LogTrimmed,
+    ProtocolError,
+    RateLimited,
+    SessionSuperseded,
+    UnknownStream,
+)
+
+REQUEST = b'{"model":"demo"}'
+
+
+class Script:
+    """A session and the connection that a test plays for it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.session = ClientSession(client="test/1", **options)
+        self.now = 100.0
+
+    def connect(self) -> list[dict[str, Any]]:
+        self.session.connection_made(self.now)
+        return self.sent()
+
+    def open(self, *streams: dict[str, Any]) -> list[Event]:
+        self.connect()
+        return self.receive("welcome", **WELCOME, streams=list(streams))
+
+    def drop(self) -> None:
+        self.session.connection_lost()
+
+    def receive(self, type_: str, **fields: Any) -> list[Event]:
+        return self.session.receive_text(json.dumps({"type": type_, **fields}), self.now)
+
+    def sent(self) -> list[dict[str, Any]]:
+        return [json.loads(message) for message in self.session.data_to_send()]
+
+    def create(self, request_id: str = "r1", **options: Any) -> ClientStream:
+        return self.session.create(request_id, REQUEST, **options)
+
+    def accepted(self, request_id: str = "r1", stream: str = "st_1", **options: Any) -> ClientStream:
+        """Create a stream on the open connection and have it accepted."""
+        created = self.create(request_id, **options)
+        self.receive("accepted", request_id=request_id, stream=stream)
+        self.sent()
+        return created
+
+    def event(self, seq: int, data: Any = 0, stream: str = "st_1") -> list[Event]:
+        return self.receive("event", stream=stream, seq=seq, data=data)
+
+
+WELCOME: dict[str, Any] = {
+    "version": 1,
+    "session": "s1",
+    "server": "holdfast/0",
+    "heartbeat": {"interval_ms": 20000, "timeout_ms": 10000},
+    "limits": {"max_message": 1, "max_streams": 1, "log_bytes": 1},
+}
+
+
+def running(stream: str = "st_1", *, epoch: int = 1) -> dict[str, Any]:
+    return {"stream": stream, "status": "running", "epoch": epoch}
+
+
+@pytest.fixture
+def script() -> Script:
+    """An open session."""
+    script = Script()
+    script.open()
+    return script
+
+
+def is_failed(events: list[Event], reason: str) -> bool:
+    return len(events) == 1 and isinstance(events[0], ConnectionFailed) and reason in events[0].reason
+
+
+# -- greeting -------------------------------------------------------------------------------------------
+
+
+def test_first_connection_says_hello_and_waits() -> None:
+    script = Script()
+    assert script.connect() == [{"type": "hello", "version": 1, "client": "test/1"}]
+    assert script.session.state is State.GREETING
+
+
+def test_welcome_opens_the_session() -> None:
+    script = Script()
+    (event,) = script.open()
+    assert isinstance(event, Welcomed)
+    assert (event.welcome.server, event.resumed) == ("holdfast/0", [])
+    assert script.session.state is State.OPEN
+    script.drop()
+    assert script.connect()[0]["session"] == "s1"
+
+
+def test_second_welcome_fails_the_connection(script: Script) -> None:
+    assert is_failed(script.receive("welcome", **WELCOME), "twice")
+    assert script.session.state is State.DISCONNECTED
+
+
+def test_anything_before_welcome_fails_the_connection() -> None:
+    script = Script()
+    script.session.attach("st_1")
+    script.connect()
+    assert is_failed(script.event(0), "before `welcome`")
+
+
+def test_error_ping_and_goaway_may_come_before_welcome() -> None:
+    script = Script()
+    script.connect()
+    (event,) = script.receive("error", code="draining", message="going")
+    assert isinstance(event, SessionError)
+    assert isinstance(event.error, Draining)
+    assert script.receive("ping", t=5) == []
+    assert script.sent() == [{"type": "pong", "t": 5}]
+    assert script.receive("goaway", reason="drain", window_ms=[0, 10]) == [GoawayReceived("drain", (0, 10))]
+
+
+def test_create_waits_for_a_connection_that_stays() -> None:
+    script = Script()
+    script.create()
+    script.connect()
+    script.receive("goaway", reason="drain")
+    script.receive("welcome", **WELCOME)
+    assert script.sent() == []
+    script.drop()
+    script.open()
+    assert [message["type"] for message in script.sent()] == ["create"]
+
+
+def test_invalid_message_fails_the_connection(script: Script) -> None:
+    assert is_failed(script.session.receive_text("{", 100.0), "invalid message")
+    assert script.session.receive_text('{"type":"ping"}', 100.0) == []
+    assert script.sent() == []
+
+
+# -- create and attach ----------------------------------------------------------------------------------
+
+
+def test_create_is_sent_at_once_when_open(script: Script) -> None:
+    stream = script.create(window=100)
+    assert script.sent() == [{"type": "create", "request_id": "r1", "request": {"model": "demo"}, "credit": 100}]
+    events = script.receive("accepted", request_id="r1", stream="st_1", epoch=3, queue_position=2)
+    assert events == [StreamAccepted(stream, duplicate=False), StreamQueued(stream, 2)]
+    assert (stream.id, stream.epoch) == ("st_1", 3)
+    assert script.receive("queued", stream="st_1", position=1) == [StreamQueued(stream, 1)]
+
+
+def test_create_is_sent_again_until_accepted() -> None:
+    script = Script()
+    stream = script.create()
+    script.open()
+    first = script.sent()
+    script.drop()
+    script.open()
+    assert script.sent() == first
+    assert script.receive("accepted", request_id="r1", stream="st_1", duplicate=True) == [
+        StreamAccepted(stream, True)
+    ]
+    script.drop()
+    script.open(running())
+    assert script.sent() == []
+
+
+def test_second_accepted_is_ignored(script: Script) -> None:
+    stream = script.accepted()
+    assert script.receive("accepted", request_id="r1", stream="st_2") == []
+    assert script.receive("accepted", request_id="r9", stream="st_9") == []
+    assert stream.id == "st_1"
+
+
+def test_accepted_takes_over_from_an_attached_reader(script: Script) -> None:
+    older = script.session.attach("st_1")
+    newer = script.create()
+    failed, accepted = script.receive("accepted", request_id="r1", stream="st_1", duplicate=True)
+    assert isinstance(failed, StreamFailed)
+    assert isinstance(failed.error, SessionSuperseded)
+    assert failed.stream is older
+    assert older.is_ended
+    assert accepted == StreamAccepted(newer, True)
+    assert script.event(0) == [EntriesReceived(newer, [b"0"])]
+
+
+def test_attach_is_sent_at_once_when_open(script: Script) -> None:
+    stream = script.session.attach("st_1", after=4, epoch=2, window=50)
+    assert script.sent() == [{"type": "attach", "stream": "st_1", "after": 4, "epoch": 2, "credit": 50}]
+    assert script.receive("attached", stream="st_1", status="running", epoch=3, next=5) == []
+    assert stream.epoch == 3
+    assert script.event(5) == [EntriesReceived(stream, [b"0"])]
+    assert script.receive("attached", stream="st_9", status="running") == []
+
+
+def test_attach_without_connection_goes_with_hello() -> None:
+    script = Script()
+    stream = script.session.attach("st_1")
+    assert script.connect()[0]["streams"] == [{"stream": "st_1"}]
+    events = script.receive("welcome", **WELCOME, streams=[running()])
+    assert isinstance(events[0], Welcomed)
+    assert events[0].resumed == [stream]
+
+
+def test_attach_while_greeting_is_sent_after_welcome() -> None:
+    script = Script()
+    script.connect()
+    script.session.attach("st_1")
+    assert script.sent() == []
+    script.receive("welcome", **WELCOME)
+    assert script.sent() == [{"type": "attach", "stream": "st_1"}]
+
+
+def test_streams_beyond_one_hello_are_attached_after_welcome() -> None:
+    script = Script()
+    for i in range(m.MAX_STREAMS_PER_MESSAGE + 2):
+        script.session.attach(f"st_{i}")
+    (hello,) = script.connect()
+    assert len(hello["streams"]) == m.MAX_STREAMS_PER_MESSAGE
+    script.receive("welcome", **WELCOME, streams=[running(resume["stream"]) for resume in hello["streams"]])
+    assert [message["stream"] for message in script.sent()] == ["st_1024", "st_1025"]
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 257, "\ud800"])
+def test_create_with_an_impossible_request_id_raises(script: Script, request_id: str) -> None:
+    with pytest.raises(ValueError, match=r"request id|surrogates"):
+        script.session.create(request_id, REQUEST)
+    assert script.session.is_idle
+
+
+def test_create_with_a_request_id_in_use_raises(script: Script) -> None:
+    script.accepted()
+    with pytest.raises(ValueError, match="in use"):
+        script.create()
+
+
+def test_create_of_something_else_than_an_object_raises(script: Script) -> None:
+    with pytest.raises(ValueError, match="object"):
+        script.session.create("r1", b"[]")
+
+
+@pytest.mark.parametrize("window", [0, -1, m.MAX_CREDIT + 1])
+def test_impossible_window_raises(script: Script, window: int) -> None:
+    with pytest.raises(ValueError, match="window"):
+        script.create(window=window)
+    with pytest.raises(ValueError, match="window"):
+        script.session.attach("st_1", window=window)
+    assert script.session.is_idle
+
+
+@pytest.mark.parametrize("after", [-2, m.MAX_SEQ + 1])
+def test_attach_after_an_impossible_number_raises(script: Script, after: int) -> None:
+    with pytest.raises(ValueError, match="after"):
+        script.session.attach("st_1", after=after)
+
+
+def test_attach_to_a_stream_that_is_read_raises(script: Script) -> None:
+    script.session.attach("st_1")
+    with pytest.raises(ValueError, match="read already"):
+        script.session.attach("st_1")
+    with pytest.raises(ValueError, match="stream id"):
+        script.session.attach("")
+
+
+# -- entries and ends -----------------------------------------------------------------------------------
+
+
+def test_entries_come_in_order_and_to_the_letter(script: Script) -> None:
+    stream = script.accepted()
+    session = script.session
+    assert session.receive_text('{"type":"event","stream":"st_1","seq":0,"data":{"a":1.0}}', 100) == [
+        EntriesReceived(stream, [b'{"a":1.0}'])
+    ]
+    assert session.receive_text(b'{"type":"events","stream":"st_1","seq":1,"data":["\\u00e9",3]}', 100) == [
+        EntriesReceived(stream, [b'"\\u00e9"', b"3"])
+    ]
+    assert stream.last_seq == 2
+
+
+def test_entries_that_are_there_already_are_left_out(script: Script) -> None:
+    stream = script.accepted()
+    script.event(0)
+    script.event(1)
+    assert script.event(0) == []
+    assert script.receive("events", stream="st_1", seq=0, data=[0, 1, 2, 3]) == [
+        EntriesReceived(stream, [b"2", b"3"])
+    ]
+    assert stream.last_seq == 3
+
+
+def test_gap_fails_the_connection(script: Script) -> None:
+    stream = script.accepted()
+    script.event(0)
+    assert is_failed(script.event(2), "entries 1 to 1 of st_1")
+    assert stream.last_seq == 0
+    assert script.connect()[0]["streams"] == [{"stream": "st_1", "after": 0, "epoch": 1}]
+
+
+def test_entries_of_unknown_streams_are_ignored(script: Script) -> None:
+    assert script.event(7, stream="st_9") == []
+    assert script.receive("end", stream="st_9", seq=3, status="completed") == []
+    assert script.receive("queued", stream="st_9", position=1) == []
+
+
+def test_entries_that_cross_a_detach_are_not_taken_for_the_next_attachment(script: Script) -> None:
+    first = script.accepted()
+    script.event(0)
+    script.session.detach(first)
+    second = script.session.attach("st_1", after=0)
+    assert script.event(1) == []
+    assert script.receive("end", stream="st_1", seq=2, status="completed") == []
+    script.receive("attached", stream="st_1", status="running", next=1)
+    assert script.event(1) == [EntriesReceived(second, [b"0"])]
+
+
+def test_end_is_acknowledged_and_the_last_word(script: Script) -> None:
+    stream = script.accepted()
+    script.event(0)
+    (event,) = script.receive("end", stream="st_1", seq=1, status="completed", finish_reason="stop")
+    assert event == StreamEnded(stream, m.End("st_1", 1, "completed", finish_reason="stop"))
+    assert script.sent() == [{"type": "ack", "streams": {"st_1": 1}}]
+    assert stream.is_ended
+    assert stream.last_seq == 1
+    assert script.session.is_idle
+    assert script.receive("end", stream="st_1", seq=1, status="completed") == []
+    assert script.session.cancel(stream) == []
+    script.session.detach(stream)
+    assert script.sent() == []
+
+
+def test_end_that_the_reader_has_already_ends_it(script: Script) -> None:
+    stream = script.session.attach("st_1", after=5)
+    script.receive("attached", stream="st_1", status="ended", next=5)
+    (event,) = script.receive("end", stream="st_1", seq=5, status="completed")
+    assert isinstance(event, StreamEnded)
+    assert event.stream is stream
+
+
+@pytest.mark.parametrize("seq", [0, 3])
+def test_end_at_the_wrong_place_fails_the_connection(script: Script, seq: int) -> None:
+    script.accepted()
+    script.receive("events", stream="st_1", seq=0, data=[0, 1])
+    assert is_failed(script.receive("end", stream="st_1", seq=seq, status="completed"), "after entry 1")
+    assert not script.session.is_idle
+
+
+# -- resume ---------------------------------------------------------------------------------------------
+
+
+def test_reconnect_resumes_every_stream_in_one_message(script: Script) -> None:
+    one, two = script.accepted("r1", "st_1"), script.accepted("r2", "st_2", window=100)
+    script.receive("events", stream="st_1", seq=0, data=[0, 1, 2])
+    script.event(0, "ab", "st_2")
+    script.drop()
+    (hello,) = script.connect()
+    assert hello["session"] == "s1"
+    assert hello["streams"] == [
+        {"stream": "st_1", "after": 2, "epoch": 1},
+        {"stream": "st_2", "epoch": 1, "after": 0, "credit": 96},
+    ]
+    (event,) = script.receive("welcome", **WELCOME, streams=[running("st_1", epoch=2), running("st_2")])
+    assert isinstance(event, Welcomed)
+    assert event.resumed == [one, two]
+    assert one.epoch == 2
+    assert script.event(3) == [EntriesReceived(one, [b"0"])]
+
+
+def test_refused_resume_fails_the_stream(script: Script) -> None:
+    one, two = script.accepted("r1", "st_1"), script.accepted("r2", "st_2")
+    script.drop()
+    _, first, second = script.open(
+        {"stream": "st_1", "status": "refused", "error": {"code": "log_trimmed", "message": "gone"}},
+        {"stream": "st_2", "status": "refused"},
+    )
+    assert isinstance(first, StreamFailed)
+    assert isinstance(second, StreamFailed)
+    assert (first.stream, second.stream) == (one, two)
+    assert isinstance(first.error, LogTrimmed)
+    assert isinstance(second.error, UnknownStream)
+    assert script.session.is_idle
+
+
+def test_stream_that_welcome_leaves_out_fails(script: Script) -> None:
+    stream = script.accepted()
+    script.drop()
+    _, failed = script.open(running("st_9"))
+    assert isinstance(failed, StreamFailed)
+    assert failed.stream is stream
+    assert isinstance(failed.error, ProtocolError)
+
+
+def test_stream_that_welcome_leaves_out_after_it_was_attached_anew_goes_on(script: Script) -> None:
+    script.session.detach(script.accepted())
+    script.drop()
+    gone = script.session.attach("st_1")
+    script.connect()
+    script.session.detach(gone)
+    stream = script.session.attach("st_1")
+    assert len(script.receive("welcome", **WELCOME)) == 1
+    assert script.sent() == [{"type": "attach", "stream": "st_1"}]
+    assert not stream.is_ended
+
+
+# -- errors ---------------------------------------------------------------------------------------------
+
+
+def test_error_with_a_request_id_fails_the_request(script: Script) -> None:
+    stream = script.create()
+    (event,) = script.receive("error", code="rate_limited", message="slow down", retry_after=2.5, request_id="r1")
+    assert isinstance(event, StreamFailed)
+    assert isinstance(event.error, RateLimited)
+    assert (event.stream, event.error.retry_after) == (stream, 2.5)
+    assert script.session.is_idle
+
+
+@pytest.mark.parametrize(
+    "names", [{"request_id": "r1"}, {"stream": "st_1"}, {"request_id": "r1", "stream": "st_1"}]
+)
+def test_error_fails_an_accepted_stream_by_either_name(script: Script, names: dict[str, str]) -> None:
+    stream = script.accepted()
+    (event,) = script.receive("error", code="unknown_stream", message="gone", **names)
+    assert isinstance(event, StreamFailed)
+    assert event.stream is stream
+    assert script.session.is_idle
+
+
+def test_error_of_an_unknown_stream_is_ignored(script: Script) -> None:
+    assert script.receive("error", code="unknown_stream", message="gone", stream="st_9") == []
+    assert script.receive("error", code="unknown_stream", message="gone", request_id="r9") == []
+
+
+# -- cancel and detach ----------------------------------------------------------------------------------
+
+
+def test_cancel_names_the_stream_once(script: Script) -> None:
+    stream = script.accepted()
+    assert script.session.cancel(stream) == []
+    assert script.session.cancel(stream) == []
+    assert script.sent() == [{"type": "cancel", "stream": "st_1"}]
+    (event,) = script.receive("end", stream="st_1", seq=0, status="cancelled")
+    assert isinstance(event, StreamEnded)
+
+
+def test_cancel_before_accepted_names_the_request(script: Script) -> None:
+    stream = script.create()
+    script.session.cancel(stream)
+    assert [message["type"] for message in script.sent()] == ["create", "cancel"]
+    script.drop()
+    script.open()
+    create, cancel = script.sent()
+    assert create["request_id"] == "r1"
+    assert cancel == {"type": "cancel", "request_id": "r1"}
+
+
+def test_cancel_survives_a_reconnect(script: Script) -> None:
+    stream = script.accepted()
+    script.drop()
+    script.session.cancel(stream)
+    script.open(running())
+    assert script.sent() == [{"type": "cancel", "stream": "st_1"}]
+
+
+def test_cancel_of_a_request_that_never_left_sends_nothing() -> None:
+    script = Script()
+    stream = script.create()
+    (event,) = script.session.cancel(stream)
+    assert isinstance(event, StreamFailed)
+    assert isinstance(event.error, Cancelled)
+    assert stream.is_ended
+    script.open()
+    assert script.sent() == []
+    assert script.session.is_idle
+
+
+def test_detach_tells_the_server_and_forgets(script: Script) -> None:
+    stream = script.accepted()
+    script.session.detach(stream)
+    script.session.detach(stream)
+    assert script.sent() == [{"type": "detach", "stream": "st_1"}]
+    assert stream.is_ended
+    assert script.session.is_idle
+    assert script.event(0) == []
+
+
+def test_detach_survives_a_reconnect(script: Script) -> None:
+    stream = script.accepted(window=100)
+    script.drop()
+    script.session.detach(stream)
+    (hello,) = script.connect()
+    assert hello["streams"] == [{"stream": "st_1", "epoch": 1, "credit": 0}]
+    (event,) = script.receive("welcome", **WELCOME, streams=[running()])
+    assert isinstance(event, Welcomed)
+    assert event.resumed == []
+    assert script.sent() == [{"type": "detach", "stream": "st_1"}]
+    assert script.session.is_idle
+
+
+def test_cancelled_and_detached_stream_says_both_after_a_reconnect(script: Script) -> None:
+    stream = script.accepted()
+    script.drop()
+    script.session.cancel(stream)
+    script.session.detach(stream)
+    script.open(running())
+    assert [message["type"] for message in script.sent()] == ["cancel", "detach"]
+
+
+def test_refusal_of_a_detached_stream_is_not_reported(script: Script) -> None:
+    stream = script.accepted()
+    script.drop()
+    script.session.detach(stream)
+    assert len(script.open({"stream": "st_1", "status": "refused"})) == 1
+    assert script.session.is_idle
+
+
+def test_detach_before_accepted_waits_for_it(script: Script) -> None:
+    stream = script.create()
+    script.session.detach(stream)
+    script.sent()
+    events = script.receive("accepted", request_id="r1", stream="st_1", queue_position=4)
+    assert events == [StreamAccepted(stream, False)]
+    assert script.sent() == [{"type": "detach", "stream": "st_1"}]
+    assert script.session.is_idle
+
+
+def test_detach_before_a_refusal_reports_it(script: Script) -> None:
+    stream = script.create()
+    script.session.detach(stream)
+    (event,) = script.receive("error", code="overloaded", message="full", request_id="r1")
+    assert isinstance(event, StreamFailed)
+
+
+# -- credit ---------------------------------------------------------------------------------------------
+
+
+def test_credit_is_granted_by_the_half_window(script: Script) -> None:
+    stream = script.accepted(window=10)
+    script.event(0, "123456")
+    script.session.consume(stream, 4)
+    assert script.sent() == []
+    script.session.consume(stream, 1)
+    assert script.sent() == [{"type": "credit", "stream": "st_1", "bytes": 5}]
+    script.session.consume(stream, 3)
+    assert script.sent() == []
+
+
+def test_consume_without_window_or_after_the_end_does_nothing(script: Script) -> None:
+    stream = script.accepted()
+    script.event(0, "1234")
+    script.session.consume(stream, 6)
+    other = script.accepted("r2", "st_2", window=1)
+    script.event(0, "1234", "st_2")
+    script.receive("end", stream="st_2", seq=1, status="completed")
+    script.sent()
+    script.session.consume(other, 6)
+    assert script.sent() == []
+
+
+def test_consume_of_more_than_was_received_raises(script: Script) -> None:
+    stream = script.accepted(window=10)
+    script.event(0, 12)
+    with pytest.raises(ValueError, match="3 bytes consumed of 2 received"):
+        script.session.consume(stream, 3)
+
+
+def test_credit_after_a_reconnect_is_the_window_less_what_waits(script: Script) -> None:
+    stream = script.accepted(window=10)
+    script.event(0, "123456")
+    script.drop()
+    script.session.consume(stream, 3)
+    assert script.connect()[0]["streams"][0]["credit"] == 5
+    script.session.consume(stream, 5)
+    assert script.sent() == []
+    script.receive("welcome", **WELCOME, streams=[running()])
+    assert script.sent() == [{"type": "credit", "stream": "st_1", "bytes": 5}]
+
+
+def test_overdrawn_window_is_made_up_for_before_new_credit(script: Script) -> None:
+    stream = script.accepted(window=10)
+    script.event(0, "x" * 98)
+    script.drop()
+    assert script.connect()[0]["streams"][0]["credit"] == 0
+    script.receive("welcome", **WELCOME, streams=[running()])
+    script.session.consume(stream, 90)
+    assert script.sent() == []
+    script.session.consume(stream, 10)
+    assert script.sent() == [{"type": "credit", "stream": "st_1", "bytes": 10}]
+
+
+def test_entries_sent_twice_give_their_credit_back(script: Script) -> None:
+    stream = script.accepted(window=8)
+    script.receive("events", stream="st_1", seq=0, data=[11, 22])
+    assert script.event(1, 22) == []
+    assert script.sent() == []
+    assert script.event(0, 11) == []
+    assert script.sent() == [{"type": "credit", "stream": "st_1", "bytes": 4}]
+    assert stream.last_seq == 1
+
+
+# -- acknowledgement ------------------------------------------------------------------------------------
+
+
+def test_entries_are_acknowledged_after_an_interval(script: Script) -> None:
+    script.accepted("r1", "st_1")
+    script.accepted("r2", "st_2")
+    script.accepted("r3", "st_3")
+    script.event(0)
+    script.now += ACK_INTERVAL / 2
+    script.event(1)
+    script.event(0, stream="st_2")
+    assert script.session.next_deadline() == 100 + ACK_INTERVAL
+    assert script.session.handle_timeout(100 + ACK_INTERVAL / 2) == []
+    assert script.sent() == []
+    assert script.session.handle_timeout(100 + ACK_INTERVAL) == []
+    assert script.sent() == [{"type": "ack", "streams": {"st_1": 1, "st_2": 0}}]
+    assert script.session.next_deadline() == script.now + 20
+
+
+def test_many_bytes_are_acknowledged_at_once(script: Script) -> None:
+    script.accepted()
+    script.event(0, "x" * (ACK_BYTES - 3))
+    assert script.sent() == []
+    script.event(1)
+    assert script.sent() == [{"type": "ack", "streams": {"st_1": 1}}]
+
+
+def test_resume_counts_as_acknowledgement(script: Script) -> None:
+    script.accepted("r1", "st_1")
+    script.accepted("r2", "st_2")
+    script.event(0, stream="st_1")
+    script.event(0, stream="st_2")
+    script.drop()
+    script.open(running("st_1"), running("st_2"))
+    script.event(1, stream="st_1")
+    script.session.handle_timeout(script.now + ACK_INTERVAL)
+    assert script.sent() == [{"type": "ack", "streams": {"st_1": 1}}]
+
+
+def test_many_streams_are_acknowledged_in_several_messages(script: Script) -> None:
+    for i in range(m.MAX_STREAMS_PER_MESSAGE + 1):
+        script.session.attach(f"st_{i}")
+        script.receive("attached", stream=f"st_{i}", status="running")
+        script.event(0, stream=f"st_{i}")
+    script.sent()
+    script.session.handle_timeout(script.now + ACK_INTERVAL)
+    assert [len(message["streams"]) for message in script.sent()] == [m.MAX_STREAMS_PER_MESSAGE, 1]
+
+
+# -- liveness -------------------------------------------------------------------------------------------
+
+
+def test_silence_is_pinged_then_given_up(script: Script) -> None:
+    session = script.session
+    assert session.next_deadline() == 120
+    assert session.handle_timeout(119.9) == []
+    assert script.sent() == []
+    assert session.handle_timeout(120) == []
+    assert script.sent() == [{"type": "ping"}]
+    assert session.next_deadline() == 130
+    assert session.handle_timeout(129.9) == []
+    assert script.sent() == []
+    assert is_failed(session.handle_timeout(130), "silent for 30 s")
+    assert session.state is State.DISCONNECTED
+
+
+def test_any_message_is_a_sign_of_life(script: Script) -> None:
+    script.session.handle_timeout(120)
+    script.now = 125
+    assert script.receive("pong") == []
+    assert script.session.next_deadline() == 145
+
+
+def test_late_timer_still_gives_the_server_time_to_answer(script: Script) -> None:
+    assert script.session.handle_timeout(500) == []
+    assert script.session.next_deadline() == 510
+    assert is_failed(script.session.handle_timeout(510), "silent")
+
+
+def test_ping_is_answered_with_its_own_t(script: Script) -> None:
+    assert script.receive("ping", t="x") == []
+    assert script.sent() == [{"type": "pong", "t": "x"}]
+
+
+def test_no_deadline_without_connection(script: Script) -> None:
+    script.drop()
+    assert script.session.next_deadline() is None
+    assert script.session.handle_timeout(1e9) == []
+
+
+# -- goaway ---------------------------------------------------------------------------------------------
+
+
+def test_create_after_goaway_goes_to_the_next_connection(script: Script) -> None:
+    script.receive("goaway", reason="drain", window_ms=[100, 2000])
+    script.create()
+    assert script.sent() == []
+    script.drop()
+    script.open()
+    assert [message["type"] for message in script.sent()] == ["create"]
+
+
+def test_create_that_crossed_goaway_goes_to_the_next_connection(script: Script) -> None:
+    stream = script.create()
+    script.receive("goaway", reason="drain")
+    assert script.receive("error", code="draining", message="going", request_id="r1") == []
+    script.sent()
+    script.drop()
+    script.open()
+    assert [message["type"] for message in script.sent()] == ["create"]
+    assert not stream.is_ended
+
+
+def test_cancelled_create_that_crossed_goaway_fails(script: Script) -> None:
+    stream = script.create()
+    script.session.cancel(stream)
+    script.receive("goaway", reason="drain")
+    (event,) = script.receive("error", code="draining", message="going", request_id="r1")
+    assert isinstance(event, StreamFailed)
+
+
+def test_draining_without_goaway_fails_the_request(script: Script) -> None:
+    script.create()
+    (event,) = script.receive("error", code="draining", message="going", request_id="r1")
+    assert isinstance(event, StreamFailed)
+    assert isinstance(event.error, Draining)
