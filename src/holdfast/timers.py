@@ -13,39 +13,63 @@ from holdfast.core.timing_wheel import Timer, TimingWheel
 
 logger = logging.getLogger("holdfast")
 
-#: Callbacks fire at most this many seconds late.
+#: Callbacks fire at most two of these late, in seconds.
 RESOLUTION = 0.05
 
-Callback = Callable[[], None]
+
+class Deadline:
+    """A callback that is due some time. `cancel` is idempotent, and holds even in the turn in which it is due."""
+
+    __slots__ = ("_callback", "_timer")
+
+    def __init__(self, wheel: TimingWheel[Deadline], when: float, callback: Callable[[], None]) -> None:
+        self._callback: Callable[[], None] | None = callback
+        self._timer: Timer[Deadline] | None = wheel.schedule(self, when)
+
+    def cancel(self) -> None:
+        self._callback = None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def run(self) -> None:
+        callback, self._callback = self._callback, None
+        self._timer = None
+        if callback is not None:
+            callback()
 
 
 class Timers:
-    """Calls back after a delay, never early and at most two ticks late. Times are `loop.time()` seconds."""
+    """Calls back after a delay in seconds, never early and at most two ticks late."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._loop = loop or asyncio.get_running_loop()
-        self._wheel: TimingWheel[Callback] = TimingWheel(resolution=RESOLUTION, now=self._loop.time())
+        self._wheel: TimingWheel[Deadline] = TimingWheel(resolution=RESOLUTION)
         self._tick: asyncio.TimerHandle | None = None
+        #: The loop's clock, in seconds.
+        self.now = self._loop.time
 
-    def now(self) -> float:
-        return self._loop.time()
-
-    def after(self, delay: float, callback: Callback) -> Timer[Callback]:
-        """Call `callback` in `delay` seconds; `.cancel()` on the result is idempotent."""
-        timer = self._wheel.schedule(callback, self._loop.time() + delay)
+    def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
+        deadline = Deadline(self._wheel, self._loop.time() + delay, callback)
         if self._tick is None:
             self._tick = self._loop.call_later(RESOLUTION, self._run)
-        return timer
+        return deadline
+
+    @property
+    def pending(self) -> int:
+        return len(self._wheel)
 
     def _run(self) -> None:
-        for callback in self._wheel.advance(self._loop.time()):
+        for deadline in self._wheel.advance(self._loop.time()):
             try:
-                callback()
+                deadline.run()
             except Exception:
+                # One broken callback must not stop the clock of all others.
                 logger.exception("a timer's callback failed")
         self._tick = self._loop.call_later(RESOLUTION, self._run) if len(self._wheel) else None
 
     def close(self) -> None:
+        """Stop the clock; pending callbacks are not called."""
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None

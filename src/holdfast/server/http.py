@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote
@@ -15,14 +16,13 @@ from urllib.parse import parse_qsl, unquote
 import httptools
 import msgspec
 
-from holdfast.core.timing_wheel import Timer
 from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidRequest,
     PayloadTooLarge,
 )
-from holdfast.timers import Callback, Timers
+from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
@@ -100,7 +100,7 @@ def error_response(error: HoldfastError, *, status: int | None = None) -> tuple[
     detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
     headers: Headers = [(b"content-type", b"application/json")]
     if error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(round(error.retry_after + 0.5), 1)))
+        headers.append((b"retry-after", b"%d" % max(math.ceil(error.retry_after), 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return status, headers, msgspec.json.encode({"error": detail})
@@ -241,7 +241,7 @@ class HttpConnection(asyncio.Protocol):
         self._pipeline: list[tuple[Request, bool]] = []
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
-        self._timer: Timer[Callback] | None = None
+        self._timer: Deadline | None = None
         self.is_writable = True
         self.transport: asyncio.Transport | None = None
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from holdfast.config import TimeoutsConfig
 from holdfast.core.messages import AttemptRecord
-from holdfast.core.timing_wheel import Timer
 from holdfast.errors import (
     Cancelled,
     FirstByteTimeout,
@@ -23,7 +22,7 @@ from holdfast.errors import (
     UpstreamStatus,
 )
 from holdfast.streams.stream import Stream
-from holdfast.timers import Callback, Timers
+from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, Headers, Upstream
 from holdfast.upstream.providers.openai import (
     ChatRequest,
@@ -87,7 +86,7 @@ class Attempt:
         self._first_byte = False
         self._paused = False
         self._last_read = 0.0
-        self._watch: Timer[Callback] | None = None
+        self._watch: Deadline | None = None
         self.started = timers.now()
         self.status: int | None = None
 

@@ -105,9 +105,10 @@ class Registry:
     def find_request(self, tenant: str, request_id: str) -> Stream | None:
         return self._by_request.get((tenant, request_id))
 
-    def acknowledged(self, stream: Stream) -> None:
+    def acknowledged(self, tenant: str, stream_id: str) -> None:
         """The creator has the end: it is kept for the shorter retention."""
-        if stream.is_ended and stream.id in self._streams:
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.tenant == tenant and stream.is_ended:
             self._schedule_expiry(stream, min(self._config.retention_acknowledged, self._config.retention))
 
     # -- bounds --

@@ -8,9 +8,8 @@ from typing import Protocol
 
 from holdfast.core.log import Cursor, Log
 from holdfast.core.messages import AttemptRecord, EndBody, EndStatus, Usage, decode_end, encode, error_body
-from holdfast.core.timing_wheel import Timer
 from holdfast.errors import Cancelled, HoldfastError
-from holdfast.timers import Callback, Timers
+from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
@@ -78,13 +77,13 @@ class Stream:
         self.on_relief: Callable[[], None] = _nothing
         self.on_abandoned: Callable[[], None] = _nothing
         #: The registry's retention timer.
-        self.expiry: Timer[Callback] | None = None
+        self.expiry: Deadline | None = None
         self._timers = timers
         self._readers: dict[Cursor, Reader] = {}
         # Cursors of lost connections: until the grace period ends they hold back trimming, so that their client
         # finds the log whole.
         self._parked: list[Cursor] = []
-        self._grace: Timer[Callback] | None = None
+        self._grace: Deadline | None = None
 
     @property
     def is_ended(self) -> bool:
@@ -117,6 +116,11 @@ class Stream:
         if not self._readers:
             self.keeps_running = True
         self.relieve()
+
+    def release(self, cursor: Cursor) -> None:
+        """A reader is done with this cursor; nothing follows from it."""
+        if self._readers.pop(cursor, None) is not None:
+            cursor.close()
 
     def lose(self, cursor: Cursor) -> None:
         """A reader's connection is gone: keep its place for the grace period, then give the stream up."""

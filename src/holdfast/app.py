@@ -1,0 +1,169 @@
+"""The composition root: builds every object of a gateway process from its configuration, and wires them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+
+from holdfast.admission.auth import Authenticator
+from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.errors import ConfigError
+from holdfast.server.api import Api, ApiLimits
+from holdfast.server.flusher import Flusher
+from holdfast.server.http import HttpConnection, Limits
+from holdfast.server.session import SessionLimits, Sessions
+from holdfast.server.websocket import Liveness
+from holdfast.simulate.server import SimulatedProvider
+from holdfast.streams.pump import Target
+from holdfast.streams.registry import Registry
+from holdfast.timers import Timers
+from holdfast.upstream.pool import Pool
+from holdfast.upstream.providers.openai import Endpoint
+
+logger = logging.getLogger("holdfast")
+
+#: Connections that the kernel keeps for us until we accept them.
+_BACKLOG = 4096
+
+
+class Gateway:
+    """One gateway process. `start`, then `aclose`; both once.
+
+    Without configured models it starts a simulated provider on loopback and serves it as the model `demo`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._server: asyncio.Server | None = None
+        self._demo: SimulatedProvider | None = None
+        self._pools: dict[str, Pool] = {}
+
+    async def start(self) -> None:
+        """Listen. Raises `ConfigError` where the address or the TLS files cannot be used."""
+        config = self.config
+        providers, models = dict(config.providers), dict(config.models)
+        if not models:
+            self._demo = SimulatedProvider()
+            await self._demo.start()
+            providers["demo"] = ProviderConfig(base_url=self._demo.base_url)
+            models["demo"] = ModelConfig(route=["demo/demo"])
+        self.timers = Timers()
+        self.flusher = Flusher()
+        self._pools = {name: Pool(provider) for name, provider in providers.items()}
+        routes = {name: self._route(model, providers) for name, model in models.items()}
+        self.registry = Registry(config.streams, routes, self.timers)
+        server, streams = config.server, config.streams
+        self.sessions = Sessions(
+            self.registry,
+            self.timers,
+            self.flusher,
+            SessionLimits(
+                max_message=server.max_body,
+                max_streams=server.max_streams_per_session,
+                log_bytes=streams.log_bytes,
+                hello_timeout=server.hello_timeout,
+                detach_grace=streams.detach_grace,
+                liveness=Liveness(server.ping_interval, server.ping_timeout),
+            ),
+        )
+        self.api = Api(
+            self.registry,
+            self.sessions,
+            Authenticator(config.keys),
+            self.timers,
+            self.flusher,
+            ApiLimits(
+                max_connections=server.max_connections,
+                detach_grace_http=streams.detach_grace_http,
+                sse_keep_alive=server.sse_keep_alive,
+            ),
+        )
+        await self._listen()
+
+    def _route(self, model: ModelConfig, providers: dict[str, ProviderConfig]) -> list[Target]:
+        targets = []
+        for entry in model.route:
+            name, _, target_model = entry.partition("/")
+            provider = providers[name]
+            endpoint = Endpoint(
+                base_url=provider.base_url,
+                api_key=provider.api_key,
+                headers=provider.headers,
+                stream_usage=provider.stream_usage,
+            )
+            targets.append(Target(name, target_model, endpoint, self._pools[name], provider.timeouts))
+        return targets
+
+    async def _listen(self) -> None:
+        server = self.config.server
+        limits = Limits(
+            max_body=server.max_body,
+            header_timeout=server.header_timeout,
+            body_timeout=server.body_timeout,
+            keep_alive_timeout=server.keep_alive_timeout,
+        )
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: HttpConnection(self.api, self.timers, limits),
+                server.host,
+                server.port,
+                ssl=_tls(server.tls_cert, server.tls_key),
+                backlog=_BACKLOG,
+            )
+        except OSError as exc:
+            await self.aclose()
+            raise ConfigError(
+                f"cannot listen on {server.host}:{server.port}: {exc.strerror or exc}; is another process using "
+                "the port? `--port 0` takes a free one"
+            ) from exc
+
+    @property
+    def port(self) -> int:
+        if self._server is None or not self._server.sockets:
+            raise RuntimeError("the gateway does not listen")
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """Where the gateway is reached from this machine, `http://127.0.0.1:8080`."""
+        server = self.config.server
+        host = "127.0.0.1" if server.host in ("0.0.0.0", "localhost") else server.host  # noqa: S104
+        if host in ("::", "::1"):
+            host = "[::1]"
+        return f"{'https' if server.tls_cert else 'http'}://{host}:{self.port}"
+
+    async def aclose(self) -> None:
+        """Stop at once: running streams are cancelled, connections closed, nothing is left behind."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        if hasattr(self, "api"):
+            self.api.is_draining = True
+            for session in list(self.sessions.open):
+                session.close(1012, "draining")
+            await self.registry.aclose()
+            for connection in list(self.api.connections):
+                connection.abort()
+            for session in list(self.sessions.open):
+                session.abort()
+        for pool in self._pools.values():
+            await pool.aclose()
+        if self._demo is not None:
+            await self._demo.aclose()
+        if server is not None:
+            await server.wait_closed()
+        if hasattr(self, "timers"):
+            self.timers.close()
+
+
+def _tls(cert: str | None, key: str | None) -> ssl.SSLContext | None:
+    if cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"server.tls_cert {cert!r} and server.tls_key cannot be used: {exc}") from exc
+    return context

@@ -1,0 +1,337 @@
+"""The HTTP surface: what each path means. The WebSocket paths hand their connections to `session`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from holdfast.admission.auth import Authenticator, Principal
+from holdfast.core.log import Cursor
+from holdfast.core.messages import SUBPROTOCOL
+from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
+from holdfast.errors import (
+    Draining,
+    HoldfastError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+)
+from holdfast.server.flusher import Flusher
+from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
+from holdfast.server.session import SessionProtocol, Sessions
+from holdfast.server.sse import SseReader, end_error, end_http_status
+from holdfast.streams.registry import Registry
+from holdfast.streams.stream import Stream
+from holdfast.timers import Timers
+from holdfast.upstream.providers.openai import parse_request
+
+JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+
+#: Bounds of `?timeout=` of a long poll, and its default, in seconds.
+MAX_POLL = 60.0
+DEFAULT_POLL = 25.0
+#: About how many bytes of entries one JSON answer carries.
+_READ_BYTES = 1024 * 1024
+
+_CURSOR = re.compile(r"(?:(\d{1,10})-)?(-1|\d{1,16})")
+_Handler = Callable[[Request, Exchange, Principal, str], Awaitable[None]]
+
+
+class ApiLimits(msgspec.Struct, frozen=True):
+    """Times in seconds, bounds as numbers."""
+
+    max_connections: int
+    detach_grace_http: float
+    sse_keep_alive: float
+
+
+class Api:
+    """The application behind the listener: authenticates, routes, answers."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        sessions: Sessions,
+        authenticator: Authenticator,
+        timers: Timers,
+        flusher: Flusher,
+        limits: ApiLimits,
+    ) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._authenticator = authenticator
+        self._timers = timers
+        self._flusher = flusher
+        self._limits = limits
+        self._created = int(time.time())
+        self.connections: set[HttpConnection] = set()
+        self.is_draining = False
+        self._public: dict[str, Callable[[Exchange], None]] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+        }
+        self._routes: list[tuple[re.Pattern[str], dict[str, _Handler]]] = [
+            (re.compile(r"/v1/chat/completions"), {"POST": self._chat_completions}),
+            (re.compile(r"/v1/models"), {"GET": self._models}),
+            (re.compile(r"/v1/streams/([^/]+)"), {"GET": self._read_stream, "DELETE": self._cancel_stream}),
+            (re.compile(r"/v1/ws/stream"), {"GET": self._needs_upgrade}),
+        ]
+
+    # -- the listener's side --
+
+    def connection_made(self, connection: HttpConnection) -> bool:
+        self.connections.add(connection)
+        return len(self.connections) + len(self._sessions.open) <= self._limits.max_connections
+
+    def connection_lost(self, connection: HttpConnection) -> None:
+        self.connections.discard(connection)
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        public = self._public.get(request.path)
+        if public is not None and request.method in ("GET", "HEAD"):
+            public(exchange)
+            return
+        for pattern, handlers in self._routes:
+            match = pattern.fullmatch(request.path)
+            if match is None:
+                continue
+            handler = handlers.get("GET" if request.method == "HEAD" else request.method)
+            if handler is None:
+                allowed = ", ".join(sorted(handlers))
+                raise MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
+            principal = self._authenticator.authenticate(request.headers, request.query)
+            await handler(request, exchange, principal, match[1] if match.groups() else "")
+            return
+        raise NotFound(f"there is nothing at {request.path[:200]}")
+
+    def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
+        try:
+            if request.path != "/v1/ws/stream":
+                raise NotFound(f"there is no WebSocket at {request.path[:200]}; try /v1/ws/stream")
+            if self.is_draining:
+                raise Draining
+            principal = self._authenticator.authenticate(request.headers, request.query)
+        except HoldfastError as exc:
+            connection.refuse(*error_response(exc))
+            return
+        accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
+        if isinstance(accepted, UpgradeRejected):
+            status, headers, body = error_response(InvalidRequest(accepted.message), status=accepted.status)
+            connection.refuse(status, [*headers, *accepted.headers], body)
+            return
+        negotiated = SUBPROTOCOL in accepted.subprotocols
+        transport = connection.give_away()
+        self.connection_lost(connection)
+        if transport is None:
+            return
+        transport.write(switching_protocols(accepted, subprotocol=SUBPROTOCOL if negotiated else None))
+        session = SessionProtocol(transport, self._sessions, principal, negotiated=negotiated)
+        if rest:
+            session.data_received(rest)
+
+    # -- operations --
+
+    def _healthz(self, exchange: Exchange) -> None:
+        _respond_json(exchange, {"status": "ok"})
+
+    def _readyz(self, exchange: Exchange) -> None:
+        if self.is_draining:
+            _respond_json(exchange, {"status": "draining"}, status=503)
+        else:
+            _respond_json(exchange, {"status": "ready"})
+
+    async def _models(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        models = [
+            {"id": name, "object": "model", "created": self._created, "owned_by": "holdfast"}
+            for name in self._registry.models
+        ]
+        _respond_json(exchange, {"object": "list", "data": models})
+
+    async def _needs_upgrade(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        rejected = check_upgrade(b"GET", request.http_version, request.headers)
+        if isinstance(rejected, UpgradeRejected):
+            status, headers, body = error_response(InvalidRequest(rejected.message), status=rejected.status)
+            exchange.respond(status, [*headers, *rejected.headers], body)
+
+    # -- generations --
+
+    async def _chat_completions(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        chat = parse_request(request.body)
+        policy = request.header(b"holdfast-on-disconnect")
+        if policy not in (None, "cancel", "continue"):
+            raise InvalidRequest(
+                "holdfast-on-disconnect must be `cancel` or `continue`", param="holdfast-on-disconnect"
+            )
+        request_id = request.header(b"holdfast-request-id") or request.header(b"idempotency-key")
+        if request_id is not None and not 1 <= len(request_id) <= 256:
+            raise InvalidRequest("a request id has 1 to 256 characters", param="holdfast-request-id")
+        stream, _duplicate = self._registry.create(
+            principal.tenant,
+            chat,
+            request_id=request_id,
+            detach_grace=self._limits.detach_grace_http,
+            keeps_running=policy == "continue",
+        )
+        if chat.stream:
+            self._stream_sse(stream, exchange, completions=True)
+        else:
+            await self._answer_whole(stream, exchange)
+
+    def _stream_sse(
+        self,
+        stream: Stream,
+        exchange: Exchange,
+        *,
+        after: int = -1,
+        epoch: int | None = None,
+        completions: bool,
+    ) -> None:
+        SseReader(
+            stream,
+            exchange,
+            self._timers,
+            self._flusher,
+            after=after,
+            epoch=epoch,
+            completions=completions,
+            keep_alive=self._limits.sse_keep_alive,
+        )
+
+    async def _answer_whole(self, stream: Stream, exchange: Exchange) -> None:
+        """Answer a request that is not streamed: with the one entry, or with why there is none."""
+        waiter = Waiter(stream, exchange)
+        await waiter.wait_for_end()
+        headers = [*JSON, (b"holdfast-stream-id", stream.id.encode())]
+        end = stream.end
+        if end is None:
+            return  # the client left
+        payloads = waiter.read()
+        if end.status == "completed" and len(payloads) == 2:
+            exchange.respond(200, headers, payloads[0])
+        else:
+            status, error_headers, body = error_response(end_error(end), status=end_http_status(end))
+            exchange.respond(status, [*error_headers, headers[-1]], body)
+
+    # -- reading a stream --
+
+    async def _read_stream(
+        self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
+    ) -> None:
+        stream = self._registry.get(principal.tenant, stream_id)
+        epoch, after = _cursor_of(request)
+        live = request.query.get("live", "sse")
+        if live == "sse":
+            if stream.is_ended and after == stream.log.next - 1:
+                # An EventSource reconnects after every end, and stops only at 204 (HTML section 9.2.3).
+                exchange.respond(204, [])
+                return
+            self._stream_sse(stream, exchange, after=after, epoch=epoch, completions=False)
+        elif live in ("none", "long-poll"):
+            stream.log.check(after, epoch)
+            if live == "long-poll" and not stream.is_ended and after == stream.log.next - 1:
+                await Waiter(stream, exchange, after=after).wait_for_entry(_poll_timeout(request))
+            if not exchange.is_complete:
+                _respond_entries(stream, exchange, after)
+        else:
+            raise InvalidRequest("`live` must be `sse`, `long-poll` or `none`", param="live")
+
+    async def _cancel_stream(
+        self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
+    ) -> None:
+        stream = self._registry.get(principal.tenant, stream_id)
+        stream.cancel()
+        end = stream.end
+        _respond_json(exchange, {"stream": stream.id, "status": None if end is None else end.status})
+
+
+class Waiter:
+    """Waits on a stream on behalf of one exchange; the client's leaving ends the wait."""
+
+    def __init__(self, stream: Stream, exchange: Exchange, *, after: int = -1) -> None:
+        self._stream = stream
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wants_end = False
+        self._cursor = stream.attach(self, after=after)
+        exchange.on_disconnect = self._disconnected
+
+    def wake(self, cursor: Cursor) -> None:
+        if not self._future.done() and (self._stream.is_ended or not self._wants_end):
+            self._future.set_result(None)
+
+    def _disconnected(self) -> None:
+        self._stream.lose(self._cursor)
+        if not self._future.done():
+            self._future.set_result(None)
+
+    async def wait_for_end(self) -> None:
+        self._wants_end = True
+        if not self._stream.is_ended:
+            await self._future
+        self._stream.release(self._cursor)
+
+    async def wait_for_entry(self, timeout: float) -> None:
+        try:
+            await asyncio.wait_for(self._future, timeout)
+        except TimeoutError:
+            pass
+        self._stream.release(self._cursor)
+
+    def read(self) -> list[bytes]:
+        return self._cursor.read_payloads(self._stream.log.bytes)
+
+
+def _respond_entries(stream: Stream, exchange: Exchange, after: int) -> None:
+    log = stream.log
+    start = after + 1
+    payloads = log.slice(start, _READ_BYTES) if start < log.next else []
+    stop = start + len(payloads)
+    end = log.end if log.end is not None and stop == log.next else None
+    if end is not None and payloads:
+        payloads.pop()
+    entries = b",".join(b'{"seq":%d,"data":%b}' % (seq, payload) for seq, payload in enumerate(payloads, start))
+    status = stream.end.status if end is not None and stream.end is not None else "running"
+    exchange.respond(
+        200,
+        JSON,
+        b'{"stream":"%b","status":"%b","epoch":%d,"next":%d,"entries":[%b],"end":%b}'
+        % (log.stream, status.encode(), log.epoch, stop, entries, end or b"null"),
+    )
+
+
+def _cursor_of(request: Request) -> tuple[int | None, int]:
+    """The reader's place: `Last-Event-ID` first, since an EventSource keeps its URL when it comes back."""
+    name = "last-event-id"
+    value = request.header(b"last-event-id")
+    if value is None:
+        name, value = "after", request.query.get("after")
+    if value is None or value == "":
+        return None, -1
+    match = _CURSOR.fullmatch(value)
+    if match is None:
+        raise InvalidRequest(f"`{name}` must be a sequence number, or `<epoch>-<number>`", param=name)
+    return (int(match[1]) if match[1] else None), int(match[2])
+
+
+def _poll_timeout(request: Request) -> float:
+    value = request.query.get("timeout")
+    if value is None:
+        return DEFAULT_POLL
+    try:
+        timeout = float(value)
+    except ValueError:
+        timeout = -1.0
+    if not 0 <= timeout <= MAX_POLL:
+        raise InvalidRequest(f"`timeout` must be 0 to {MAX_POLL:g} seconds", param="timeout")
+    return timeout
+
+
+def _respond_json(exchange: Exchange, body: dict[str, Any], *, status: int = 200) -> None:
+    exchange.respond(status, JSON, msgspec.json.encode(body))
+
+
+__all__ = ["Api", "ApiLimits", "Limits"]

@@ -1,0 +1,327 @@
+"""A client's WebSocket: drives `ServerSession`, looks streams up, and writes what its cursors may send."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import msgspec
+
+from holdfast.core.messages import VERSION
+from holdfast.admission.auth import Principal
+from holdfast.core import messages as m
+from holdfast.core import session_server as core
+from holdfast.core.log import Cursor
+from holdfast.core.websocket import text_frame
+from holdfast.errors import HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams
+from holdfast.server.flusher import Flusher
+from holdfast.server.websocket import Liveness, WebSocketProtocol
+from holdfast.streams.registry import Registry
+from holdfast.streams.stream import Stream
+from holdfast.timers import Timers
+from holdfast.upstream.providers.openai import parse_request
+
+#: About how many bytes one message and one flush of a connection carry.
+_MESSAGE_BYTES = 32 * 1024
+_FLUSH_BYTES = 128 * 1024
+#: Control messages that may wait for a client that sends without reading.
+_MAX_WAITING = 4096
+
+
+class SessionLimits(msgspec.Struct, frozen=True):
+    """Sizes in bytes, times in seconds."""
+
+    max_message: int
+    max_streams: int
+    log_bytes: int
+    hello_timeout: float
+    detach_grace: float
+    liveness: Liveness
+
+
+class Sessions:
+    """The open sessions of this process, by token; what every session shares."""
+
+    def __init__(self, registry: Registry, timers: Timers, flusher: Flusher, limits: SessionLimits) -> None:
+        self.registry = registry
+        self.timers = timers
+        self.flusher = flusher
+        self.limits = limits
+        self.open: set[SessionProtocol] = set()
+        self.by_token: dict[tuple[str, str], SessionProtocol] = {}
+
+
+class SessionProtocol(WebSocketProtocol):
+    """One client conversation. Reads of the log happen in `flush`, once per turn of the loop."""
+
+    __slots__ = (
+        "_created",
+        "_hello",
+        "_is_marked",
+        "_ready",
+        "_sessions",
+        "_streams",
+        "principal",
+        "session",
+        "token",
+    )
+
+    def __init__(
+        self, transport: asyncio.Transport, sessions: Sessions, principal: Principal, *, negotiated: bool
+    ) -> None:
+        limits = sessions.limits
+        self._sessions = sessions
+        self.principal = principal
+        self.session = core.ServerSession(negotiated=negotiated, max_streams=limits.max_streams)
+        self.token: str | None = None
+        self._streams: dict[Cursor, Stream] = {}
+        # Cursors that may have something to send, in the order in which they became so.
+        self._ready: dict[Cursor, None] = {}
+        # Streams that this client created: its acknowledgement of their end shortens their retention.
+        self._created: set[str] | None = None
+        self._is_marked = False
+        super().__init__(transport, sessions.timers, max_message=limits.max_message, liveness=limits.liveness)
+        self._hello = sessions.timers.after(limits.hello_timeout, self._hello_timed_out)
+        sessions.open.add(self)
+
+    # -- from the client --
+
+    def text_received(self, text: str) -> None:
+        self._handle(self.session.receive_text(text))
+
+    def binary_received(self, data: bytes) -> None:
+        self._handle(self.session.receive_binary())
+
+    def _handle(self, event: core.Event | None) -> None:
+        match event:
+            case core.CursorsMoved():
+                self._cursors_moved(event)
+            case core.CreateReceived():
+                self._hello.cancel()
+                self._create(event)
+            case core.HelloReceived():
+                self._hello.cancel()
+                self._welcome(event)
+            case core.AttachReceived():
+                self._attach(event.resume)
+            case core.DetachReceived():
+                self._ready.pop(event.cursor, None)
+                self._streams.pop(event.cursor).detach(event.cursor)
+            case core.CancelReceived():
+                self._cancel(event)
+            case core.CloseRequired():
+                self.finish(event)
+                return
+            case None:
+                pass
+        self._mark()
+
+    def _create(self, event: core.CreateReceived) -> None:
+        request_id = event.request_id
+        limits, registry = self._sessions.limits, self._sessions.registry
+        try:
+            stream, duplicate = registry.create(
+                self.principal.tenant,
+                parse_request(event.request, stream=True),
+                request_id=request_id,
+                detach_grace=limits.detach_grace,
+            )
+            cursor = stream.attach(self, credit=event.credit)
+        except HoldfastError as exc:
+            self.session.send_error(exc, request_id=request_id)
+            return
+        self._add(stream, cursor)
+        if self._created is None:
+            self._created = set()
+        self._created.add(stream.id)
+        self.session.send(m.Accepted(stream.request_id, stream.id, epoch=stream.log.epoch, duplicate=duplicate))
+
+    def _welcome(self, hello: core.HelloReceived) -> None:
+        sessions, limits = self._sessions, self._sessions.limits
+        tenant = self.principal.tenant
+        older = sessions.by_token.get((tenant, hello.session)) if hello.session else None
+        if older is not None:
+            older.supersede()
+        token = hello.session if older is not None and hello.session else secrets.token_urlsafe(24)
+        self.token = token
+        sessions.by_token[tenant, token] = self
+        streams = [self._resume(resume) for resume in hello.streams]
+        self.session.send(
+            m.Welcome(
+                version=m.VERSION,
+                session=token,
+                server=f"holdfast/{__version__}",
+                heartbeat=m.Heartbeat(
+                    round(limits.liveness.interval * 1000), round(limits.liveness.timeout * 1000)
+                ),
+                limits=m.Limits(limits.max_message, limits.max_streams, limits.log_bytes),
+                resumed=older is not None or any(state.status != "refused" for state in streams),
+                streams=streams,
+            )
+        )
+
+    def _resume(self, resume: m.Resume) -> m.StreamState:
+        try:
+            stream, cursor = self._open_cursor(resume)
+        except HoldfastError as exc:
+            return m.StreamState(resume.stream, "refused", error=m.error_body(exc))
+        if self._created is None:
+            self._created = set()
+        self._created.add(stream.id)
+        return m.StreamState(
+            stream.id,
+            "ended" if stream.is_ended else "running",
+            epoch=stream.log.epoch,
+            next=cursor.position,
+        )
+
+    def _attach(self, resume: m.Resume) -> None:
+        try:
+            stream, cursor = self._open_cursor(resume)
+        except HoldfastError as exc:
+            self.session.send_error(exc, stream=resume.stream)
+            return
+        self.session.send(
+            m.Attached(
+                stream.id,
+                "ended" if stream.is_ended else "running",
+                epoch=stream.log.epoch,
+                next=cursor.position,
+            )
+        )
+
+    def _open_cursor(self, resume: m.Resume) -> tuple[Stream, Cursor]:
+        if self.session.is_full and resume.stream not in self.session.cursors:
+            raise TooManyStreams
+        stream = self._sessions.registry.get(self.principal.tenant, resume.stream)
+        cursor = stream.attach(self, after=resume.after, epoch=resume.epoch, credit=resume.credit)
+        self._add(stream, cursor)
+        return stream, cursor
+
+    def _add(self, stream: Stream, cursor: Cursor) -> None:
+        old = self.session.attach(stream.id, cursor)
+        if old is not None:
+            self._drop(old)
+        self._streams[cursor] = stream
+        self._ready[cursor] = None
+
+    def _cancel(self, event: core.CancelReceived) -> None:
+        registry, tenant = self._sessions.registry, self.principal.tenant
+        if event.stream is not None:
+            try:
+                registry.get(tenant, event.stream).cancel()
+            except HoldfastError as exc:
+                self.session.send_error(exc, stream=event.stream)
+        elif event.request_id is not None:
+            stream = registry.find_request(tenant, event.request_id)
+            # An unknown request id was refused or has long ended: its answer told, or will tell.
+            if stream is not None:
+                stream.cancel()
+
+    def _cursors_moved(self, event: core.CursorsMoved) -> None:
+        for cursor in event.cursors:
+            self._streams[cursor].relieve()
+            if cursor.is_ready:
+                self._ready[cursor] = None
+        for stream_id in event.ended:
+            if self._created is not None and stream_id in self._created:
+                self._created.discard(stream_id)
+                self._sessions.registry.acknowledged(self.principal.tenant, stream_id)
+
+    def _drop(self, cursor: Cursor) -> None:
+        """Forget a cursor that has left the session without leaving its stream to itself."""
+        self._ready.pop(cursor, None)
+        self._streams.pop(cursor).release(cursor)
+
+    # -- to the client --
+
+    def wake(self, cursor: Cursor) -> None:
+        self._ready[cursor] = None
+        if not self._is_marked:
+            self._is_marked = True
+            self._sessions.flusher.add(self)
+
+    def _mark(self) -> None:
+        if not self._is_marked:
+            self._is_marked = True
+            self._sessions.flusher.add(self)
+
+    def flush(self) -> None:
+        """Write what is due: control messages first, then entries of all ready cursors in turn."""
+        self._is_marked = False
+        transport, session = self.transport, self.session
+        if transport is None or self.codec.is_closing:
+            return
+        if not self.is_writable:
+            if session.waiting > _MAX_WAITING:
+                self.abort()
+            return
+        out: list[bytes] = []
+        if session.waiting:
+            out += map(text_frame, session.data_to_send())
+        ready = self._ready
+        if ready:
+            self._read_cursors(out)
+        if out:
+            transport.write(b"".join(out))
+            if ready and self.is_writable:
+                self._mark()
+
+    def _read_cursors(self, out: list[bytes]) -> None:
+        ready = self._ready
+        # Without hello a client gets one entry per message, and what is written counts as consumed.
+        is_bare = self.session.state is core.State.BARE
+        max_bytes = 1 if is_bare else _MESSAGE_BYTES
+        size = 0
+        while ready and size < _FLUSH_BYTES:
+            cursor = next(iter(ready))
+            del ready[cursor]
+            message = cursor.read(max_bytes)
+            if message is None:
+                continue
+            out.append(text_frame(message))
+            size += len(message)
+            if is_bare:
+                cursor.consume()
+            if cursor.is_ready:
+                ready[cursor] = None
+            elif cursor.is_done:
+                self._drop(self.session.retire(self._streams[cursor].id))
+            elif is_bare:
+                self._streams[cursor].relieve()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._mark()
+
+    # -- the end --
+
+    def _hello_timed_out(self) -> None:
+        self.finish(self.session.fail(HelloTimeout()))
+
+    def supersede(self) -> None:
+        """The same client is back on another connection: this one is of no further use."""
+        self.finish(self.session.fail(SessionSuperseded()))
+        self._leave_streams()
+
+    def finish(self, close: core.CloseRequired) -> None:
+        """Send what control messages are due, then close."""
+        if self.transport is not None and not self.codec.is_closing:
+            for message in self.session.data_to_send():
+                self.codec.send_text(message)
+        self.close(close.code, close.reason)
+
+    def connection_closed(self) -> None:
+        self._hello.cancel()
+        self._sessions.open.discard(self)
+        self._leave_streams()
+
+    def _leave_streams(self) -> None:
+        sessions = self._sessions
+        if self.token is not None and sessions.by_token.get((self.principal.tenant, self.token)) is self:
+            del sessions.by_token[self.principal.tenant, self.token]
+        self._ready.clear()
+        self.session.connection_lost()
+        streams, self._streams = self._streams, {}
+        for cursor, stream in streams.items():
+            stream.lose(cursor)
