@@ -1,0 +1,102 @@
+"""A WebSocket echo server on the gateway's own listener and codec, for conformance suites.
+
+python bench/echo.py --port 9001        ws://127.0.0.1:9001/ echoes text and binary messages
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
+from holdfast.errors import InvalidRequest, NotFound
+from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
+from holdfast.server.websocket import Liveness, WebSocketProtocol
+from holdfast.timers import Timers
+
+MAX_MESSAGE = 32 * 1024 * 1024
+
+
+class EchoProtocol(WebSocketProtocol):
+    """Sends back what it receives. It reads no further while its peer does not read."""
+
+    __slots__ = ()
+
+    def text_received(self, text: str) -> None:
+        self.codec.send_text(text.encode())
+
+    def binary_received(self, data: bytes) -> None:
+        self.codec.send_binary(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+
+class EchoApplication:
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        raise NotFound("this server speaks WebSocket only")
+
+    def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
+        accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
+        if isinstance(accepted, UpgradeRejected):
+            connection.refuse(*error_response(InvalidRequest(accepted.message), status=accepted.status))
+            return
+        transport = connection.give_away()
+        if transport is None:
+            return
+        transport.write(switching_protocols(accepted))
+        echo = EchoProtocol(
+            transport, self._timers, max_message=MAX_MESSAGE, liveness=Liveness(interval=20.0, timeout=10.0)
+        )
+        if rest:
+            echo.data_received(rest)
+
+    def connection_made(self, connection: HttpConnection) -> bool:
+        return True
+
+    def connection_lost(self, connection: HttpConnection) -> None:
+        pass
+
+
+async def serve(host: str, port: int) -> None:
+    timers = Timers()
+    application = EchoApplication(timers)
+    limits = Limits(max_body=1024, header_timeout=10.0, body_timeout=10.0, keep_alive_timeout=10.0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HttpConnection(application, timers, limits), host, port, backlog=1024
+    )
+    print(f"echo on ws://{host}:{server.sockets[0].getsockname()[1]}/", flush=True)
+    async with server:
+        await server.serve_forever()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9001)
+    args = parser.parse_args()
+    try:
+        import uvloop
+    except ImportError:
+        loop_factory = None
+    else:
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        try:
+            runner.run(serve(args.host, args.port))
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main()

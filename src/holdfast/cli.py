@@ -1,0 +1,200 @@
+"""The `holdfast` command. With the SDK alone `chat` and `tail` work; the rest needs `holdfast[gateway]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from holdfast.admission.auth import create_key
+from holdfast.client import terminal
+from holdfast.config import Config, check, load
+from holdfast.errors import ConfigError
+
+try:
+    from holdfast.app import Gateway
+    from holdfast.simulate import command as simulate
+except ModuleNotFoundError as exc:
+    if exc.name is None or exc.name.startswith("holdfast"):
+        raise
+    HAS_GATEWAY = False  # the SDK was installed without the gateway
+else:
+    HAS_GATEWAY = True
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes
+_Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status: 0 done, 1 failed, 2 wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="holdfast", description="A gateway that keeps LLM streams alive.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("holdfast"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_check(commands)
+    _add_keys(commands)
+    chat = commands.add_parser("chat", help="talk to a model in the terminal")
+    terminal.add_chat_arguments(chat)
+    chat.set_defaults(run=terminal.run_chat)
+    tail = commands.add_parser("tail", help="follow a stream by its id")
+    terminal.add_tail_arguments(tail)
+    tail.set_defaults(run=terminal.run_tail)
+    _add_simulate(commands)
+    args = parser.parse_args(argv)
+    try:
+        run: _Command = args.run
+        return run(args)
+    except ConfigError as exc:
+        print(f"holdfast: {exc.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("simulate", help="serve a simulated OpenAI-compatible provider")
+    if not HAS_GATEWAY:
+        parser.set_defaults(run=_needs_gateway)
+        return
+    simulate.add_arguments(parser)
+    parser.set_defaults(run=simulate.run)
+
+
+def _needs_gateway(args: argparse.Namespace) -> int:
+    print(f"holdfast {args.command} needs the gateway: pip install 'holdfast[gateway]'", file=sys.stderr)
+    return 2
+
+
+# -- serve ---------------------------------------------------------------------------------------------
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("serve", help="run the gateway", description="Run the gateway.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; without it the demo is served")
+    parser.add_argument("--host", help="address to listen on (overrides server.host)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (overrides server.port)")
+    parser.add_argument(
+        "--log-level", default="warning", choices=["debug", "info", "warning", "error"], help="(default: warning)"
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    if not HAS_GATEWAY:
+        return _needs_gateway(args)
+    config = _load(args)
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+
+    async def serve() -> None:
+        gateway = Gateway(config)
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await gateway.start()
+        print(_greeting(gateway), flush=True)
+        await stop.wait()
+        await gateway.aclose()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve())
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not made for Windows
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _load(args: argparse.Namespace) -> Config:
+    config = load(args.config) if args.config is not None else Config()
+    changes = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
+    if changes:
+        config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **changes))
+        check(config, source=str(args.config or "command line"))
+    return config
+
+
+def _greeting(gateway: Gateway) -> str:
+    model = gateway.registry.models[0]
+    authorization = ' -H "Authorization: Bearer $HOLDFAST_API_KEY"' if gateway.config.keys else ""
+    api_key = ", api_key=os.environ['HOLDFAST_API_KEY']" if gateway.config.keys else ""
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "hi"}}]}}'
+    return f"""\
+Holdfast serves on {gateway.url}
+
+  health     {gateway.url}/healthz
+  chat       holdfast chat --url {gateway.url}/v1 --model {model}
+  curl       curl -N{authorization} {gateway.url}/v1/chat/completions \\
+               -H 'content-type: application/json' -d '{body}'
+  Python     from holdfast import SyncStreamingAIClient, WebSocketConfig
+             client = SyncStreamingAIClient(WebSocketConfig(base_url="{gateway.url}/v1"{api_key}))
+             for text in client.stream_chat(model="{model}", messages=[{{"role": "user", "content": "hi"}}]):
+                 print(text, end="", flush=True)
+
+Ctrl-C stops it."""
+
+
+# -- check and keys ------------------------------------------------------------------------------------
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "check", help="validate a configuration file", description="Validate a configuration file."
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", required=True)
+    parser.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+    config = load(args.config)
+    print(
+        f"{args.config}: valid; {len(config.providers)} providers, {len(config.models)} models, "
+        f"{len(config.keys)} keys, listens on {config.server.host}:{config.server.port}"
+    )
+    return 0
+
+
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("keys", help="make keys for callers", description="Make keys for callers.")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser(
+        "create",
+        help="make a key",
+        description="Make a random 256-bit key. It is shown once; the configuration gets its hash.",
+    )
+    create.add_argument("name", nargs="?", default="web", help="name of the caller (default: web)")
+    create.set_defaults(run=_create_key)
+
+
+def _create_key(args: argparse.Namespace) -> int:
+    if _BARE_KEY.fullmatch(args.name) is None:
+        print("holdfast: a key's name is made of letters, digits, `-` and `_`", file=sys.stderr)
+        return 2
+    key, hashed = create_key()
+    # The key alone goes to standard output, so that it can be piped to where it is kept.
+    print("Give this key to the caller; it is not shown again:", file=sys.stderr)
+    print(key)
+    sys.stdout.flush()
+    print(f'\nAdd this to the configuration file:\n\n[keys.{args.name}]\nhash = "{hashed}"', file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

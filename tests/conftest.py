@@ -1,0 +1,99 @@
+"""Fixtures that all I/O tests share: a real gateway in front of a real simulated provider, and a check that nothing
+is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+import pytest
+
+from holdfast.app import Gateway
+from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
+from holdfast.simulate.server import SimulatedProvider
+
+
+async def until(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "condition") -> None:
+    """Wait for a condition that other tasks bring about; for tests only, where no event tells."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@dataclass
+class Path:
+    """The whole path: `gateway` serves the model `demo` from `provider`."""
+
+    gateway: Gateway
+    provider: SimulatedProvider
+
+    @property
+    def url(self) -> str:
+        return self.gateway.url
+
+    @property
+    def ws_url(self) -> str:
+        return self.gateway.url.replace("http", "ws", 1) + "/v1/ws/stream"
+
+
+MakePath = Callable[..., Awaitable[Path]]
+
+
+@pytest.fixture
+async def make_path() -> AsyncIterator[MakePath]:
+    """Make gateways with given `server`, `streams` and `provider` settings; all are closed and checked at the end."""
+    paths: list[Path] = []
+
+    async def make(
+        *,
+        server: dict[str, object] | None = None,
+        streams: dict[str, object] | None = None,
+        provider: dict[str, object] | None = None,
+        **config: object,
+    ) -> Path:
+        simulated = SimulatedProvider()
+        await simulated.start()
+        settings = Config(
+            server=msgspec.convert({"port": 0, **(server or {})}, ServerConfig),
+            streams=msgspec.convert(streams or {}, StreamsConfig),
+            providers={
+                "sim": msgspec.convert({"base_url": simulated.base_url, **(provider or {})}, ProviderConfig)
+            },
+            models={"demo": ModelConfig(route=["sim/demo"])},
+            **config,  # type: ignore[arg-type]
+        )
+        gateway = Gateway(settings)
+        await gateway.start()
+        paths.append(Path(gateway, simulated))
+        return paths[-1]
+
+    yield make
+    for path in paths:
+        await close_path(path)
+
+
+async def close_path(path: Path) -> None:
+    """Close, and assert that no task, connection or log is left."""
+    await path.gateway.aclose()
+    await path.provider.aclose()
+    gateway = path.gateway
+    assert not gateway.api.connections
+    assert not gateway.sessions.open
+    assert not gateway.sessions.by_token
+    statistics = gateway.registry.statistics()
+    assert (statistics.streams, statistics.log_bytes) == (0, 0)
+    left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for _ in range(100):  # transports close in later turns of the loop
+        left = [task for task in left if not task.done()]
+        if not left:
+            break
+        await asyncio.sleep(0.005)
+    assert not left, left
+
+
+@pytest.fixture
+async def path(make_path: MakePath) -> Path:
+    """A gateway with default settings."""
+    return await make_path()
