@@ -1,5 +1,4 @@
-"""Fixtures that all I/O tests share: a real gateway in front of a real simulated provider, and a check that nothing
-is left behind."""
+"""Fixtures of the I/O tests: a real gateway in front of a real simulated provider; nothing may be left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from holdfast.simulate.server import SimulatedProvider
 async def until(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "condition") -> None:
     """Wait for a condition that other tasks bring about; for tests only, where no event tells."""
     async with asyncio.timeout(timeout):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions of objects that signal nothing
             await asyncio.sleep(0.002)
 
 
@@ -43,7 +42,7 @@ MakePath = Callable[..., Awaitable[Path]]
 
 @pytest.fixture
 async def make_path() -> AsyncIterator[MakePath]:
-    """Make gateways with given `server`, `streams` and `provider` settings; all are closed and checked at the end."""
+    """Make gateways with given `server`, `streams` and `provider` settings; all are closed at the end."""
     paths: list[Path] = []
 
     async def make(
