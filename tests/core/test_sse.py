@@ -49,6 +49,7 @@ def test_mixed_line_ends_in_one_event_are_accepted() -> None:
         (b"data: a\n\n: ping\n\n", [b"a"]),
         (b"data\n\ndata:\n\ndata: \n\n", [b"", b"", b""]),
         (b"data:\ndata\n\n", [b"\n"]),
+        (b"data: a\rdata: b\n\n", [b"a\nb"]),
         (b"data:  two spaces\n\n", [b" two spaces"]),
         (b"data:tight\n\n", [b"tight"]),
         (b"data : space in the name\n\n", []),
@@ -92,6 +93,9 @@ def test_whole_event_after_an_unfinished_one_belongs_to_it() -> None:
     assert splitter.feed(b"data: b\n\n") == [b"a\nb"]
     assert splitter.feed(b"event: x\n") == []
     assert splitter.feed_events(b"data: c\n\n") == [SseEvent(b"x", b"c", b"")]
+    assert splitter.feed(b"event: x\n") == []
+    assert splitter.feed(b"data: d\n\n") == [b"d"]
+    assert splitter.feed_events(b"data: e\n\n") == [SseEvent(b"", b"e", b"")]
 
 
 def test_cr_at_the_end_of_a_read_and_lf_of_the_next_are_one_line_end() -> None:
@@ -101,6 +105,14 @@ def test_cr_at_the_end_of_a_read_and_lf_of_the_next_are_one_line_end() -> None:
     assert splitter.feed(b"\ndata: b\r") == []
     assert splitter.feed(b"\n\r") == [b"a\nb"]
     assert splitter.feed(b"\ndata: c\n\n") == [b"c"]
+
+
+def test_lf_after_a_cr_and_other_bytes_is_a_line_end_of_its_own() -> None:
+    splitter = inside()
+    assert splitter.feed(b"data: a\r") == []
+    assert splitter.feed(b"data: b") == []
+    assert splitter.feed(b"\n") == []
+    assert splitter.feed(b"\n") == [b"a\nb"]
 
 
 def test_event_that_ends_in_cr_is_not_held_back() -> None:
@@ -117,10 +129,24 @@ def test_leading_byte_order_mark_is_ignored_once(cut: int) -> None:
 
 
 def test_beginning_of_a_byte_order_mark_that_is_none_is_kept() -> None:
-    splitter = EventSplitter(max_event=10)
+    splitter = EventSplitter()
     assert splitter.feed(b"\xef") == []
     assert splitter.feed(b"\xbb") == []
     assert splitter.feed(b"x\ndata: a\n\n") == [b"a"]
+
+
+@pytest.mark.parametrize("head", [[b"\n"], [b"", b"data: a\n\n"]])
+def test_byte_order_mark_after_the_first_line_is_no_mark(head: list[bytes]) -> None:
+    splitter = EventSplitter()
+    for piece in head:
+        splitter.feed(piece)
+    assert splitter.feed(b"\xef\xbb\xbfdata: b\n\n") == []
+
+
+def test_byte_order_mark_does_not_count_against_the_bound() -> None:
+    splitter = EventSplitter(max_event=1)
+    assert [splitter.feed(piece) for piece in (b"\xef\xbb", b"\xbf", b"\n")] == [[], [], []]
+    assert splitter.eof() == b""
 
 
 # -- splitter: names and ids ---------------------------------------------------------------------------
@@ -150,6 +176,7 @@ def test_one_named_event_in_one_read_gives_name_and_data() -> None:
         (b"event: a\nevent: b\ndata: x\n\n", [SseEvent(b"b", b"x", b"")]),
         (b"event: a\n\ndata: x\n\n", [SseEvent(b"", b"x", b"")]),
         (b"event: a\rdata: x\n\n", [SseEvent(b"a", b"x", b"")]),
+        (b"event: a\ndata: x\rdata: y\n\n", [SseEvent(b"a", b"x\ny", b"")]),
         (b"id: 1\n\nid: 2\0\ndata: x\n\n", [SseEvent(b"", b"x", b"1")]),
     ],
 )
@@ -191,12 +218,12 @@ def test_eof_returns_the_data_of_the_unfinished_event(stream: bytes, held: bytes
 )
 def test_event_or_line_beyond_the_bound_raises_now_and_ever_after(max_event: int, stream: bytes) -> None:
     splitter = EventSplitter(max_event)
+    splitter.feed(b"\n")
     with pytest.raises(EventTooLarge, match="longer than"):
         splitter.feed(stream)
-    with pytest.raises(EventTooLarge):
-        splitter.feed(b"data: a\n\n")
-    with pytest.raises(EventTooLarge):
-        splitter.eof()
+    for refused in (lambda: splitter.feed(b"data:\n\n"), lambda: splitter.feed(b"data: \n\n"), splitter.eof):
+        with pytest.raises(EventTooLarge):
+            refused()
 
 
 def test_event_at_the_bound_is_accepted() -> None:

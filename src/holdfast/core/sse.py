@@ -125,12 +125,14 @@ class EventSplitter:
                 raise self._too_large()
         except EventTooLarge:
             self._is_broken = True
+            self._whole_limit = 0
             self._partial.clear()
             self._more_data.clear()
             if not events:
                 raise
+            return events
         is_inside = self._partial or self._event or self._skip_lf or self._data is not None
-        self._whole_limit = 0 if is_inside or self._at_start or self._is_broken else self._max_event
+        self._whole_limit = 0 if is_inside or self._at_start else self._max_event
         return events
 
     def _receive_head(self, chunk: bytes) -> bytes:
