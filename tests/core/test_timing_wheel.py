@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import math
+import tracemalloc
 import weakref
 
 import pytest
@@ -97,6 +98,8 @@ def test_time_that_runs_backwards_returns_nothing_and_does_no_harm() -> None:
     assert wheel.advance(3.0) == []
     assert wheel.advance(-3.0) == []
     wheel.schedule("b", 5.0)
+    assert wheel.next_deadline() == 11.0
+    assert wheel.advance(10.9) == []
     assert wheel.advance(11.0) == ["b"]
     assert wheel.advance(12.0) == ["a"]
 
@@ -208,6 +211,16 @@ def test_rescheduled_item_is_returned_at_its_new_deadline_only() -> None:
     assert wheel.advance(100.0) == []
 
 
+def test_item_moved_within_its_tick_keeps_its_place() -> None:
+    wheel = small_wheel()
+    first = wheel.schedule("a", 3.0)
+    second = wheel.schedule("b", 5.0)
+    wheel.schedule("c", 3.0)
+    first.reschedule(2.5)
+    second.reschedule(3.0)
+    assert wheel.advance(3.0) == ["a", "c", "b"]
+
+
 def test_returned_item_can_be_armed_again_by_its_timer() -> None:
     wheel = small_wheel()
     timer = wheel.schedule("a", 3.0)
@@ -254,6 +267,19 @@ def test_returned_item_is_not_kept_by_the_wheel() -> None:
     assert alive() is not None
     wheel.advance(3.0)
     assert alive() is None
+
+
+def test_cancelled_timers_give_their_memory_back() -> None:
+    wheel = small_wheel()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for timer in [wheel.schedule("a", 3.0) for _ in range(5_000)]:
+            timer.cancel()
+        del timer
+        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    finally:
+        tracemalloc.stop()
 
 
 # -- arguments -----------------------------------------------------------------------------------------
