@@ -91,8 +91,7 @@ class H2Stream:
 
     def widen(self, n: int) -> None:
         self.window_end += n
-        if self.has_head:
-            self.limit = min(self.window_end, self.body_end)
+        self.limit = min(self.window_end, self.body_end)
 
     def pad(self, n: int) -> None:
         """Count padding, which uses up the window and is no part of the body."""
