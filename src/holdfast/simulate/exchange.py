@@ -21,6 +21,33 @@ class Request(msgspec.Struct, frozen=True):
     protocol: str
 
 
+class Wire(Protocol):
+    """The connection below HTTP/1.1 or HTTP/2. What is written is sent at the end of the turn."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether more should be written only after the handler's `resume_writing` was called."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def close(self) -> None:
+        """Send what was written, then FIN."""
+
+    def reset(self) -> None:
+        """Send what was written, then RST."""
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+    def request_began(self) -> None:
+        """Count a request of this connection; a fault that waits for it happens now."""
+
+
+class Handles(Protocol):
+    def handle(self, request: Request, exchange: Exchange) -> None:
+        """Answer a request, now or over time."""
+
+
 class Answering(Protocol):
     """Who writes to an exchange."""
 
@@ -30,13 +57,17 @@ class Answering(Protocol):
     def cancel(self) -> None:
         """The client went away, or took its request back."""
 
+    def done(self) -> None:
+        """The exchange was ended, cut or reset as asked for; all that was sent has gone."""
+
 
 class Exchange(abc.ABC):
-    """One request's way back. `answering` is told when the exchange becomes writable again or goes away."""
+    """One request's way back. `answering` is told when the exchange becomes writable again, ends or goes away."""
 
-    __slots__ = ("answering",)
+    __slots__ = ("answering", "wire")
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
         self.answering: Answering | None = None
 
     @property
@@ -63,12 +94,17 @@ class Exchange(abc.ABC):
         """Reset after what was sent: TCP RST (HTTP/1.1) or RST_STREAM (HTTP/2)."""
 
     @abc.abstractmethod
-    def slow_head(self, ms: float) -> None:
-        """Let the head take that long; call it before `send_head`."""
+    def slow_head(self, ms: float) -> float:
+        """Let the head that is sent next take so long; return how many of those ms the caller is to wait."""
 
     @abc.abstractmethod
     def drip(self, gap_ms: float) -> None:
         """From now on write the body byte by byte."""
+
+    def tell_done(self) -> None:
+        answering, self.answering = self.answering, None
+        if answering is not None:
+            answering.done()
 
     def reply(self, status: int, body: bytes, headers: Headers = ()) -> None:
         """Answer in one go."""

@@ -190,6 +190,7 @@ class RandomFailures(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     status: dict[Annotated[int, Meta(ge=400, le=599)], Probability] = {}
+    retry_after: Annotated[int, Meta(ge=0)] | None = None
     hang_handshake: Probability = 0.0
     reset: Probability = 0.0
     seed: int = 1

@@ -47,6 +47,7 @@ class Generation:
         "_is_blocked",
         "_is_over",
         "_on_end",
+        "_outcome",
         "_pacer",
         "_stop",
         "sent_tokens",
@@ -74,6 +75,7 @@ class Generation:
         self._has_begun = False
         self._is_blocked = False
         self._is_over = False
+        self._outcome: Outcome = "completed"
         self.sent_tokens = 0
 
     def start(self) -> None:
@@ -85,14 +87,15 @@ class Generation:
         if isinstance(fault, (Cut, Reset)) and fault.before_head:
             self._carry_out(fault)
             return
+        wait_ms = self._answer.pace.ttft_ms
         if isinstance(fault, SlowHeaders):
-            self._exchange.slow_head(fault.ms)
+            wait_ms += self._exchange.slow_head(fault.ms)
         elif isinstance(fault, Drip):
             self._exchange.drip(fault.gap_ms)
-        self._first_due = self._pacer.now() + self._answer.pace.ttft_ms
+        self._first_due = self._pacer.now() + wait_ms
         if self._answer.pace.early_head:
             self._send_head()
-        if self._answer.pace.ttft_ms:
+        if wait_ms:
             self._pacer.add(self, self._first_due)
         else:
             self._pacer.add_ready(self)
@@ -132,10 +135,13 @@ class Generation:
     def cancel(self) -> None:
         self._finish("cancelled")
 
+    def done(self) -> None:
+        self._finish(self._outcome)
+
     def fail(self) -> None:
         if not self._is_over:
+            self._outcome = "failed"
             self._exchange.reset(2)
-            self._finish("failed")
 
     def _send_head(self) -> None:
         if not self._has_head:
@@ -147,7 +153,6 @@ class Generation:
         if fault is None or isinstance(fault, (SlowHeaders, Drip)):
             self._exchange.send_body(self._answer.closing(sent_ns))
             self._exchange.end()
-            self._finish("completed")
             return None
         if not self._carry_out(fault):
             return None
@@ -166,6 +171,7 @@ class Generation:
         if isinstance(fault, HugeEvent):
             exchange.send_body(self._answer.huge(fault.bytes))
             return True
+        self._outcome = "failed"
         if isinstance(fault, ErrorEvent):
             exchange.send_body(error_event(fault) + (DONE if fault.done else b""))
             exchange.end()
@@ -175,13 +181,11 @@ class Generation:
             exchange.cut()
         elif isinstance(fault, Reset):
             exchange.reset(fault.error_code)
-        self._finish("failed")
         return False
 
     def _finish(self, outcome: Outcome) -> None:
         if not self._is_over:
             self._is_over = True
-            self._exchange.answering = None
             self._on_end(self, outcome)
 
 
@@ -215,11 +219,10 @@ class WholeGeneration(Generation):
             return None
         self.sent_tokens = self._answer.tokens
         if isinstance(fault, ErrorEvent):
+            self._outcome = "failed"
             self._reply(500, error_body(fault.message, type_=fault.type, code=fault.code))
-            self._finish("failed")
         else:
             self._reply(200, self._body(fault))
-            self._finish("completed")
         return None
 
     def _reply(self, status: int, body: bytes) -> None:

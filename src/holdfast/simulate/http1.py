@@ -5,17 +5,13 @@ from __future__ import annotations
 import http
 from collections import deque
 from email.utils import formatdate
-from typing import TYPE_CHECKING
 
 import httptools
 
-from holdfast.simulate.exchange import Exchange, Headers, Request
+from holdfast.simulate.exchange import Exchange, Handles, Headers, Request, Wire
+from holdfast.simulate.faults import ConnectionFault, Goaway, ResetStreams
 from holdfast.simulate.pacer import Pacer, Trickle
 from holdfast.simulate.request import error_body
-
-if TYPE_CHECKING:
-    from holdfast.simulate.connection import Connection
-    from holdfast.simulate.service import Service
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 64 * 1024 * 1024
@@ -27,8 +23,8 @@ _REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 class Http1:
     """One HTTP/1.1 connection."""
 
-    def __init__(self, connection: Connection, service: Service, pacer: Pacer) -> None:
-        self.connection = connection
+    def __init__(self, wire: Wire, service: Handles, pacer: Pacer) -> None:
+        self.wire = wire
         self.pacer = pacer
         self.closes_next = False
         self._service = service
@@ -74,9 +70,18 @@ class Http1:
         if current is not None:
             current.connection_lost()
 
-    @property
-    def has_request(self) -> bool:
-        return self._current is not None
+    def apply(self, fault: ConnectionFault) -> bool:
+        """Carry out what a fault of HTTP/2 means here; return False if it means nothing."""
+        if isinstance(fault, Goaway):
+            self.closes_next = True
+            if self._current is None or fault.close:
+                self.wire.close()
+        elif isinstance(fault, ResetStreams):
+            if self._current is not None:
+                self.wire.reset()
+        else:
+            return False
+        return True
 
     # -- from the parser -------------------------------------------------------------------------------
 
@@ -94,7 +99,7 @@ class Http1:
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         if self._headers.get("expect", "").lower() == "100-continue" and self._current is None:
-            self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wire.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         if len(self._body) + len(body) > MAX_BODY:
@@ -125,7 +130,7 @@ class Http1:
         self._waiting.append((request, exchange))
         if len(self._waiting) >= MAX_PIPELINED and not self._is_reading_paused:
             self._is_reading_paused = True
-            self.connection.pause_reading()
+            self.wire.pause_reading()
 
     # -- from the exchange -----------------------------------------------------------------------------
 
@@ -133,17 +138,19 @@ class Http1:
         """The answer is written; go on with the next request."""
         self._current = None
         if not keeps_alive or self.closes_next:
-            self.connection.close()
+            self.wire.close()
             return
         if self._is_reading_paused and len(self._waiting) < MAX_PIPELINED:
             self._is_reading_paused = False
-            self.connection.resume_reading()
+            self.wire.resume_reading()
         if self._waiting and self._current is None:
             self._begin(*self._waiting.popleft())
 
     def _begin(self, request: Request, exchange: Http1Exchange) -> None:
         self._current = exchange
-        self._service.handle(request, exchange)
+        self.wire.request_began()
+        if self._current is exchange:  # a fault may have ended the connection
+            self._service.handle(request, exchange)
 
     def _refuse(self, status: int, message: str) -> None:
         self._is_refused = True
@@ -155,7 +162,7 @@ class Http1:
         else:
             # An answer is under way, so there is no place for an error.
             current.connection_lost()
-            self.connection.close()
+            self.wire.close()
 
 
 class Http1Exchange(Exchange):
@@ -173,7 +180,7 @@ class Http1Exchange(Exchange):
     )
 
     def __init__(self, http1: Http1, *, keeps_alive: bool, is_chunked: bool) -> None:
-        super().__init__()
+        super().__init__(http1.wire)
         self._http1 = http1
         self._keeps_alive = keeps_alive
         self._is_chunked = is_chunked
@@ -185,7 +192,7 @@ class Http1Exchange(Exchange):
 
     @property
     def is_writable(self) -> bool:
-        return not self._http1.connection.is_paused and (self._trickle is None or self._trickle.is_empty)
+        return not self.wire.is_paused and (self._trickle is None or self._trickle.is_empty)
 
     def send_head(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._keeps_alive = self._keeps_alive and not self._http1.closes_next
@@ -216,14 +223,17 @@ class Http1Exchange(Exchange):
 
     def cut(self) -> None:
         self._leave()
-        self._http1.connection.close()
+        self.wire.close()
+        self.tell_done()
 
     def reset(self, error_code: int) -> None:
         self._leave()
-        self._http1.connection.reset()
+        self.wire.reset()
+        self.tell_done()
 
-    def slow_head(self, ms: float) -> None:
+    def slow_head(self, ms: float) -> float:
         self._slow_head_ms = ms
+        return 0.0
 
     def drip(self, gap_ms: float) -> None:
         self._drip_gap_ms = gap_ms
@@ -243,17 +253,17 @@ class Http1Exchange(Exchange):
 
     def _write(self, data: bytes, gap_ms: float | None) -> None:
         if gap_ms is None and (self._trickle is None or self._trickle.is_empty):
-            self._http1.connection.write(data)
+            self.wire.write(data)
             return
         if self._trickle is None:
-            self._trickle = Trickle(self._http1.pacer, self._http1.connection.write, self.resumed)
+            self._trickle = Trickle(self._http1.pacer, self.wire.write, self.resumed)
         self._trickle.feed(data, gap_ms)
 
     def _finish_if_sent(self) -> None:
-        if self._trickle is None or self._trickle.is_empty:
+        if self.is_writable:
+            self.tell_done()
             self._http1.exchange_ended(self._keeps_alive)
 
     def _leave(self) -> None:
-        self.answering = None
         if self._trickle is not None:
             self._trickle.fail()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from holdfast.simulate.connection import Connection
+from holdfast.simulate.control import Control, FaultPlan
+from holdfast.simulate.faults import ConnectionFault, RandomFailures
 from holdfast.simulate.pacer import Pacer
 from holdfast.simulate.service import Service
 from holdfast.simulate.statistics import Counters, Statistics
@@ -15,20 +17,42 @@ from holdfast.simulate.statistics import Counters, Statistics
 class SimulatedProvider:
     """An OpenAI-compatible provider that answers with deterministic text and fails as it is told.
 
-    Construct it inside a running event loop. It makes no task: everything runs in callbacks of the loop.
+    One port speaks HTTP/1.1 and HTTP/2 (by ALPN over TLS, with prior knowledge without). Construct it inside a
+    running event loop. It makes no task: everything runs in callbacks of the loop.
     """
 
-    def __init__(self, *, models: tuple[str, ...] = ("demo",)) -> None:
+    def __init__(
+        self,
+        *,
+        models: tuple[str, ...] = ("demo",),
+        max_concurrent_streams: int = 128,
+        initial_window_size: int = 65_535,
+        connection_faults: Sequence[ConnectionFault] = (),
+        random_failures: RandomFailures | None = None,
+    ) -> None:
+        """`connection_faults` hit every connection; `arm` and `arm_current` hit chosen ones."""
         self._loop = asyncio.get_running_loop()
-        self.pacer = Pacer(self._loop)
-        self.counters = Counters()
-        self.service = Service(self.pacer, self.counters, models)
+        self._plan = FaultPlan()
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
         self._all_closed: asyncio.Future[None] | None = None
-        self._scheme = "http"
         self._host = ""
         self.port = 0
+        self.pacer = Pacer(self._loop)
+        self.counters = Counters()
+        self.service = Service(self.pacer, self.counters, self._plan, models)
+        self.ssl_context: ssl.SSLContext | None = None
+        self.protocols: tuple[str, ...] = ("h2", "http/1.1")
+        self.max_concurrent_streams = max_concurrent_streams
+        self.initial_window_size = initial_window_size
+        for fault in connection_faults:
+            self._plan.arm_every(fault)
+        self._plan.storm(random_failures)
+        control = Control(self._plan, lambda own: [other for other in self._connections if other is not own])
+        self.service.add_route("POST", "/control/connection-faults", control.arm)
+        self.service.add_route("DELETE", "/control/connection-faults", control.disarm)
+        self.service.add_route("POST", "/control/random-failures", control.storm)
+        self.service.add_route("DELETE", "/control/random-failures", control.calm)
 
     async def start(
         self,
@@ -36,18 +60,26 @@ class SimulatedProvider:
         port: int = 0,
         *,
         ssl_context: ssl.SSLContext | None = None,
+        alpn: tuple[str, ...] = ("h2", "http/1.1"),
     ) -> None:
-        """Listen; port 0 takes a free one, which `port` then names."""
+        """Listen; port 0 takes a free one, which `port` then names.
+
+        `alpn` are the protocols that are spoken, also without TLS. `ssl_context` is told about them.
+        """
+        self.protocols = alpn
+        self.ssl_context = ssl_context
+        if ssl_context is not None:
+            ssl_context.set_alpn_protocols(list(alpn))
         self._server = await self._loop.create_server(lambda: Connection(self), host, port, backlog=4096)
-        self._scheme = "https" if ssl_context is not None else "http"
         self._host = host
         self.port = self._server.sockets[0].getsockname()[1]
 
     @property
     def base_url(self) -> str:
         """The URL to give to clients, `http://HOST:PORT/v1`."""
+        scheme = "http" if self.ssl_context is None else "https"
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{self._scheme}://{host}:{self.port}/v1"
+        return f"{scheme}://{host}:{self.port}/v1"
 
     def statistics(self) -> Statistics:
         """Return the counts as they are now."""
@@ -56,6 +88,25 @@ class SimulatedProvider:
     async def until(self, predicate: Callable[[Statistics], bool], timeout: float = 5.0) -> Statistics:
         """Wait until `predicate` holds for the counts; TimeoutError shows them if it does not in time."""
         return await self.counters.until(predicate, timeout)
+
+    def arm(self, fault: ConnectionFault, *, count: int = 1) -> None:
+        """Give `fault` to each of the next `count` accepted connections, after what was armed before."""
+        self._plan.arm_next(fault, count)
+
+    def arm_current(self, fault: ConnectionFault) -> int:
+        """Give `fault` to all connections that are open now; return how many they are."""
+        connections = list(self._connections)
+        for connection in connections:
+            connection.arm(fault)
+        return len(connections)
+
+    def disarm(self) -> None:
+        """Take back the faults that no connection has got yet."""
+        self._plan.disarm()
+
+    def storm(self, failures: RandomFailures | None) -> None:
+        """Let requests and connections fail at random from now on, or (None) no longer."""
+        self._plan.storm(failures)
 
     async def aclose(self) -> None:
         """Stop listening, abort all connections and wait until they are gone. May be called twice."""
@@ -78,6 +129,8 @@ class SimulatedProvider:
         self.counters.connections += 1
         self.counters.open_connections += 1
         self.counters.changed()
+        for fault in self._plan.for_connection():
+            connection.arm(fault)
 
     def connection_closed(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from holdfast.simulate.answer import Answer
+from holdfast.simulate.control import FaultPlan
 from holdfast.simulate.exchange import Exchange, Request
 from holdfast.simulate.faults import Status
 from holdfast.simulate.generation import Generation, WholeGeneration
@@ -21,9 +22,10 @@ from holdfast.simulate.statistics import Counters, Outcome
 class Service:
     """Routes requests; everything that it needs comes from its provider."""
 
-    def __init__(self, pacer: Pacer, counters: Counters, models: tuple[str, ...]) -> None:
+    def __init__(self, pacer: Pacer, counters: Counters, plan: FaultPlan, models: tuple[str, ...]) -> None:
         self._pacer = pacer
         self._counters = counters
+        self._plan = plan
         self._models = models
         self._ids = itertools.count(1)
         self._created = int(time.time())
@@ -61,7 +63,7 @@ class Service:
         headers = (("x-request-id", request_id),)
         try:
             chat = decode_request(request.body)
-            fault = chat.sim.fault if chat.sim is not None else None
+            fault = self._plan.for_request() or (chat.sim.fault if chat.sim is not None else None)
             key = chat.user or request.headers.get("x-request-id")
             count = self._counters.request_has_key(key) if key else 0
             if fault is not None and fault.times is not None:
