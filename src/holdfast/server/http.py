@@ -287,12 +287,12 @@ class HttpConnection(asyncio.Protocol):
             return
         if not self._in_body:
             self._head_size += len(data)
+        upgrade_at = -1
         try:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
             self._parser = None
-            if self._is_websocket:
-                self._start_upgrade(parser, data[exc.args[0] :])
+            upgrade_at = exc.args[0]
         except httptools.HttpParserError as exc:
             cause = exc.__context__
             if isinstance(cause, _RefusedError):
@@ -302,6 +302,8 @@ class HttpConnection(asyncio.Protocol):
         else:
             if not self._in_body and self._head_size > MAX_HEAD:
                 self._refuse(431, _head_too_large())
+        if upgrade_at >= 0 and self._is_websocket:
+            self._start_upgrade(parser, data[upgrade_at:])
 
     # -- httptools callbacks --
 

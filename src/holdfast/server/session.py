@@ -7,7 +7,7 @@ import secrets
 
 import msgspec
 
-from holdfast.core.messages import VERSION
+from holdfast import __version__
 from holdfast.admission.auth import Principal
 from holdfast.core import messages as m
 from holdfast.core import session_server as core
