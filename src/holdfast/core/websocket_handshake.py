@@ -137,6 +137,6 @@ def _lower_tokens(headers: Sequence[Header], name: bytes) -> list[bytes]:
 
 def _is_key(key: bytes) -> bool:
     try:
-        return len(key) == 24 and len(b64decode(key, validate=True)) == 16
+        return len(b64decode(key, validate=True)) == 16
     except ValueError:
         return False
