@@ -26,6 +26,8 @@ from holdfast.simulate.tls import TlsLayer
 
 HIGH_WATERMARK = 128 * 1024
 LOW_WATERMARK = 32 * 1024
+#: How long a closed connection waits for the peer to close it too.
+LINGER = 2.0
 
 
 class Handler(Protocol):
@@ -298,9 +300,21 @@ class Connection(asyncio.Protocol):
         self._carry_out_due()
 
     def _finish(self) -> None:
+        """Send FIN and drop what still comes until the peer closes too.
+
+        Closing at once would answer whatever is on its way with RST, and that could overtake what we have sent
+        (RFC 9112 section 9.6).
+        """
         self._is_closing = True
-        if self._transport is not None:
-            self._transport.close()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+            transport.resume_reading()
+            asyncio.get_running_loop().call_later(LINGER, self.abort)
+        else:
+            transport.close()
 
     def _reset_when_sent(self) -> None:
         # An RST makes the kernel drop what it has not sent, so our own buffer has to be empty before.

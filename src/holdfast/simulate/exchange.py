@@ -8,6 +8,9 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+#: No more than this is written to a connection at once on behalf of one answer.
+BATCH_BYTES = 48 * 1024
+
 Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
@@ -72,8 +75,8 @@ class Exchange(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def is_writable(self) -> bool:
-        """Whether more may be sent now; what is sent all the same is kept until it can go."""
+    def room(self) -> int:
+        """How many bytes may be sent now; what is sent beyond is kept until it can go."""
 
     @abc.abstractmethod
     def send_head(self, status: int, headers: Headers, length: int | None = None) -> None: ...

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from holdfast.simulate.answer import DONE, Answer, error_event, malformed_event
-from holdfast.simulate.exchange import Exchange, Headers
+from holdfast.simulate.exchange import BATCH_BYTES, Exchange, Headers
 from holdfast.simulate.faults import (
     AnyRequestFault,
     Cut,
@@ -25,9 +25,6 @@ from holdfast.simulate.pacer import Pacer
 from holdfast.simulate.request import error_body
 from holdfast.simulate.statistics import Outcome
 
-#: How much an answer that is not paced (or is behind its pace) writes at once.
-BATCH_BYTES = 48 * 1024
-
 OnEnd: TypeAlias = Callable[["Generation", Outcome], None]
 _SSE: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 
@@ -38,6 +35,7 @@ class Generation:
     __slots__ = (
         "_answer",
         "_batch",
+        "_event_size",
         "_exchange",
         "_fault",
         "_first_due",
@@ -69,7 +67,8 @@ class Generation:
         self._headers = headers
         self._on_end = on_end
         self._stop: int = min(answer.tokens, getattr(fault, "after_tokens", answer.tokens))
-        self._batch = max(1, BATCH_BYTES // len(answer.content(0, 1) or b"none"))
+        self._event_size = len(answer.content(0, 1) or b"none")
+        self._batch = max(1, BATCH_BYTES // self._event_size)
         self._first_due = 0.0
         self._has_head = False
         self._has_begun = False
@@ -103,7 +102,8 @@ class Generation:
     def step(self, now: float) -> float | None:
         if self._is_over:
             return None
-        if not self._exchange.is_writable:
+        room = self._exchange.room
+        if not room:
             self._is_blocked = True
             return None
         pace = self._answer.pace
@@ -113,7 +113,9 @@ class Generation:
             self._send_head()
             self._exchange.send_body(self._answer.opening(sent_ns))
         position = self.sent_tokens
-        until = min(self._stop, position + self._batch)
+        # No more than there is room for, to the event, or the answers of a connection would not share it fairly.
+        batch = self._batch if room >= BATCH_BYTES else max(1, room // self._event_size)
+        until = min(self._stop, position + batch)
         if pace.interval_ms:
             # Half a millisecond of tolerance, as the pacer has; the groups never drift, whatever a tick's delay.
             groups = int((now + 0.5 - self._first_due) / pace.interval_ms) + 1
@@ -201,7 +203,7 @@ class WholeGeneration(Generation):
     def step(self, now: float) -> float | None:
         if self._is_over:
             return None
-        if not self._exchange.is_writable:
+        if not self._exchange.room:
             self._is_blocked = True
             return None
         pace = self._answer.pace

@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 import httptools
 
-from holdfast.simulate.exchange import Exchange, Handles, Headers, Request, Wire
+from holdfast.simulate.exchange import BATCH_BYTES, Exchange, Handles, Headers, Request, Wire
 from holdfast.simulate.faults import ConnectionFault, Goaway, ResetStreams
 from holdfast.simulate.pacer import Pacer, Trickle
 from holdfast.simulate.request import error_body
@@ -191,8 +191,10 @@ class Http1Exchange(Exchange):
         self._has_ended = False
 
     @property
-    def is_writable(self) -> bool:
-        return not self.wire.is_paused and (self._trickle is None or self._trickle.is_empty)
+    def room(self) -> int:
+        if self.wire.is_paused or not (self._trickle is None or self._trickle.is_empty):
+            return 0
+        return BATCH_BYTES
 
     def send_head(self, status: int, headers: Headers, length: int | None = None) -> None:
         self._keeps_alive = self._keeps_alive and not self._http1.closes_next
@@ -242,7 +244,7 @@ class Http1Exchange(Exchange):
         """There is room again."""
         if self._has_ended:
             self._finish_if_sent()
-        elif self.answering is not None and self.is_writable:
+        elif self.answering is not None and self.room:
             self.answering.resume()
 
     def connection_lost(self) -> None:
@@ -260,7 +262,7 @@ class Http1Exchange(Exchange):
         self._trickle.feed(data, gap_ms)
 
     def _finish_if_sent(self) -> None:
-        if self.is_writable:
+        if self.room:
             self.tell_done()
             self._http1.exchange_ended(self._keeps_alive)
 

@@ -116,7 +116,7 @@ class Http2:
         if isinstance(fault, Goaway):
             self._go_away(fault)
         elif isinstance(fault, ResetStreams):
-            streams = list(self._streams.values())
+            streams = self._by_age()
             chosen = {"oldest": streams[:1], "newest": streams[-1:], "all": streams}[fault.which]
             for stream in chosen:
                 self.stream_reset(stream, fault.error_code)
@@ -312,12 +312,12 @@ class Http2:
             self._share_window()
 
     def _share_window(self) -> None:
-        # Whoever is served goes to the end of the line, or the first stream would take every increment whole.
-        for stream_id, stream in list(self._streams.items()):
-            if self.send_window <= 0:
-                break
-            self._streams[stream_id] = self._streams.pop(stream_id)
+        # Whoever comes first this time comes last the next time, or the first would take every increment whole.
+        streams = list(self._streams.values())
+        for stream in streams:
             stream.go_on()
+        if streams and not streams[0].is_closed:
+            self._streams[streams[0].stream_id] = self._streams.pop(streams[0].stream_id)
 
     def _receive_rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -383,7 +383,7 @@ class Http2:
             stream.receive_window += difference
 
     def _go_away(self, fault: Goaway) -> None:
-        streams = list(self._streams.values())
+        streams = self._by_age()
         dropped = streams[len(streams) - min(fault.unprocessed, len(streams)) :]
         self._last_accepted = max(0, dropped[0].stream_id - 2) if dropped else self._last_id
         self.wire.write(h2.goaway_frame(self._last_accepted, fault.error_code))
@@ -393,6 +393,9 @@ class Http2:
             self._end()
         else:
             self._close_if_done()
+
+    def _by_age(self) -> list[Http2Exchange]:
+        return [self._streams[stream_id] for stream_id in sorted(self._streams)]
 
     def _fail_stream(self, error: Http2Error) -> None:
         self.wire.write(h2.rst_stream_frame(error.stream_id, error.code))

@@ -63,14 +63,11 @@ class Http2Exchange(Exchange):
         self._trickle: Trickle | None = None
 
     @property
-    def is_writable(self) -> bool:
-        return (
-            self.send_window > 0
-            and self._http2.send_window > 0
-            and not self._kept
-            and not self.wire.is_paused
-            and (self._trickle is None or self._trickle.is_empty)
-        )
+    def room(self) -> int:
+        if self._kept or self.wire.is_paused or not (self._trickle is None or self._trickle.is_empty):
+            return 0
+        room = min(self.send_window, self._http2.send_window)
+        return room if room > 0 else 0
 
     # -- from the answer -------------------------------------------------------------------------------
 
@@ -122,7 +119,7 @@ class Http2Exchange(Exchange):
             return
         if self._last_act is not None:
             self._last_act()
-        elif self.answering is not None and self.is_writable:
+        elif self.answering is not None and self.room:
             self.answering.resume()
 
     def close(self) -> None:

@@ -32,6 +32,8 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[SimulatedProvider]]]:
         left = provider.statistics()
         assert (left.open_connections, left.open_streams, left.streaming) == (0, 0, 0)
         assert left.requests == left.completed + left.cancelled + left.failed
+    if closing := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(closing, timeout=2)  # clients may still be closing their generators
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
