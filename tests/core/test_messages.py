@@ -1,0 +1,99 @@
+"""The messages: decoding, encoding, and splicing of entries. `test_vectors` has a case for each field."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from holdfast.core import messages as m
+from holdfast.errors import AheadOfLog, InvalidMessage, RateLimited, UpstreamStatus
+
+
+def test_decoded_message_has_its_fields() -> None:
+    message = m.decode_client_message('{"type":"attach","stream":"st_1","after":4,"credit":0}')
+    assert message == m.Attach("st_1", after=4, credit=0)
+    assert m.decode_server_message(b'{"type":"queued","stream":"st_1","position":2}') == m.Queued("st_1", 2)
+
+
+def test_invalid_message_says_what_and_where() -> None:
+    with pytest.raises(InvalidMessage, match=r"Expected `int` >= -1 - at `\$.streams\[0\].after`"):
+        m.decode_client_message('{"type":"hello","version":1,"streams":[{"stream":"a","after":-2}]}')
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ud800",
+        '{"type":"ping","t":"\ud800"}',
+        b"\xff",
+        b'{"type":"detach","stream":"\xff"}',
+        "[" * 100_000,
+        '{"type":"ping","x":' + "[" * 100_000,
+        '{"type":"create","request_id":"r","request":' + '{"a":' * 100_000,
+        '{"type":"ping","t":' + "9" * 5000 + "}",
+        '{"type":"ping","t":1e999}',
+    ],
+)
+def test_hostile_text_is_invalid_and_nothing_else(text: str | bytes) -> None:
+    with pytest.raises(InvalidMessage):
+        m.decode_client_message(text)
+
+
+def test_numbers_that_can_be_read_can_be_written() -> None:
+    ping = m.decode_client_message(b'{"type":"ping","t":%b}' % (b"9" * 4300))
+    assert isinstance(ping, m.Ping)
+    assert m.encode(m.Pong(t=ping.t)) == b'{"type":"pong","t":%b}' % (b"9" * 4300)
+
+
+def test_defaults_are_not_sent() -> None:
+    assert m.encode(m.Attach("st_1")) == b'{"type":"attach","stream":"st_1"}'
+    assert m.encode(m.Hello(1)) == b'{"type":"hello","version":1}'
+
+
+def test_request_and_data_are_kept_to_the_letter() -> None:
+    create = m.decode_client_message('{"type":"create","request_id":"r","request": { "x" : 1.50 } }')
+    assert isinstance(create, m.Create)
+    assert bytes(create.request) == b'{ "x" : 1.50 }'
+    events = m.decode_server_message('{"type":"events","stream":"s","seq":0,"data":[ 1.0 ,"\\u00e9", [ ] ]}')
+    assert isinstance(events, m.Events)
+    assert list(map(bytes, events.data)) == [b"1.0", b'"\\u00e9"', b"[ ]"]
+
+
+def test_one_entry_is_an_event() -> None:
+    text = m.entries_message(b"st_1", 7, [b'{"a":1}'])
+    assert text == b'{"type":"event","stream":"st_1","seq":7,"data":{"a":1}}'
+    assert isinstance(m.decode_server_message(text), m.Event)
+
+
+def test_several_entries_are_events() -> None:
+    text = m.entries_message(b"st_1", 7, [b'{"a":1}', b"null"])
+    assert text == b'{"type":"events","stream":"st_1","seq":7,"data":[{"a":1},null]}'
+    assert isinstance(m.decode_server_message(text), m.Events)
+
+
+def test_end_is_spliced_from_its_entry() -> None:
+    body = m.EndBody("failed", usage=m.Usage(total_tokens=3), error=m.ErrorBody("x", "y"), attempts=[])
+    text = m.end_message(b"st_1", 9, m.encode(body))
+    end = m.decode_server_message(text)
+    assert end == m.End("st_1", 9, "failed", usage=m.Usage(total_tokens=3), error=m.ErrorBody("x", "y"))
+    assert m.decode_end(m.encode(body)) == body
+
+
+def test_error_becomes_a_message() -> None:
+    message = m.error_message(RateLimited("slow", retry_after=2.5), request_id="r1")
+    assert json.loads(m.encode(message)) == {
+        "type": "error",
+        "code": "rate_limited",
+        "message": "slow",
+        "retryable": True,
+        "retry_after": 2.5,
+        "request_id": "r1",
+    }
+    assert m.error_message(AheadOfLog(param="after"), stream="st_1").param == "after"
+
+
+def test_error_becomes_part_of_an_end() -> None:
+    assert m.error_body(AheadOfLog("no", param="after")) == m.ErrorBody("ahead_of_log", "no", param="after")
+    body = m.error_body(UpstreamStatus("busy", status=429, retry_after=1))
+    assert body == m.ErrorBody("upstream_status", "busy", retryable=True, retry_after=1, status=429)
