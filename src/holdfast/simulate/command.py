@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import ssl
 import sys
+from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from holdfast.simulate.certificate import context_of, self_signed
+from holdfast.simulate.faults import AnyConnectionFault, RandomFailures
 from holdfast.simulate.server import SimulatedProvider
+from holdfast.simulate.tls import server_context
 
 try:
     import uvloop
@@ -17,25 +25,50 @@ except ImportError:  # not on every platform
 DEFAULT_PORT = 8089
 
 
+class UsageError(Exception):
+    """An option that cannot be used; the message says which, and what would be right."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `holdfast simulate`."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)"
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
+    add("--model", action="append", metavar="NAME", help="model that /v1/models lists; repeatable (default: demo)")
+    add("--http1-only", action="store_true", help="do not speak HTTP/2")
+    add("--max-concurrent-streams", type=int, default=128, metavar="N", help="HTTP/2 limit (default: %(default)s)")
+    add("--initial-window-size", type=int, default=65_535, metavar="N", help="HTTP/2 window for request bodies")
+    add("--tls-cert", metavar="FILE", help="serve TLS with this certificate chain (PEM)")
+    add("--tls-key", metavar="FILE", help="its private key (PEM), if it is not in the same file")
+    add(
+        "--tls-self-signed",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="serve TLS with a new self-signed certificate for localhost; FILE receives it, for clients to trust",
     )
-    parser.add_argument(
-        "--model", action="append", metavar="NAME", help="model that /v1/models lists; repeatable (default: demo)"
+    add(
+        "--connection-fault",
+        action="append",
+        metavar="JSON",
+        help='fault of every connection, such as \'{"kind": "goaway", "after_streams": 100}\'; repeatable',
+    )
+    add(
+        "--random-failures",
+        metavar="JSON",
+        help='a storm, such as \'{"status": {"429": 0.3}, "hang_handshake": 0.01, "reset": 0.01, "seed": 1}\'',
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; return the exit status."""
+    factory = None if uvloop is None else uvloop.new_event_loop
     try:
-        if uvloop is not None:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(args))
-        else:
-            asyncio.run(_serve(args))
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(_serve(args))
+    except UsageError as exc:
+        print(f"holdfast simulate: {exc}", file=sys.stderr)
+        return 2
     except OSError as exc:
         print(f"holdfast simulate: cannot listen on {args.host}:{args.port}: {exc}", file=sys.stderr)
         return 1
@@ -47,8 +80,18 @@ async def _serve(args: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    provider = SimulatedProvider(models=tuple(args.model or ("demo",)))
-    await provider.start(args.host, args.port)
+    faults = [_decode("--connection-fault", text, AnyConnectionFault) for text in args.connection_fault or ()]
+    storm = args.random_failures and _decode("--random-failures", args.random_failures, RandomFailures)
+    context = _ssl_context(args)
+    provider = SimulatedProvider(
+        models=tuple(args.model or ("demo",)),
+        max_concurrent_streams=args.max_concurrent_streams,
+        initial_window_size=args.initial_window_size,
+        connection_faults=faults,
+        random_failures=storm or None,
+    )
+    alpn = ("http/1.1",) if args.http1_only else ("h2", "http/1.1")
+    await provider.start(args.host, args.port, ssl_context=context, alpn=alpn)
     print(_greeting(provider), flush=True)
     try:
         await stop.wait()
@@ -56,9 +99,38 @@ async def _serve(args: argparse.Namespace) -> None:
         await provider.aclose()
 
 
+def _decode(option: str, text: str, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as exc:
+        raise UsageError(f"{option}: {exc}") from exc
+
+
+def _ssl_context(args: argparse.Namespace) -> ssl.SSLContext | None:
+    if args.tls_key is not None and args.tls_cert is None:
+        raise UsageError("--tls-key needs --tls-cert")
+    if args.tls_cert is not None:
+        if args.tls_self_signed is not None:
+            raise UsageError("give either --tls-cert or --tls-self-signed")
+        try:
+            return server_context(args.tls_cert, args.tls_key)
+        except (OSError, ssl.SSLError) as exc:
+            raise UsageError(f"--tls-cert {args.tls_cert}: {exc}") from exc
+    if args.tls_self_signed is None:
+        return None
+    try:
+        certificate, key = self_signed()
+        if args.tls_self_signed:
+            Path(args.tls_self_signed).write_bytes(certificate)
+    except (RuntimeError, OSError) as exc:
+        raise UsageError(f"--tls-self-signed: {exc}") from exc
+    return context_of(certificate, key)
+
+
 def _greeting(provider: SimulatedProvider) -> str:
+    insecure = "" if provider.ssl_context is None else "k"
     return f"""simulated provider at {provider.base_url}
 try:
-  curl -N {provider.base_url}/chat/completions -H 'content-type: application/json' -d '{{"model":"demo",
+  curl -N{insecure} {provider.base_url}/chat/completions -H 'content-type: application/json' -d '{{"model":"demo",
     "stream":true,"messages":[{{"role":"user","content":"hi"}}],"sim":{{"tokens":20,"interval_ms":50,"seed":7}}}}'
 counts: {provider.base_url.removesuffix("/v1")}/stats    stop: Ctrl-C"""

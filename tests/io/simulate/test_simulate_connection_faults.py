@@ -12,8 +12,8 @@ import pytest
 from simulate_client import RawConnection, chat_body, contents
 from simulate_h2_client import H2Client
 
+from holdfast.simulate import certificate as certificates
 from holdfast.simulate import http2_frames as frames
-from holdfast.simulate import tls
 from holdfast.simulate.faults import (
     BlackHole,
     CloseConnection,
@@ -34,7 +34,7 @@ SHORT = {"tokens": 40, "interval_ms": 5}
 
 @pytest.fixture(scope="module")
 def certificate():
-    return tls.self_signed()
+    return certificates.self_signed()
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ async def test_plain_connection_can_be_accepted_and_silent(provider, fault):
 
 
 async def test_tls_handshake_hangs(serve, certificate, trusting):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     provider.arm(HangHandshake())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
@@ -242,7 +242,7 @@ async def test_tls_handshake_hangs(serve, certificate, trusting):
 
 
 async def test_tls_silence_comes_after_the_handshake(serve, certificate, trusting):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     provider.arm(Silence())
     async with await H2Client.open(provider, ssl_context=trusting) as client:
         client.post(chat_body(SHORT))
@@ -281,7 +281,7 @@ async def test_http1_socket_fails_after_exactly_k_bytes(provider, fault, expecte
 
 
 async def test_tls_connection_goes_dark_in_mid_stream(serve, certificate, trusting):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     provider.arm(BlackHole(after_bytes=8000))
     async with await H2Client.open(provider, ssl_context=trusting) as client:
         (stream_id,) = await begun(client, LONG)

@@ -14,8 +14,8 @@ import pytest
 from simulate_client import RawConnection, chat_body, contents
 from simulate_h2_client import H2Client
 
+from holdfast.simulate import certificate as certificates
 from holdfast.simulate import http2_frames as frames
-from holdfast.simulate import tls
 from holdfast.simulate.text import text
 
 TOKENS = 10
@@ -23,7 +23,7 @@ TOKENS = 10
 
 @pytest.fixture(scope="module")
 def certificate():
-    return tls.self_signed()
+    return certificates.self_signed()
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def test_many_streams_share_one_connection_and_each_has_its_text(provider)
 
 
 async def test_openai_sdk_streams_over_http2_and_tls(serve, certificate, trusting):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     http = httpx.AsyncClient(http1=False, http2=True, verify=trusting)
     async with openai.AsyncOpenAI(base_url=provider.base_url, api_key="k", http_client=http) as client:
         stream = await client.chat.completions.create(
@@ -66,7 +66,7 @@ async def test_openai_sdk_streams_over_http2_and_tls(serve, certificate, trustin
 
 
 async def test_tls_client_without_http2_gets_http1(serve, certificate, trusting):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     trusting.set_alpn_protocols(["http/1.1"])
     async with httpx.AsyncClient(verify=trusting) as client:
         answer = await client.post(f"{provider.base_url}/chat/completions", json=chat_body({"tokens": 3000}))
@@ -75,7 +75,7 @@ async def test_tls_client_without_http2_gets_http1(serve, certificate, trusting)
 
 
 async def test_client_that_does_not_trust_the_certificate_leaves_nothing(serve, certificate):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(f"{provider.base_url}/models")
@@ -83,7 +83,7 @@ async def test_client_that_does_not_trust_the_certificate_leaves_nothing(serve, 
 
 
 async def test_plain_bytes_on_a_tls_port_are_refused(serve, certificate):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     async with await RawConnection.open(provider) as client:
         client.writer.write(b"GET / HTTP/1.1\r\n\r\n")
         await client.rest()
@@ -91,7 +91,7 @@ async def test_plain_bytes_on_a_tls_port_are_refused(serve, certificate):
 
 
 async def test_closed_tls_answer_ends_with_close_notify(serve, certificate, trusting):
-    provider = await serve(ssl_context=tls.context_of(*certificate))
+    provider = await serve(ssl_context=certificates.context_of(*certificate))
     trusting.set_alpn_protocols(["http/1.1"])
     async with await RawConnection.open(provider, ssl=trusting, server_hostname="localhost") as client:
         client.post(chat_body({"tokens": 3}), headers="connection: close\r\n")
@@ -104,7 +104,7 @@ async def test_alpn_can_be_limited_to_http1(certificate, trusting):
     from holdfast.simulate import SimulatedProvider
 
     provider = SimulatedProvider()
-    await provider.start(ssl_context=tls.context_of(*certificate), alpn=("http/1.1",))
+    await provider.start(ssl_context=certificates.context_of(*certificate), alpn=("http/1.1",))
     try:
         async with httpx.AsyncClient(http2=True, verify=trusting) as client:
             trusting.set_alpn_protocols(["h2", "http/1.1"])
