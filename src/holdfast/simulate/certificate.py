@@ -1,4 +1,4 @@
-"""A self-signed certificate, for trying TLS out and for tests."""
+"""A self-signed certificate, for trying TLS out and for tests. Needs the package `cryptography`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.simulate.tls import server_context
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
-try:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-except ImportError:  # it is not a dependency of the gateway
-    x509 = None  # type: ignore[assignment]
+from holdfast.simulate.tls import server_context
 
 
 def self_signed(hosts: Sequence[str] = ("localhost", "127.0.0.1", "::1")) -> tuple[bytes, bytes]:
-    """Return a new self-signed certificate and its key as PEM; clients may trust the certificate as their CA.
-
-    Raises RuntimeError if the package `cryptography` is not installed.
-    """
-    if x509 is None:
-        raise RuntimeError("a self-signed certificate needs the package `cryptography`: pip install cryptography")
+    """Return a new self-signed certificate and its key as PEM; clients may trust the certificate as their CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "holdfast simulate")])
     now = datetime.datetime.now(datetime.UTC)

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 
-from holdfast.simulate.certificate import context_of, self_signed
 from holdfast.simulate.faults import AnyConnectionFault, RandomFailures
 from holdfast.simulate.server import SimulatedProvider
 from holdfast.simulate.tls import server_context
@@ -119,12 +118,17 @@ def _ssl_context(args: argparse.Namespace) -> ssl.SSLContext | None:
     if args.tls_self_signed is None:
         return None
     try:
-        certificate, key = self_signed()
-        if args.tls_self_signed:
-            Path(args.tls_self_signed).write_bytes(certificate)
-    except (RuntimeError, OSError) as exc:
-        raise UsageError(f"--tls-self-signed: {exc}") from exc
-    return context_of(certificate, key)
+        # Here, not above: `cryptography` need not be installed, and takes longer to import than all the rest.
+        from holdfast.simulate import certificate
+    except ImportError as exc:
+        raise UsageError("--tls-self-signed needs the package cryptography: pip install cryptography") from exc
+    pem, key = certificate.self_signed()
+    if args.tls_self_signed:
+        try:
+            Path(args.tls_self_signed).write_bytes(pem)
+        except OSError as exc:
+            raise UsageError(f"--tls-self-signed {args.tls_self_signed}: {exc}") from exc
+    return certificate.context_of(pem, key)
 
 
 def _greeting(provider: SimulatedProvider) -> str:

@@ -127,7 +127,8 @@ def test_option_that_cannot_be_used_is_explained(capsys, options, message):
 
 
 def test_self_signed_without_cryptography_is_explained(capsys, monkeypatch):
-    monkeypatch.setattr(certificates, "x509", None)
+    monkeypatch.delattr("holdfast.simulate.certificate")
+    monkeypatch.setitem(sys.modules, "holdfast.simulate.certificate", None)
     assert run(parsed("--tls-self-signed")) == 2
     assert "pip install cryptography" in capsys.readouterr().err
 
