@@ -82,7 +82,10 @@ class Endpoint:
         self._headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     def completion(self, request: ChatRequest, model: str, *, stream_id: str) -> HttpRequest:
-        """Make the request for a completion. `stream_id` lets the provider's logs be matched with ours."""
+        """Make the request for a completion. `stream_id` lets the provider's logs be matched with ours.
+
+        They get it without its prefix: servers exist that refuse a request whose `x-request-id` is not a UUID.
+        """
         body = dict(request.body)
         body["model"] = model
         body["stream"] = request.stream
@@ -93,7 +96,7 @@ class Endpoint:
         headers = [
             *self._headers,
             (b"accept", b"text/event-stream" if request.stream else b"application/json"),
-            (b"x-request-id", stream_id.encode()),
+            (b"x-request-id", stream_id.removeprefix("st_").encode()),
         ]
         return HttpRequest("POST", f"{self._path}/chat/completions", headers, msgspec.json.encode(body))
 
