@@ -134,7 +134,9 @@ class SessionProtocol(WebSocketProtocol):
         if self._created is None:
             self._created = set()
         self._created.add(stream.id)
-        self.session.send(m.Accepted(stream.request_id, stream.id, epoch=stream.log.epoch, duplicate=duplicate))
+        self.session.send(
+            m.Accepted(stream.origin.request_id, stream.id, epoch=stream.log.epoch, duplicate=duplicate)
+        )
 
     def _welcome(self, hello: core.HelloReceived) -> None:
         sessions, limits = self._sessions, self._sessions.limits

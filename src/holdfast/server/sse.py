@@ -26,8 +26,8 @@ class SseReader:
     """Writes one stream to one exchange, as entries come; silent streams get comments.
 
     `completions` is the form that OpenAI's SDKs read: `[DONE]` after a completed answer, an `error` object after
-    any other. Its head waits for the first entry, so that a refusal is an HTTP status, but no longer than the first
-    keep-alive comment. Without it the end entry comes as `event: end`.
+    any other. Its head waits for the first entry, so that a refusal is an HTTP status, but no longer than the
+    first keep-alive comment. Without it the end entry comes as `event: end`.
     """
 
     __slots__ = (

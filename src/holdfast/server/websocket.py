@@ -18,8 +18,9 @@ from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
-#: After our Close frame the peer has this many seconds to answer.
+#: After our Close frame the peer has this many seconds to answer; after its own, this many to hang up.
 CLOSE_TIMEOUT = 5.0
+_LINGER_TIMEOUT = 2.0
 
 
 class Liveness(msgspec.Struct, frozen=True):
@@ -147,14 +148,20 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.abort()
 
     def _peer_closed(self) -> None:
+        """Answer the Close frame and hang up, but read on until the peer has: unread input would reset the
+        connection, and our Close frame could be lost with it."""
         self._stop_timer()
-        if self.transport is not None:
-            data = self.codec.data_to_send()
-            if data:
-                self.transport.write(data)
-            # A peer that never reads would keep the transport open: the timer makes sure of the end.
-            self._timer = self.timers.after(CLOSE_TIMEOUT, self.abort)
-            self.transport.close()
+        transport = self.transport
+        if transport is None:
+            return
+        data = self.codec.data_to_send()
+        if data:
+            transport.write(data)
+        self._timer = self.timers.after(_LINGER_TIMEOUT, self.abort)
+        if transport.can_write_eof():
+            transport.write_eof()
+        else:
+            transport.close()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from holdfast.config import StreamsConfig
 from holdfast.core.log import Log
 from holdfast.errors import Draining, DuplicateRequest, Overloaded, UnknownModel, UnknownStream
+from holdfast.streams.memory import LogMemory
 from holdfast.streams.pump import Pump, Target
-from holdfast.streams.stream import Stream
+from holdfast.streams.stream import Origin, Stream
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import ChatRequest
 
@@ -40,7 +41,8 @@ class Registry:
         # Ended streams in the order of their end: the first to go when memory runs short.
         self._ended: dict[str, Stream] = {}
         self._pumps: dict[str, asyncio.Task[None]] = {}
-        self._bytes = 0
+        self.memory = LogMemory(config.memory_bytes)
+        self.memory.evict = self._evict_oldest
         self._created = 0
         self._ended_total = 0
         self._is_draining = False
@@ -66,7 +68,7 @@ class Registry:
         if request_id is not None:
             known = self._by_request.get((tenant, request_id))
             if known is not None:
-                if known.digest != request.digest:
+                if known.origin.digest != request.digest:
                     raise DuplicateRequest(param="request_id")
                 return known, True
         route = self._models.get(request.model)
@@ -76,20 +78,18 @@ class Registry:
         stream_id = "st_" + secrets.token_hex(16)
         stream = Stream(
             stream_id=stream_id,
-            tenant=tenant,
-            request_id=request_id or stream_id,
-            digest=request.digest,
-            model=request.model,
+            origin=Origin(tenant, request_id or stream_id, request.model, request.digest),
             log=Log(stream_id, max_bytes=self._config.log_bytes),
+            memory=self.memory,
             detach_grace=detach_grace,
             timers=self._timers,
         )
         stream.keeps_running = keeps_running
-        stream.on_bytes = self._count_bytes
         stream.on_end = self._stream_ended
         self._streams[stream_id] = stream
-        self._by_request[tenant, stream.request_id] = stream
+        self._by_request[tenant, stream.origin.request_id] = stream
         self._created += 1
+        self.memory.running += 1
         task = Pump(stream, request, route, self._timers).start()
         self._pumps[stream_id] = task
         task.add_done_callback(lambda _: self._pumps.pop(stream_id, None))
@@ -98,7 +98,7 @@ class Registry:
     def get(self, tenant: str, stream_id: str) -> Stream:
         """Find a stream of this tenant. Raises `UnknownStream`, the same for an absent and a foreign one."""
         stream = self._streams.get(stream_id)
-        if stream is None or stream.tenant != tenant:
+        if stream is None or stream.origin.tenant != tenant:
             raise UnknownStream
         return stream
 
@@ -108,7 +108,7 @@ class Registry:
     def acknowledged(self, tenant: str, stream_id: str) -> None:
         """The creator has the end: it is kept for the shorter retention."""
         stream = self._streams.get(stream_id)
-        if stream is not None and stream.tenant == tenant and stream.is_ended:
+        if stream is not None and stream.origin.tenant == tenant and stream.is_ended:
             self._schedule_expiry(stream, min(self._config.retention_acknowledged, self._config.retention))
 
     # -- bounds --
@@ -120,9 +120,7 @@ class Registry:
             self._evict_oldest()
             if len(self._streams) >= self._config.max_streams:
                 raise Overloaded(f"{self._config.max_streams} streams are running", retry_after=1.0)
-        while self._bytes >= self._config.memory_bytes and self._evict_oldest():
-            pass
-        if self._bytes >= self._config.memory_bytes:
+        if self.memory.is_short:
             raise Overloaded("the memory for logs is used up by running streams", retry_after=1.0)
 
     def _evict_oldest(self) -> bool:
@@ -132,18 +130,13 @@ class Registry:
                 return True
         return False
 
-    def _count_bytes(self, change: int) -> None:
-        self._bytes += change
-
     # -- the end of streams --
 
     def _stream_ended(self, stream: Stream) -> None:
         self._ended_total += 1
         self._ended[stream.id] = stream
-        while self._bytes > self._config.memory_bytes and self._evict_oldest():
-            pass
-        if stream.id in self._streams:
-            self._schedule_expiry(stream, self._config.retention)
+        self.memory.running -= 1
+        self._schedule_expiry(stream, self._config.retention)
 
     def _schedule_expiry(self, stream: Stream, delay: float) -> None:
         if stream.expiry is not None:
@@ -163,8 +156,8 @@ class Registry:
             stream.expiry = None
         self._streams.pop(stream.id, None)
         self._ended.pop(stream.id, None)
-        self._by_request.pop((stream.tenant, stream.request_id), None)
-        self._bytes -= stream.log.bytes
+        self._by_request.pop((stream.origin.tenant, stream.origin.request_id), None)
+        self.memory.free(stream.log.bytes)
 
     # -- the end of the process --
 
@@ -186,8 +179,8 @@ class Registry:
         return RegistryStatistics(
             streams=len(self._streams),
             running=len(self._streams) - len(self._ended),
-            log_bytes=self._bytes,
-            memory_bytes=self._config.memory_bytes,
+            log_bytes=self.memory.used,
+            memory_bytes=self.memory.limit,
             created=self._created,
             ended=self._ended_total,
         )

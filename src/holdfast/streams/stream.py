@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.log import Cursor, Log
 from holdfast.core.messages import AttemptRecord, EndBody, EndStatus, Usage, decode_end, encode, error_body
 from holdfast.errors import Cancelled, HoldfastError
+from holdfast.streams.memory import LogMemory
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -20,59 +22,61 @@ class Reader(Protocol):
     def wake(self, cursor: Cursor) -> None: ...
 
 
+@dataclass(slots=True, frozen=True)
+class Origin:
+    """Who asked for a generation, and for what. `digest` tells a repeated request from another one."""
+
+    tenant: str
+    request_id: str
+    model: str
+    digest: bytes
+
+
 class Stream:
     """A log, the cursors on it with their readers, and the state of its generation.
 
-    All calls are synchronous and belong to the loop's thread. `on_bytes` hears of every change of the log's size;
-    `on_end` is called once, when the end entry is in the log; `on_relief` when a full log has room again;
-    `on_abandoned` when the grace period passed without a reader or the owner cancelled.
+    All calls are synchronous and belong to the loop's thread. `on_end` is called once, when the end entry is in
+    the log; `on_relief` when a full log has room again; `on_abandoned` when the grace period passed without a
+    reader or the owner cancelled.
     """
 
     __slots__ = (
         "_grace",
+        "_memory",
         "_parked",
         "_readers",
         "_timers",
         "created",
         "detach_grace",
-        "digest",
         "expiry",
         "id",
         "keeps_running",
         "log",
-        "model",
         "on_abandoned",
-        "on_bytes",
         "on_end",
         "on_relief",
-        "request_id",
-        "tenant",
+        "origin",
     )
 
     def __init__(
         self,
         *,
         stream_id: str,
-        tenant: str,
-        request_id: str,
-        digest: bytes,
-        model: str,
+        origin: Origin,
         log: Log,
+        memory: LogMemory,
         detach_grace: float,
         timers: Timers,
     ) -> None:
         self.id = stream_id
-        self.tenant = tenant
-        self.request_id = request_id
-        self.digest = digest
-        self.model = model
+        self.origin = origin
         self.log = log
+        self._memory = memory
         self.created = timers.now()
         #: Seconds that the generation goes on without a reader.
         self.detach_grace = detach_grace
         #: Set where the generation shall go on without any reader.
         self.keeps_running = False
-        self.on_bytes: Callable[[int], None] = _ignore
         self.on_end: Callable[[Stream], None] = _ignore
         self.on_relief: Callable[[], None] = _nothing
         self.on_abandoned: Callable[[], None] = _nothing
@@ -168,24 +172,37 @@ class Stream:
         log = self.log
         if log.end is not None:
             return
-        self.on_bytes(log.append(payloads))
+        memory = self._memory
+        memory.add(log.append(payloads))
+        if memory.is_short:
+            memory.free(log.trim())
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
 
     @property
+    def _has_room(self) -> bool:
+        bound = self.log.max_bytes
+        if self._memory.is_short:
+            bound = min(bound, self._memory.share)
+        return self.log.bytes < bound
+
+    @property
     def is_full(self) -> bool:
         """Whether the provider has to wait: the log is at its bound and nothing more can be trimmed."""
-        if self.log.is_full:
-            self.on_bytes(-self.log.trim())
-            return self.log.is_full
+        if not self._has_room:
+            self._memory.free(self.log.trim())
+            if not self._has_room:
+                self._memory.waiting.add(self)
+                return True
         return False
 
     def relieve(self) -> None:
-        """A reader moved: let the provider go on where the log has room again."""
-        log = self.log
-        if log.is_full and log.end is None:
-            self.on_bytes(-log.trim())
-            if not log.is_full:
+        """A reader moved, or memory is free again: let the provider go on where the log has room."""
+        memory = self._memory
+        if self in memory.waiting:
+            memory.free(self.log.trim())
+            if self._has_room and self in memory.waiting:
+                memory.waiting.discard(self)
                 self.on_relief()
 
     def finish(
@@ -207,7 +224,8 @@ class Stream:
             error=None if error is None else error_body(error),
             attempts=attempts or [],
         )
-        self.on_bytes(self.log.seal(encode(end)))
+        self._memory.waiting.discard(self)
+        self._memory.add(self.log.seal(encode(end)))
         for cursor in self._parked:
             cursor.close()
         self._parked.clear()

@@ -1,0 +1,54 @@
+"""The memory that all logs share: counts it, and says what one log may take while it is short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+#: Even when memory is short a running stream may keep this much, so that it moves at all.
+MIN_SHARE = 64 * 1024
+#: Memory counts as short until use has fallen below this part of the bound.
+_RELIEF = 0.9
+
+
+class Waiting(Protocol):
+    def relieve(self) -> None: ...
+
+
+class LogMemory:
+    """Counts the bytes of all logs against `limit`.
+
+    While use is at the limit, `is_short` is true: logs keep only what their readers have yet to read, and a
+    running log may grow to its `share` only. `evict` frees an ended log and says whether there was one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.running = 0
+        self.is_short = False
+        self.evict: Callable[[], bool] = _nothing_to_evict
+        #: Streams that let their provider wait until there is room.
+        self.waiting: set[Waiting] = set()
+
+    @property
+    def share(self) -> int:
+        return max(MIN_SHARE, self.limit // max(self.running, 1))
+
+    def add(self, size: int) -> None:
+        self.used += size
+        if self.used >= self.limit:
+            while self.used >= self.limit and self.evict():
+                pass
+            self.is_short = self.used >= self.limit
+
+    def free(self, size: int) -> None:
+        self.used -= size
+        if self.is_short and self.used < self.limit * _RELIEF:
+            self.is_short = False
+            for stream in list(self.waiting):
+                stream.relieve()
+
+
+def _nothing_to_evict() -> bool:
+    return False
