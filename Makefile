@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+REAL   := .venv-real
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit coverage format lock clean
+.PHONY: help serve test lint types contracts unit coverage test-real format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +47,20 @@ unit: $(VENV)/.test
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report
 
+# An environment of its own: it compiles llama.cpp (ten minutes and a C++ compiler, the first time only), and what
+# llama-cpp-python depends on has no place beside the gateway. `clean` leaves it alone.
+$(REAL)/.ready: $(BIN)/uv requirements/real.lock pyproject.toml
+	@command -v "$${CXX:-c++}" >/dev/null || \
+	  { echo "make test-real compiles llama.cpp and needs a C++ compiler; '$${CXX:-c++}' was not found." >&2; exit 1; }
+	@test -x $(REAL)/bin/python || $(PYTHON) -m venv --without-pip $(REAL)
+	@echo "Installing llama-cpp-python; where it has to be compiled, this takes about ten minutes."
+	$(BIN)/uv pip install -q --python $(REAL)/bin/python --require-hashes -r requirements/real.lock
+	$(BIN)/uv pip install -q --python $(REAL)/bin/python --no-deps -e .
+	@touch $@
+
+test-real: $(REAL)/.ready ## set up, then try every client against a real model server (slow the first time; not in CI)
+	$(REAL)/bin/python tests/real
+
 format: $(VENV)/.test ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -53,6 +68,7 @@ format: $(VENV)/.test ## format and fix what can be fixed
 lock: $(BIN)/uv ## resolve the dependencies anew into requirements/*.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-header --all-extras --group test pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --extra gateway pyproject.toml -c requirements/dev.lock -o requirements/gateway.lock
+	$(BIN)/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --extra gateway pyproject.toml requirements/real.in -c requirements/dev.lock -o requirements/real.lock
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
