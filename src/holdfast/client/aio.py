@@ -17,7 +17,7 @@ from holdfast.client.events import ConnectionState
 from holdfast.client.runner import Runner
 from holdfast.client.streams import EventStream, Reader, TextStream
 from holdfast.core.messages import MAX_NAME, MAX_SEQ
-from holdfast.errors import InvalidRequest, LogTrimmed
+from holdfast.errors import Cancelled, InvalidRequest, LogTrimmed
 
 logger = logging.getLogger("holdfast.client")
 
@@ -157,13 +157,13 @@ class StreamingAIClient:
             window=self.config.stream_window,
         )
 
-    def _attach(self, stream_id: str, after: int, window: int | None = None) -> Reader:
+    def _attach(self, stream_id: str, after: int) -> Reader:
         _check_name("stream_id", stream_id)
         if not isinstance(after, int) or not -1 <= after <= MAX_SEQ:
             raise InvalidRequest(
                 f"after: must be an entry's number, or -1 for all; found {after!r}", param="after"
             )
-        return Reader(self._runner, stream_id=stream_id, after=after, window=window or self.config.stream_window)
+        return Reader(self._runner, stream_id=stream_id, after=after, window=self.config.stream_window)
 
     async def _cancel_id(self, stream_id: str) -> None:
         # Connected first: a reader in a `hello` may be refused, for a trimmed log, before the cancel is sent.
@@ -172,7 +172,7 @@ class StreamingAIClient:
         if reader is not None:
             await self._cancel_reader(reader)
             return
-        reader = self._attach(stream_id, -1, window=1)
+        reader = self._attach(stream_id, -1)
         reader.start()
         try:
             await self._cancel_reader(reader)
@@ -188,7 +188,8 @@ class StreamingAIClient:
         reader.watchers.append(watcher)
         self._runner.cancel(reader)
         await watcher
-        if reader.end is None and reader.error is not None and not reader.was_cancelled_here:
+        # A request that had not been sent yet ends as cancelled at once.
+        if reader.error is not None and not isinstance(reader.error, Cancelled):
             raise reader.error
 
     def _tell(self, state: ConnectionState) -> None:

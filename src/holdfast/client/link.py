@@ -56,8 +56,11 @@ _by_close_code: dict[int, type[HoldfastError]] = {
 class LinkFailed(Exception):
     """A connection ended or was not made. A failure that `is_final` would come again: it is not retried."""
 
-    def __init__(self, error: HoldfastError, *, is_final: bool = False) -> None:
+    def __init__(
+        self, error: HoldfastError, *, is_final: bool = False, cause: BaseException | None = None
+    ) -> None:
         super().__init__(error.message)
+        error.__cause__ = cause
         self.error = error
         self.is_final = is_final
 
@@ -117,9 +120,11 @@ async def open_link(config: WebSocketConfig, *, was_welcomed: bool) -> Link:
         raise _refusal(exc, config.url, was_welcomed=was_welcomed) from exc
     except (OSError, EOFError, WebSocketException) as exc:
         error = ConnectionLost(f"no connection to {config.url}: {exc or type(exc).__name__}")
-        raise LinkFailed(error, is_final=isinstance(exc, ssl.SSLCertVerificationError)) from exc
+        is_final = isinstance(exc, ssl.SSLCertVerificationError)
+        raise LinkFailed(error, is_final=is_final, cause=exc) from exc
     except (ImportError, ValueError) as exc:  # a proxy of the environment or a redirect that cannot be used
-        raise LinkFailed(ConnectionLost(f"cannot connect to {config.url}: {exc}"), is_final=True) from exc
+        error = ConnectionLost(f"cannot connect to {config.url}: {exc}")
+        raise LinkFailed(error, is_final=True, cause=exc) from exc
     if not isinstance(link, Link) or link.subprotocol != SUBPROTOCOL:
         link.transport.abort()
         message = f"{config.url} did not agree to the subprotocol {SUBPROTOCOL}; is it a Holdfast gateway?"
@@ -132,13 +137,13 @@ def _failure_of(exc: ConnectionClosed) -> LinkFailed:
     if received is None and sent is not None and sent.code == _MESSAGE_TOO_BIG:
         # The gateway would send the same entry again.
         error = PayloadTooLarge("the gateway sent a message larger than WebSocketConfig.max_message")
-        return LinkFailed(error, is_final=True)
+        return LinkFailed(error, is_final=True, cause=exc)
     if received is None:
-        return LinkFailed(ConnectionLost("the connection to the gateway was cut"))
+        return LinkFailed(ConnectionLost("the connection to the gateway was cut"), cause=exc)
     code, reason = received.code, received.reason
     cls = _by_close_code.get(code, ConnectionLost)
     message = f"the gateway closed the connection with code {code}" + (f": {reason}" if reason else "")
-    return LinkFailed(cls(message), is_final=4400 <= code <= 4499 or code == _MESSAGE_TOO_BIG)
+    return LinkFailed(cls(message), is_final=4400 <= code <= 4499 or code == _MESSAGE_TOO_BIG, cause=exc)
 
 
 class _Problem(msgspec.Struct):
@@ -171,7 +176,7 @@ def _refusal(exc: InvalidStatus, where: str, *, was_welcomed: bool) -> LinkFaile
     )
     # A proxy answers 404 while a gateway is being replaced; before the first welcome it is a wrong URL.
     is_final = status in _FINAL_STATUSES or (status == NotFound.http_status and not was_welcomed)
-    return LinkFailed(error, is_final=is_final)
+    return LinkFailed(error, is_final=is_final, cause=exc)
 
 
 def _retry_after(headers: Headers) -> float | None:

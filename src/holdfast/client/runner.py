@@ -56,7 +56,9 @@ class Runner:
         self._conversation: Conversation | None = None
         self._is_closed = False
         self._was_welcomed = False
-        self._moment: float | None = None  # when the last connection was asked to leave
+        # Of the last connection: whether it was of use, and when it was asked to leave.
+        self._was_healthy = False
+        self._moment: float | None = None
         self._largest_request = config.max_message - _ENVELOPE
 
     # -- from the client --
@@ -96,8 +98,9 @@ class Runner:
             self._get_going()
 
     def cancel(self, reader: Reader) -> None:
-        """Stop the reader's generation; its end is still delivered."""
+        """Stop the reader's generation; of what still comes, only its end is delivered."""
         if reader.stream is not None and reader.stream in self._readers:
+            reader.drain()
             for event in self._session.cancel(reader.stream):
                 self._deliver(event)
             self._get_going()
@@ -175,7 +178,7 @@ class Runner:
 
     async def _connect_and_wait(self) -> None:
         """Hold one connection until it ends, then wait until the next one may be made."""
-        self._moment = None
+        self._was_healthy, self._moment = False, None
         try:
             await self._converse()
             failed = LinkFailed(Draining("the gateway sends its clients away"))
@@ -183,7 +186,9 @@ class Runner:
             failed = exc
         if not self._is_needed or self._is_closed:
             return
-        if self._moment is not None and self._backoff.failures == 0 and not failed.is_final:
+        if self._was_healthy:
+            self._backoff.reset()
+        if self._moment is not None and self._was_healthy and not failed.is_final:
             # Leaving when asked to is no failure, after a connection that was of use.
             delay = min(max(self._moment - asyncio.get_running_loop().time(), 0.0), self._config.max_backoff)
         elif failed.is_final or self._backoff.failures >= self._config.max_retries:
@@ -212,9 +217,7 @@ class Runner:
             await conversation.run(deadline)
         finally:
             self._conversation = None
-            self._moment = conversation.leave_at
-            if conversation.is_healthy:
-                self._backoff.reset()
+            self._was_healthy, self._moment = conversation.is_healthy, conversation.leave_at
 
     def _give_up(self, error: HoldfastError) -> None:
         """Raise the error from every waiting call, and begin anew with the next one."""

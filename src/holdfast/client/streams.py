@@ -46,6 +46,7 @@ class Reader:
         "buffered",
         "end",
         "error",
+        "is_drained",
         "is_left",
         "position",
         "request",
@@ -76,6 +77,7 @@ class Reader:
         self.end: End | None = None
         self.error: HoldfastError | None = None
         self.is_left = False
+        self.is_drained = False
         self.buffered = 0
         #: The place in the gateway's queue, None when it is not news.
         self.position: int | None = None
@@ -100,11 +102,23 @@ class Reader:
     # -- the client's side --
 
     def push(self, payloads: Sequence[bytes]) -> None:
-        if self.is_left:
+        size = sum(map(len, payloads))
+        if self.is_drained:
+            self._grant(size)
             return
         self._buffer.extend(payloads)
-        self.buffered += sum(map(len, payloads))
+        self.buffered += size
         self._wake()
+
+    def drain(self) -> None:
+        """Drop what comes from now on: the end lies behind it, and credit must not hold it up. Idempotent."""
+        if not self.is_drained:
+            self.is_drained = True
+            self._grant(self.buffered + self._taken)
+
+    def _grant(self, size: int) -> None:
+        if self.stream is not None and size:
+            self._carrier.consume(self.stream, size)
 
     def queued(self, position: int) -> None:
         self.position = position
@@ -167,10 +181,12 @@ class Reader:
         size = len(payload)
         self.seq += 1
         self.buffered -= size
+        if self.is_drained:
+            return payload
         self._taken += size
-        if self.stream is not None and (not self._buffer or self._taken * 4 >= self.window):
+        if not self._buffer or self._taken * 4 >= self.window:
             taken, self._taken = self._taken, 0
-            self._carrier.consume(self.stream, taken)
+            self._grant(taken)
         return payload
 
     def take_all(self) -> list[bytes]:
@@ -211,12 +227,12 @@ class Reader:
         if self.is_left:
             return
         self.is_left = True
-        self._buffer.clear()
-        self.buffered = 0
         if not self.is_over:
             self.error = error
-            if self._loop is not None:
-                self._carrier.leave(self)
+            self._carrier.leave(self)
+        self.drain()
+        self._buffer.clear()
+        self.buffered = 0
         self._wake()
 
     def drop(self) -> None:
