@@ -63,6 +63,11 @@ class Log:
     def is_full(self) -> bool:
         return self.bytes >= self.max_bytes
 
+    @property
+    def newest(self) -> bytes:
+        """The payload of the last entry; there must be one."""
+        return self._entries[-1]
+
     def append(self, payloads: Sequence[bytes]) -> int:
         """Append entries, each one JSON text, and return the bytes that were added.
 
@@ -70,9 +75,15 @@ class Log:
         """
         if self.end is not None:
             raise RuntimeError("append to a sealed log")
-        self._entries.extend(payloads)
-        self.next += len(payloads)
-        added = sum(map(len, payloads)) + ENTRY_OVERHEAD * len(payloads)
+        count = len(payloads)
+        if count == 1:  # the usual case: one token at a time
+            payload = payloads[0]
+            self._entries.append(payload)
+            added = len(payload) + ENTRY_OVERHEAD
+        else:
+            self._entries.extend(payloads)
+            added = sum(map(len, payloads)) + ENTRY_OVERHEAD * count
+        self.next += count
         self.bytes += added
         return added
 
@@ -195,8 +206,16 @@ class Cursor:
         A single larger entry is returned whole, and may take the credit below zero.
         """
         log, credit, start = self.log, self.credit, self.position
-        if start >= log.next:
+        behind = log.next - start
+        if behind <= 0:
             return None
+        if behind == 1 and log.end is None and (credit is None or credit > 0):
+            # The usual case: at the live tail, one new entry.
+            entry = log.newest
+            self.position = start + 1
+            if credit is not None:
+                self.credit = credit - len(entry)
+            return b'{"type":"event","stream":"%b","seq":%d,"data":%b}' % (log.stream, start, entry)
         if credit is None or self._is_at_end:
             self.position, message = log.render(start, max_bytes)
             return message

@@ -258,14 +258,12 @@ class SessionProtocol(WebSocketProtocol):
             if session.waiting > _MAX_WAITING:
                 self.abort()
             return
-        out: list[bytes] = []
-        if session.waiting:
-            out += map(text_frame, session.data_to_send())
+        out = [text_frame(message) for message in session.data_to_send()] if session.waiting else []
         ready = self._ready
         if ready:
             self._read_cursors(out)
         if out:
-            transport.write(b"".join(out))
+            transport.write(out[0] if len(out) == 1 else b"".join(out))
             if ready and self.is_writable:
                 self._mark()
 
@@ -281,13 +279,15 @@ class SessionProtocol(WebSocketProtocol):
             message = cursor.read(max_bytes)
             if message is None:
                 continue
+            length = len(message)
             out.append(text_frame(message))
-            size += len(message)
+            size += length
+            log = cursor.log
             if is_bare:
                 cursor.consume()
-            if cursor.is_ready:
+            if cursor.position < log.next:
                 ready[cursor] = None
-            elif cursor.is_done:
+            elif log.end is not None:
                 self._drop(self.session.retire(self._streams[cursor].id))
             elif is_bare:
                 self._streams[cursor].relieve()

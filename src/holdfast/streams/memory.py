@@ -16,7 +16,7 @@ class Waiting(Protocol):
 
 
 class LogMemory:
-    """Counts the bytes of all logs against `limit`.
+    """Counts the bytes of all logs, `used`, against `limit`; whoever adds to it calls `check` where it is reached.
 
     While use is at the limit, `is_short` is true: logs keep only what their readers have yet to read, and a
     running log may grow to its `share` only. `evict` frees an ended log and says whether there was one.
@@ -35,8 +35,8 @@ class LogMemory:
     def share(self) -> int:
         return max(MIN_SHARE, self.limit // max(self.running, 1))
 
-    def add(self, size: int) -> None:
-        self.used += size
+    def check(self) -> None:
+        """Look at the bound after `used` has grown: ended logs go first."""
         if self.used >= self.limit:
             while self.used >= self.limit and self.evict():
                 pass

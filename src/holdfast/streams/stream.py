@@ -173,8 +173,9 @@ class Stream:
         if log.end is not None:
             return
         memory = self._memory
-        memory.add(log.append(payloads))
-        if memory.is_short:
+        memory.used += log.append(payloads)
+        if memory.used >= memory.limit:
+            memory.check()
             memory.free(log.trim())
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
@@ -189,8 +190,9 @@ class Stream:
     @property
     def is_full(self) -> bool:
         """Whether the provider has to wait: the log is at its bound and nothing more can be trimmed."""
-        if not self._has_room:
-            self._memory.free(self.log.trim())
+        log = self.log
+        if log.bytes >= log.max_bytes or self._memory.is_short:
+            self._memory.free(log.trim())
             if not self._has_room:
                 self._memory.waiting.add(self)
                 return True
@@ -225,7 +227,8 @@ class Stream:
             attempts=attempts or [],
         )
         self._memory.waiting.discard(self)
-        self._memory.add(self.log.seal(encode(end)))
+        self._memory.used += self.log.seal(encode(end))
+        self._memory.check()
         for cursor in self._parked:
             cursor.close()
         self._parked.clear()
