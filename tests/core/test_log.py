@@ -177,6 +177,14 @@ def test_batch_keeps_to_the_credit_where_it_can() -> None:
     assert cursor.credit == 5
 
 
+def test_single_entry_at_the_live_tail_takes_its_bytes_off_the_credit() -> None:
+    log = new_log(1)
+    cursor = log.cursor(credit=25)
+    assert cursor.read(1000) is not None
+    assert cursor.credit == 25 - len(log.newest)
+    assert cursor.read(1000) is None
+
+
 def test_end_needs_no_credit() -> None:
     log = new_log(2, is_ended=True)
     cursor = log.cursor(credit=20)
