@@ -65,6 +65,16 @@ def test_smaller_table_is_signalled_and_obeyed() -> None:
         assert decoder.header_table_size == min(sizes[-1], 4096)
 
 
+def test_table_that_grew_and_shrank_again_is_signalled_once() -> None:
+    encoder, decoder = RequestEncoder(), Decoder()
+    encoder.limit_table(100)
+    decoder.decode(encoder.encode(REQUEST))
+    encoder.limit_table(4096)
+    encoder.limit_table(100)
+    decoder.max_allowed_table_size = 100  # a larger size, even in passing, would be refused
+    assert decoder.decode(encoder.encode(REQUEST), raw=True) == REQUEST
+
+
 def test_changes_of_the_table_between_requests_are_bounded() -> None:
     encoder = RequestEncoder()
     for size in range(2000):

@@ -62,11 +62,11 @@ class RequestEncoder:
         if size == self._encoder.header_table_size:
             return
         self._encoder.header_table_size = size
-        # RFC 7541 section 4.2: of several changes before a block the smallest and the last are signalled.
-        # Without this, a peer that goes on changing it would grow the list.
+        # RFC 7541 section 4.2: of several changes before a block the smallest and the last are signalled, and
+        # no other, which might be more than the peer allows by then. It also bounds the list.
         changes = self._encoder.table_size_changes
-        if len(changes) > 2:
-            changes[:] = (min(changes), changes[-1])
+        smallest, last = min(changes), changes[-1]
+        changes[:] = (last,) if smallest == last else (smallest, last)
 
 
 class ResponseDecoder:
