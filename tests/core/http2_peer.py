@@ -59,11 +59,13 @@ def data(stream_id: int, payload: bytes, *, end: bool = False) -> bytes:
 
 def read_frames(written: bytes) -> list[Frame]:
     frames = []
-    while written:
-        length = int.from_bytes(written[:3], "big")
-        stream_id = int.from_bytes(written[5:9], "big")
-        frames.append(Frame(written[3], written[4], stream_id, written[9 : 9 + length]))
-        written = written[9 + length :]
+    position = 0
+    while position < len(written):
+        length = int.from_bytes(written[position : position + 3], "big")
+        kind, flags = written[position + 3 : position + 5]
+        stream_id = int.from_bytes(written[position + 5 : position + 9], "big")
+        position += 9 + length
+        frames.append(Frame(kind, flags, stream_id, written[position - length : position]))
     return frames
 
 
