@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from holdfast.core.log import Cursor
 from holdfast.core.messages import EndBody
-from holdfast.core.sse import comment, write_event
+from holdfast.core.sse import write_event
 from holdfast.errors import HoldfastError, from_wire
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import Exchange, error_response
@@ -17,6 +17,10 @@ HEADERS = (
     # nginx and its kin would collect the events otherwise.
     (b"x-accel-buffering", b"no"),
 )
+
+#: Without a blank line behind it: OpenAI's SDKs take that for the end of an event, of an empty one, once they have
+#: seen an `id`.
+_KEEP_ALIVE = b": keep-alive\n"
 
 _READ_BYTES = 32 * 1024
 _FLUSH_BYTES = 128 * 1024
@@ -146,7 +150,7 @@ class SseReader:
         if silence >= self._keep_alive:
             if self._exchange.is_writable:
                 self._start()
-                self._exchange.write(comment(b"keep-alive"))
+                self._exchange.write(_KEEP_ALIVE)
                 self._wrote = self._timers.now()
             silence = 0.0
         self._timer = self._timers.after(self._keep_alive - silence, self._check_silence)
