@@ -8,18 +8,20 @@ import ssl
 
 from holdfast.admission.auth import Authenticator
 from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
 from holdfast.server.api import Api, ApiLimits
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import HttpConnection, Limits
+from holdfast.server.operations import Operations
 from holdfast.server.session import SessionLimits, Sessions
 from holdfast.server.websocket import Liveness
 from holdfast.simulate.server import SimulatedProvider
-from holdfast.streams.pump import Target
 from holdfast.streams.registry import Registry
+from holdfast.streams.route import Route, Target
 from holdfast.timers import Timers
-from holdfast.upstream.pool import Pool
-from holdfast.upstream.providers.openai import Endpoint
+from holdfast.upstream.provider import Provider
+from holdfast.upstream.statistics import ProviderStatistics
 
 logger = logging.getLogger("holdfast")
 
@@ -37,7 +39,8 @@ class Gateway:
         self.config = config
         self._server: asyncio.Server | None = None
         self._demo: SimulatedProvider | None = None
-        self._pools: dict[str, Pool] = {}
+        self._providers: dict[str, Provider] = {}
+        self._routes: dict[str, Route] = {}
 
     async def start(self) -> None:
         """Listen. Raises `ConfigError` where the address or the TLS files cannot be used."""
@@ -49,10 +52,15 @@ class Gateway:
             providers["demo"] = ProviderConfig(base_url=self._demo.base_url)
             models["demo"] = ModelConfig(route=["demo/demo"])
         self.timers = Timers()
-        self.flusher = Flusher()
-        self._pools = {name: Pool(provider) for name, provider in providers.items()}
-        routes = {name: self._route(model, providers) for name, model in models.items()}
-        self.registry = Registry(config.streams, routes, self.timers)
+        self.flusher = Flusher(ReadModeration(max_hold=config.server.max_hold))
+        try:
+            for name, provider in providers.items():
+                self._providers[name] = Provider(name, provider, self.timers)
+        except ConfigError:
+            await self.aclose()
+            raise
+        self._routes = {name: self._route(model) for name, model in models.items()}
+        self.registry = Registry(config.streams, self._routes, self.timers)
         server, streams = config.server, config.streams
         self.sessions = Sessions(
             self.registry,
@@ -78,22 +86,38 @@ class Gateway:
                 detach_grace_http=streams.detach_grace_http,
                 sse_keep_alive=server.sse_keep_alive,
             ),
+            Operations(self.pool_statistics),
         )
         await self._listen()
+        for runtime in self._providers.values():
+            runtime.start()
 
-    def _route(self, model: ModelConfig, providers: dict[str, ProviderConfig]) -> list[Target]:
+    def _route(self, model: ModelConfig) -> Route:
         targets = []
-        for entry in model.route:
-            name, _, target_model = entry.partition("/")
-            provider = providers[name]
-            endpoint = Endpoint(
-                base_url=provider.base_url,
-                api_key=provider.api_key,
-                headers=provider.headers,
-                stream_usage=provider.stream_usage,
+        for entry in model.targets:
+            name, _, target_model = entry.target.partition("/")
+            provider = self._providers[name]
+            targets.append(
+                Target(
+                    name,
+                    target_model,
+                    provider.endpoint,
+                    provider.pool,
+                    provider.config.timeouts,
+                    provider.health,
+                    entry.weight,
+                )
             )
-            targets.append(Target(name, target_model, endpoint, self._pools[name], provider.timeouts))
-        return targets
+        return Route(targets, model.retry)
+
+    def has_healthy_route(self, model: str) -> bool:
+        """Whether a request for this model would be tried now; False for models that there are not."""
+        route = self._routes.get(model)
+        return route is not None and route.is_healthy(self.timers.now())
+
+    def pool_statistics(self) -> list[ProviderStatistics]:
+        """What `GET /v1/pool` shows."""
+        return [provider.statistics() for provider in self._providers.values()]
 
     async def _listen(self) -> None:
         server = self.config.server
@@ -147,8 +171,8 @@ class Gateway:
                 connection.abort()
             for session in list(self.sessions.open):
                 session.abort()
-        for pool in self._pools.values():
-            await pool.aclose()
+        for provider in self._providers.values():
+            await provider.aclose()
         if self._demo is not None:
             await self._demo.aclose()
         if server is not None:

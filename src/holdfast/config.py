@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -48,6 +48,10 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     ping_interval: Annotated[Seconds, Meta(description="A WebSocket silent for this long is pinged.")] = 20.0
     ping_timeout: Annotated[Seconds, Meta(description="A pinged WebSocket that stays silent is dropped.")] = 10.0
     sse_keep_alive: Annotated[Seconds, Meta(description="A silent SSE response gets a comment this often.")] = 15.0
+    max_hold: Annotated[
+        float,
+        Meta(ge=0, le=0.01, description="Under load a turn of the event loop is held back up to this; 0: never."),
+    ] = 0.001
     max_streams_per_session: Annotated[Count, Meta(description="Streams that one session may read at a time.")] = (
         1024
     )
@@ -90,6 +94,41 @@ class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
     total: Annotated[Seconds, Meta(description="From the request to the end.")] = 1800.0
 
 
+class BreakerConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`breaker` of a provider: when it is left alone after failures, and how it comes back."""
+
+    failures: Annotated[Count, Meta(description="It opens after so many failures in a row.")] = 5
+    error_rate: Annotated[
+        float, Meta(gt=0, le=1, description="Or where this share of the outcomes within `window` failed,")
+    ] = 0.5
+    min_requests: Annotated[Count, Meta(description="given that there were at least so many.")] = 20
+    window: Annotated[Seconds, Meta(description="Over which the share is taken.")] = 30.0
+    open_for: Annotated[
+        Seconds, Meta(description="After this one trial request is let through; doubled each time that it fails.")
+    ] = 5.0
+    max_open_for: Annotated[Seconds, Meta(description="Bound of that doubling.")] = 60.0
+
+
+class ProbeConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`probe` of a provider: an active health check. Without this table there is none."""
+
+    path: Annotated[
+        str, Meta(pattern="^/", description="Path from the root of the origin, asked with GET and the API key.")
+    ]
+    interval: Annotated[Seconds, Meta(description="Between two checks.")] = 10.0
+    timeout: Annotated[Seconds, Meta(description="For one check; a status of 500 or more fails it too.")] = 5.0
+
+
+class RetryBudgetConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`retry_budget` of a provider: bounds repetitions, so that an outage is not multiplied."""
+
+    ratio: Annotated[
+        float, Meta(ge=0, description="Share of the requests within `window` that may be repeated,")
+    ] = 0.1
+    floor: Annotated[int, Meta(ge=0, description="on top of so many in any case.")] = 10
+    window: Annotated[Seconds, Meta(description="Over which requests and repetitions are counted.")] = 10.0
+
+
 class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """`[providers.NAME]`: one OpenAI-compatible endpoint."""
 
@@ -100,16 +139,103 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     stream_usage: Annotated[
         bool, Meta(description="Ask for usage on every stream (`stream_options.include_usage`).")
     ] = True
-    max_connections: Annotated[Count, Meta(description="Connections to this origin.")] = 1024
+    http2: Annotated[
+        Literal["auto", "prior-knowledge", "off"],
+        Meta(
+            description="`auto`: HTTP/2 where TLS negotiates it (ALPN), else HTTP/1.1. `prior-knowledge`: HTTP/2 "
+            "alone, also without TLS (h2c). `off`: HTTP/1.1 alone."
+        ),
+    ] = "auto"
+    max_connections: Annotated[
+        Count, Meta(description="Connections to this origin, those that drain not counted.")
+    ] = 1024
+    streams_per_connection: Annotated[
+        Count,
+        Meta(description="Requests at a time on one HTTP/2 connection; the provider's own limit may be lower."),
+    ] = 32
+    spread: Annotated[
+        Count,
+        Meta(description="HTTP/2: requests are spread over so many connections before any of them is filled."),
+    ] = 4
+    min_warm: Annotated[int, Meta(ge=0, description="Connections that are kept open without any request.")] = 0
+    max_age: Annotated[
+        Seconds, Meta(description="A connection gets no new requests after 80 to 100 % (at random) of this.")
+    ] = 1800.0
+    idle_timeout: Annotated[Seconds, Meta(description="A connection without requests is closed after this.")] = (
+        60.0
+    )
+    ping_interval: Annotated[
+        Seconds, Meta(description="HTTP/2: between two PINGs, which also measure the RTT.")
+    ] = 15.0
+    ping_timeout: Annotated[
+        Seconds, Meta(description="A connection that has sent nothing for this long after a PING is dead.")
+    ] = 10.0
+    ca_file: Annotated[
+        str | None, Meta(description="PEM file of the certificate authorities to trust instead of the system's.")
+    ] = None
+    client_cert: Annotated[str | None, Meta(description="PEM file with a client certificate (chain).")] = None
+    client_key: Annotated[
+        str | None, Meta(description="PEM file with its key, if that is not in the same file.")
+    ] = None
+    proxy: Annotated[
+        str | None,
+        Meta(
+            description="`http://[user:password@]host:port` of a proxy for `https` origins (CONNECT); `off` for "
+            "none. Default: `HTTPS_PROXY` and `NO_PROXY` of the environment. `http` origins are reached directly."
+        ),
+    ] = None
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    probe: ProbeConfig | None = None
+    retry_budget: RetryBudgetConfig = field(default_factory=RetryBudgetConfig)
 
     def __repr__(self) -> str:
-        return f"ProviderConfig(base_url={self.base_url!r})"
+        return f"ProviderConfig(base_url={self.base_url.split('?')[0]!r})"
+
+
+class RetryConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`retry` of a model. A request is tried again only while nothing of its answer was delivered."""
+
+    max_attempts: Annotated[Count, Meta(description="Tries of one request, over the whole route.")] = 4
+    initial: Annotated[
+        Seconds, Meta(description="The pause before the same endpoint is asked again is drawn from 0 to this,")
+    ] = 0.25
+    maximum: Annotated[
+        Seconds, Meta(description="which doubles each time up to this. `Retry-After` comes on top.")
+    ] = 8.0
+    max_retry_after: Annotated[
+        Grace, Meta(description="A longer `Retry-After` is not waited for: the caller gets the error at once.")
+    ] = 30.0
+
+
+class TargetConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """One entry of a route with a weight."""
+
+    target: Annotated[str, Meta(description="`provider/model`.")]
+    weight: Annotated[
+        float | None,
+        Meta(
+            gt=0, description="Neighbours in the route that have a weight share the requests in that proportion."
+        ),
+    ] = None
 
 
 class ModelConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """`[models.NAME]`: a model that callers may name."""
 
-    route: Annotated[list[str], Meta(min_length=1, description="Targets `provider/model` in order of preference.")]
+    route: Annotated[
+        list[str | TargetConfig],
+        Meta(
+            min_length=1,
+            description='Targets `"provider/model"` in order of preference. Several that share the load have '
+            'weights: `{ target = "provider/model", weight = 3 }`.',
+        ),
+    ]
+    retry: RetryConfig = field(default_factory=RetryConfig)
+
+    @property
+    def targets(self) -> list[TargetConfig]:
+        """The route with each entry in its long form."""
+        return [TargetConfig(entry) if isinstance(entry, str) else entry for entry in self.route]
 
 
 class KeyConfig(Struct, forbid_unknown_fields=True, frozen=True):
@@ -172,21 +298,18 @@ def parse(text: str, *, source: str = "configuration", environ: Mapping[str, str
 def check(config: Config, *, source: str = "configuration") -> None:
     """Check what types cannot say: references, URLs, hashes, and that an open port has keys."""
     for name, provider in config.providers.items():
-        url = urlsplit(provider.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
-            raise ConfigError(
-                f"{source}: providers.{name}.base_url: expected http(s)://host[:port]/path without user, query or "
-                f"fragment, got {provider.base_url.split('?')[0]!r}"
-            )
+        _check_provider(f"{source}: providers.{name}", provider)
     for name, model in config.models.items():
-        for index, target in enumerate(model.route):
-            provider_name, slash, target_model = target.partition("/")
+        for index, entry in enumerate(model.targets):
+            provider_name, slash, target_model = entry.target.partition("/")
             where = f'{source}: models."{name}".route[{index}]'
             if not slash or not target_model:
-                raise ConfigError(f'{where}: expected "provider/model", got {target!r}')
+                raise ConfigError(f'{where}: expected "provider/model", got {entry.target!r}')
             if provider_name not in config.providers:
                 known = ", ".join(sorted(config.providers)) or "none is configured"
                 raise ConfigError(f"{where}: there is no provider {provider_name!r} ({known})")
+        if model.retry.maximum < model.retry.initial:
+            raise ConfigError(f'{source}: models."{name}".retry.maximum: expected at least `initial`')
     for name, key in config.keys.items():
         if not _HASH.fullmatch(key.hash):
             raise ConfigError(
@@ -201,6 +324,34 @@ def check(config: Config, *, source: str = "configuration") -> None:
             "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "
             "127.0.0.1."
         )
+
+
+def _check_provider(where: str, provider: ProviderConfig) -> None:
+    url = urlsplit(provider.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
+        raise ConfigError(
+            f"{where}.base_url: expected http(s)://host[:port]/path without user, query or fragment, got "
+            f"{provider.base_url.split('?')[0]!r}"
+        )
+    if provider.client_key is not None and provider.client_cert is None:
+        raise ConfigError(f"{where}.client_key: needs client_cert as well")
+    if provider.min_warm > provider.max_connections:
+        raise ConfigError(f"{where}.min_warm: expected at most max_connections, {provider.max_connections}")
+    if provider.breaker.max_open_for < provider.breaker.open_for:
+        raise ConfigError(f"{where}.breaker.max_open_for: expected at least open_for")
+    if provider.proxy not in (None, "off"):
+        check_proxy(provider.proxy, f"{where}.proxy")
+
+
+def check_proxy(proxy: str, where: str) -> None:
+    """Raise `ConfigError` unless a proxy's URL can be used. It is not shown: it may hold a password."""
+    url = urlsplit(proxy)
+    try:
+        is_valid = url.scheme == "http" and bool(url.hostname) and url.port != 0
+    except ValueError:  # the port
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"{where}: expected http://[user:password@]host:port")
 
 
 def is_loopback(host: str) -> bool:

@@ -234,8 +234,27 @@ class UpstreamConnectError(UpstreamError):
 
 
 class UpstreamReset(UpstreamError):
+    """`processed` is False only where the provider certainly did not act on the request."""
+
     code = "upstream_reset"
     meaning = "The provider's connection or stream was reset or cut before the answer was complete."
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after: float | None = None,
+        param: str | None = None,
+        processed: bool = True,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, param=param)
+        self.processed = processed
+
+
+class CircuitOpen(UpstreamError):
+    code = "circuit_open"
+    http_status = 503
+    meaning = "Every endpoint of the model is left alone after failures; retry_after says when one is tried again."
 
 
 class UpstreamTruncated(UpstreamError):

@@ -23,6 +23,7 @@ from holdfast.errors import (
 )
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
+from holdfast.server.operations import Operations
 from holdfast.server.session import SessionProtocol, Sessions
 from holdfast.server.sse import SseReader, end_error, end_http_status
 from holdfast.streams.registry import Registry
@@ -61,6 +62,7 @@ class Api:
         timers: Timers,
         flusher: Flusher,
         limits: ApiLimits,
+        operations: Operations,
     ) -> None:
         self._registry = registry
         self._sessions = sessions
@@ -78,6 +80,7 @@ class Api:
         self._routes: list[tuple[re.Pattern[str], dict[str, _Handler]]] = [
             (re.compile(r"/v1/chat/completions"), {"POST": self._chat_completions}),
             (re.compile(r"/v1/models"), {"GET": self._models}),
+            (re.compile(r"/v1/pool"), {"GET": operations.pool}),
             (re.compile(r"/v1/streams/([^/]+)"), {"GET": self._read_stream, "DELETE": self._cancel_stream}),
             (re.compile(r"/v1/ws/stream"), {"GET": self._needs_upgrade}),
         ]

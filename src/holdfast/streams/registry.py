@@ -11,7 +11,8 @@ from holdfast.config import StreamsConfig
 from holdfast.core.log import Log
 from holdfast.errors import Draining, DuplicateRequest, Overloaded, UnknownModel, UnknownStream
 from holdfast.streams.memory import LogMemory
-from holdfast.streams.pump import Pump, Target
+from holdfast.streams.pump import Pump
+from holdfast.streams.route import Route
 from holdfast.streams.stream import Origin, Stream
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import ChatRequest
@@ -32,7 +33,7 @@ class RegistryStatistics:
 class Registry:
     """Owns the streams. All methods are synchronous but `aclose`, and belong to the loop's thread."""
 
-    def __init__(self, config: StreamsConfig, models: Mapping[str, list[Target]], timers: Timers) -> None:
+    def __init__(self, config: StreamsConfig, models: Mapping[str, Route], timers: Timers) -> None:
         self._config = config
         self._models = models
         self._timers = timers

@@ -7,19 +7,60 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import time
 from collections.abc import Callable
+from typing import Final, Protocol, cast
 
-from holdfast.core import http
-from holdfast.errors import UpstreamError, UpstreamReset
+from holdfast.core.http import (
+    ConnectionFailed,
+    DataReceived,
+    ErrorCode,
+    Event,
+    GoAwayReceived,
+    HttpConnection,
+    PongReceived,
+    ResponseEnded,
+    ResponseReceived,
+    SettingsChanged,
+    StreamFailed,
+)
+from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
+from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import HttpRequest, ResponseSink
 
 logger = logging.getLogger("holdfast")
+
+#: How long a closed connection may take to send what is left, in seconds.
+_LINGER: Final = 1.0
+_SINK_FAILED: Final = "the receiver of a provider's answer failed"
+
+
+class ConnectionOwner(Protocol):
+    """What a connection tells its pool, always after its own state has changed."""
+
+    def slot_freed(self, connection: UpstreamConnection) -> None: ...
+    def settings_changed(self, connection: UpstreamConnection) -> None: ...
+
+    def request_refused(self, connection: UpstreamConnection) -> None:
+        """A request came back unprocessed; `slot_freed` follows."""
+
+    def connection_draining(self, connection: UpstreamConnection) -> None:
+        """It takes no new requests."""
+
+    def connection_lost(self, connection: UpstreamConnection) -> None:
+        """It is of no use any more; told once, and only for connections that were established."""
+
+    def count_reset(self, cause: str) -> None:
+        """An answer was cut short."""
+
+    def count_goaway(self) -> None: ...
 
 
 class HttpCall:
     """One request on a connection; implements `Call`."""
 
-    __slots__ = ("_connection", "_ungranted", "is_paused", "sink", "stream_id")
+    __slots__ = ("_connection", "_ungranted", "has_answer", "is_paused", "sink", "stream_id")
 
     def __init__(self, connection: UpstreamConnection, stream_id: int, sink: ResponseSink) -> None:
         self._connection = connection
@@ -27,6 +68,7 @@ class HttpCall:
         self.stream_id = stream_id
         self.sink = sink
         self.is_paused = False
+        self.has_answer = False
 
     def accept(self, size: int) -> None:
         """The sink has taken `size` bytes: grant as many again, unless it has paused."""
@@ -36,8 +78,9 @@ class HttpCall:
             self._connection.http.grant(self.stream_id, size)
 
     def pause(self) -> None:
-        self.is_paused = True
-        self._connection.call_paused()
+        if not self.is_paused:
+            self.is_paused = True
+            self._connection.call_paused(self.stream_id)
 
     def resume(self) -> None:
         if self.is_paused:
@@ -50,127 +93,363 @@ class HttpCall:
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection and the requests on it. `on_change` is called when a slot came free or the state changed."""
+    """One connection and the requests on it.
 
-    __slots__ = ("_calls", "_scheme_host", "http", "on_change", "transport")
+    `speak` makes the HTTP connection for what ALPN chose, None where it chose nothing. `established` is done when
+    the peer has shown that it speaks HTTP, or fails with `UpstreamConnectError`; `gone` when the socket is closed.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_has_heard",
+        "_is_draining",
+        "_is_lost",
+        "_is_write_due",
+        "_loop",
+        "_owner",
+        "_ping_interval",
+        "_ping_sent",
+        "_ping_timeout",
+        "_pings",
+        "_speak",
+        "_target",
+        "_timer",
+        "_timers",
+        "established",
+        "gone",
+        "http",
+        "rtt",
+        "transport",
+    )
+
+    http: HttpConnection
 
     def __init__(
         self,
-        connection: http.HttpConnection,
+        owner: ConnectionOwner,
+        timers: Timers,
+        speak: Callable[[str | None], HttpConnection],
         *,
         scheme: bytes,
         authority: bytes,
-        on_change: Callable[[UpstreamConnection], None],
+        ping_interval: float,
+        ping_timeout: float,
     ) -> None:
-        self.http = connection
-        self.on_change = on_change
-        self.transport: asyncio.Transport | None = None
-        self._scheme_host = (scheme, authority)
+        self._owner = owner
+        self._timers = timers
+        self._speak = speak
+        self._target = (scheme, authority)
+        self._ping_interval = ping_interval
+        self._ping_timeout = ping_timeout
+        self._loop = asyncio.get_running_loop()
         self._calls: dict[int, HttpCall] = {}
+        self._has_heard = False
+        self._is_draining = False
+        self._is_lost = False
+        self._is_write_due = False
+        self._pings = 0
+        self._ping_sent: float | None = None
+        self._timer: Deadline | None = None
+        self.transport: asyncio.Transport | None = None
+        self.established: asyncio.Future[None] = self._loop.create_future()
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        #: Of the last PING, in seconds.
+        self.rtt: float | None = None
 
-    # -- requests --
+    @property
+    def is_lost(self) -> bool:
+        return self._is_lost
+
+    # -- requests ------------------------------------------------------------------------------------------
 
     def send(self, request: HttpRequest, sink: ResponseSink) -> HttpCall:
-        """Send a request; a slot must be free."""
-        scheme, authority = self._scheme_host
+        """Send a request; a slot must be free. Raises `HttpMisuse` for what cannot be sent in HTTP."""
+        scheme, authority = self._target
         stream_id = self.http.send_request(
             request.method.encode(), scheme, authority, request.path.encode(), request.headers, request.body
         )
         call = self._calls[stream_id] = HttpCall(self, stream_id, sink)
-        self._write()
+        self._write_soon()
         return call
 
     def cancel(self, stream_id: int) -> None:
         if self._calls.pop(stream_id, None) is None:
             return
         self.http.reset_stream(stream_id)
-        self._write()
-        self._settle()
+        if self.http.is_closed:
+            self._lose()  # HTTP/1.1 has no other way
+        else:
+            self._write_soon()
+            self._owner.slot_freed(self)
 
-    def call_paused(self) -> None:
+    def call_paused(self, stream_id: int) -> None:
         # HTTP/1.1 has no window of its own: the socket's is the request's.
-        if self.http.alpn != "h2" and self.transport is not None:
+        if self.http.alpn != "h2" and stream_id in self._calls and self.transport is not None:
             self.transport.pause_reading()
 
     def call_resumed(self, stream_id: int, size: int) -> None:
+        if stream_id not in self._calls or self.transport is None:
+            return
         if self.http.alpn == "h2":
             self.http.grant(stream_id, size)
-            self._write()
-        elif self.transport is not None:
+            self._write_soon()
+        else:
             self.transport.resume_reading()
 
-    # -- asyncio.Protocol --
+    def close(self) -> None:
+        """Say goodbye and close; requests that are still on it fail."""
+        if self.transport is None or self._is_lost:
+            self.abort("closed")
+            return
+        events = self.http.close()
+        self._flush()
+        self._fail(events, "closed")
+        self._lose(abort=False)
+        if self.transport is not None:
+            self._close_transport(self.transport)
+
+    def abort(self, cause: str) -> None:
+        """Close at once, without a word; requests that are still on it fail with this cause."""
+        if self.transport is not None and not self._is_lost:
+            self._fail(self.http.close(), cause)
+        self._lose()
+
+    # -- asyncio.Protocol ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-        self._write()
+        self.transport = cast(asyncio.Transport, transport)
+        _keep_alive(transport.get_extra_info("socket"))
+        tls = transport.get_extra_info("ssl_object")
+        try:
+            self.http = self._speak(None if tls is None else tls.selected_alpn_protocol())
+        except UpstreamConnectError as exc:
+            self._set_established(exc)
+            self.transport.abort()
+            return
+        self._flush()
+        if self.http.is_established:
+            self._set_established(None)
 
     def data_received(self, data: bytes) -> None:
-        self._dispatch(self.http.receive_data(data))
-        self._write()
-        self._settle()
+        self._has_heard = True
+        calls = self._calls
+        others = None
+        for event in self.http.receive_data(data):
+            if type(event) is DataReceived:
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    chunks = event.chunks
+                    try:
+                        call.sink.data_received(chunks)
+                    except Exception:
+                        logger.exception(_SINK_FAILED)
+                        self._give_up(call)
+                        continue
+                    call.accept(len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks)))
+            else:
+                others = True
+                self._handle(event)
+        self._flush()
+        if others:
+            self._settle()
 
     def eof_received(self) -> bool:
-        self._dispatch(self.http.receive_eof())
-        self._settle()
+        if not self._is_lost:
+            self._end(self.http.receive_eof(), "connection_closed")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        if not self.http.is_closed:
-            self._dispatch(self.http.receive_eof())
-        self.on_change(self)
+        self.gone.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.established.done():
+            reason = exc or "the provider closed the connection before it spoke HTTP"
+            self._set_established(UpstreamConnectError(f"cannot connect to the provider: {reason}"))
+            self._is_lost = True
+        if not self._is_lost:
+            # After a loss, an HTTP/1.1 body without a length is not complete: its end is the connection's end.
+            self._end(self.http.close(), "connection_reset" if exc is not None else "connection_closed")
 
-    def close(self) -> None:
-        """End the connection at once; requests on it fail."""
-        if not self.http.is_closed:
-            self._dispatch(self.http.close())
-            self._write()
-        if self.transport is not None:
-            self.transport.close()
+    # -- events --------------------------------------------------------------------------------------------
 
-    # -- events --
-
-    def _dispatch(self, events: list[http.Event]) -> None:
-        calls = self._calls
-        for event in events:
-            kind = type(event)
-            if kind is http.DataReceived:
-                call = calls.get(event.stream_id)
-                if call is not None:
-                    call.sink.data_received(event.chunks)
-                    call.accept(sum(map(len, event.chunks)))
-            elif kind is http.ResponseReceived:
-                call = calls.get(event.stream_id)
-                if call is not None:
+    def _handle(self, event: Event) -> None:
+        if type(event) is ResponseReceived:
+            call = self._calls.get(event.stream_id)
+            if call is not None:
+                call.has_answer = True
+                try:
                     call.sink.response_received(event.status, event.headers)
-            elif kind is http.ResponseEnded:
-                call = calls.pop(event.stream_id, None)
-                if call is not None:
-                    call.sink.response_ended()
-            elif kind is http.StreamFailed:
-                call = calls.pop(event.stream_id, None)
-                if call is not None:
-                    call.sink.response_failed(_failure(event))
-            elif kind is http.ConnectionFailed:
-                logger.info("a provider connection failed: %s", event.reason)
+                except Exception:
+                    logger.exception(_SINK_FAILED)
+                    self._give_up(call)
+        elif type(event) is ResponseEnded:
+            self._end_call(event.stream_id, None)
+        elif type(event) is StreamFailed:
+            self._stream_failed(event)
+        elif type(event) is SettingsChanged:
+            if self.established.done():
+                self._owner.settings_changed(self)
+            else:
+                self._set_established(None)
+        elif type(event) is PongReceived:
+            if self._ping_sent is not None:
+                self.rtt = time.perf_counter() - self._ping_sent
+                self._ping_sent = None
+        elif type(event) is GoAwayReceived:
+            self._owner.count_goaway()
+        elif type(event) is ConnectionFailed:
+            logger.info("a connection to %s failed: %s", self._target[1].decode(), event.reason)
 
-    def _write(self) -> None:
-        if self.transport is not None:
-            data = self.http.data_to_send()
-            if data:
-                self.transport.write(data)
+    def _stream_failed(self, event: StreamFailed, cause: str | None = None) -> None:
+        if cause is None:
+            if self.http.is_closed:
+                cause = "connection_closed" if event.code == ErrorCode.NO_ERROR else "protocol_error"
+            elif not event.processed and not self.http.is_usable:
+                cause = "goaway"
+            else:
+                cause = f"stream_{_code_name(event.code)}"
+        if event.stream_id in self._calls:
+            self._owner.count_reset(cause)
+        if not event.processed and self.http.is_usable:
+            self._owner.request_refused(self)
+        self._end_call(
+            event.stream_id,
+            UpstreamReset(f"the provider's answer was cut ({cause}): {event.reason}", processed=event.processed),
+        )
+
+    def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:
+        call = self._calls.pop(stream_id, None)
+        if call is None:
+            return
+        if call.is_paused and self.transport is not None and self.http.alpn != "h2":
+            self.transport.resume_reading()
+        try:
+            if error is None:
+                call.sink.response_ended()
+            else:
+                call.sink.response_failed(error)
+        except Exception:
+            logger.exception(_SINK_FAILED)
+        # First what becomes of the connection, so that its slot is not lent again where it cannot be.
+        if not self.http.is_closed:
+            self._note_draining()
+            self._owner.slot_freed(self)
+
+    def _give_up(self, call: HttpCall) -> None:
+        """One receiver's fault ends its own request, and nobody else's."""
+        call.cancel()
+        call.sink.response_failed(UpstreamReset("the gateway failed to take the provider's answer"))
+
+    def _fail(self, events: list[Event], cause: str) -> None:
+        for event in events:
+            if type(event) is StreamFailed:
+                self._stream_failed(event, cause)
+            else:
+                self._handle(event)
+
+    def _end(self, events: list[Event], cause: str) -> None:
+        """The connection is over."""
+        self._fail(events, cause)
+        self._lose()
 
     def _settle(self) -> None:
-        """Close what is of no further use, and let the pool look."""
-        connection = self.http
-        if self.transport is not None and (
-            connection.is_closed or (not connection.is_usable and connection.open_streams == 0)
-        ):
-            self.transport.close()
-        if connection.available_streams or not connection.is_usable:
-            self.on_change(self)
+        """Tell the pool of what has become of the connection."""
+        if self._is_lost:
+            return
+        if not self.http.is_closed:
+            self._note_draining()
+            return
+        self._lose(abort=False)
+        if self.transport is not None:
+            self._close_transport(self.transport)
+
+    def _note_draining(self) -> None:
+        if not self._is_draining and not self.http.is_usable:
+            self._is_draining = True
+            self._owner.connection_draining(self)
+
+    def _close_transport(self, transport: asyncio.Transport) -> None:
+        """Send what is left; but a peer that does not read must not keep the socket."""
+        transport.close()
+        self._timer = self._timers.after(_LINGER, transport.abort)
+
+    def _lose(self, *, abort: bool = True) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if abort and self.transport is not None:
+            self.transport.abort()
+        if not self._is_lost:
+            self._is_lost = True
+            if self.established.done():
+                self._owner.connection_lost(self)
+            else:
+                self._set_established(UpstreamConnectError("the provider closed the connection at once"))
+
+    def _set_established(self, error: UpstreamConnectError | None) -> None:
+        if self.established.done():
+            return
+        if error is not None:
+            self._is_lost = True
+            self.established.set_exception(error)
+            self.established.exception()  # the dial may have given up, and nobody is asking
+            return
+        self.established.set_result(None)
+        if self.http.can_ping:
+            self._ping()
+
+    # -- signs of life -------------------------------------------------------------------------------------
+
+    def _ping(self) -> None:
+        self._pings += 1
+        self._has_heard = False
+        self._ping_sent = time.perf_counter()
+        self.http.send_ping(self._pings.to_bytes(8, "big"))
+        self._write_soon()
+        self._timer = self._timers.after(self._ping_timeout, self._check_ping)
+
+    def _check_ping(self) -> None:
+        # Any byte is a sign of life: a provider that sends but does not answer PINGs is not dead.
+        if self._ping_sent is not None and not self._has_heard:
+            logger.warning("a connection to %s is dead: no answer to a PING", self._target[1].decode())
+            self.abort("ping_timeout")
+        else:
+            self._timer = self._timers.after(max(self._ping_interval - self._ping_timeout, 0.01), self._ping)
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def _write_soon(self) -> None:
+        """Write once at the end of the turn, whatever more comes in it."""
+        if not self._is_write_due:
+            self._is_write_due = True
+            self._loop.call_soon(self._write_now)
+
+    def _write_now(self) -> None:
+        self._is_write_due = False
+        self._flush()
+
+    def _flush(self) -> None:
+        data = self.http.data_to_send()
+        if data and self.transport is not None:
+            self.transport.write(data)
 
 
-def _failure(event: http.StreamFailed) -> UpstreamError:
-    return UpstreamReset(f"the provider's answer was cut: {event.reason}")
+def _keep_alive(sock: socket.socket | None) -> None:
+    """Let the kernel find dead peers of connections without PINGs of their own."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    except OSError:  # a platform's refusal costs nothing but this
+        logger.debug("TCP keep-alive cannot be set", exc_info=True)
+
+
+def _code_name(code: int) -> str:
+    try:
+        return ErrorCode(code).name.lower()
+    except ValueError:
+        return f"code_{code}"

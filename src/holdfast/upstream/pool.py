@@ -1,107 +1,313 @@
-"""The connections to one origin."""
+"""The connections to one origin: carries out what `core.pool` decides, and is the `Upstream` of the pump."""
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
-from urllib.parse import urlsplit
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping
 
 from holdfast.config import ProviderConfig
-from holdfast.core.http1 import Http1Connection
-from holdfast.errors import ConnectTimeout, PoolTimeout, UpstreamConnectError
+from holdfast.core import pool as core
+from holdfast.core.http import HttpMisuse
+from holdfast.errors import PoolTimeout, UpstreamConnectError, UpstreamError, UpstreamMalformed
+from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, HttpRequest, ResponseSink
 from holdfast.upstream.connection import UpstreamConnection
+from holdfast.upstream.dial import Origin, dial
+from holdfast.upstream.statistics import ConnectionStatistics, PoolStatistics
+
+logger = logging.getLogger("holdfast")
+
+_CLOSED = "the pool is closed: this process is shutting down"
+
+
+class _Waiter(core.Waiter):
+    """One request until it is on its way."""
+
+    __slots__ = ("call", "error", "future", "request", "sink")
+
+    def __init__(self, request: HttpRequest, sink: ResponseSink) -> None:
+        super().__init__()
+        self.request = request
+        self.sink = sink
+        self.call: Call | None = None
+        self.error: Exception | None = None
+        self.future: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
 
 
 class Pool:
-    """Keeps connections alive and lends their free slots in order of asking."""
+    """Keeps connections alive and lends their free slots in order of asking; implements `Upstream`.
 
-    def __init__(self, config: ProviderConfig) -> None:
-        url = urlsplit(config.base_url)
-        self._host = url.hostname or ""
-        self._port = url.port or (443 if url.scheme == "https" else 80)
-        self._scheme = url.scheme.encode()
-        self._authority = url.netloc.encode()
-        self._ssl = ssl.create_default_context() if url.scheme == "https" else None
-        self._timeouts = config.timeouts
-        self._max_connections = config.max_connections
-        self._connections: list[UpstreamConnection] = []
-        self._connecting = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    Construct it inside a running event loop. Dials are its only tasks.
+    """
+
+    def __init__(
+        self,
+        config: ProviderConfig,
+        timers: Timers,
+        *,
+        rng: random.Random | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """Raises `ConfigError` for TLS files or a proxy that cannot be used."""
+        self._config = config
+        self._timers = timers
+        self._rng = rng or random.SystemRandom()
+        self._origin = Origin.of(config, environ)
+        self._core = core.ConnectionPool(
+            core.PoolLimits(
+                streams_per_connection=config.streams_per_connection,
+                spread=config.spread,
+                max_connections=config.max_connections,
+                min_warm=config.min_warm,
+                max_age=config.max_age,
+                idle_timeout=config.idle_timeout,
+                wait_timeout=config.timeouts.pool,
+                patience=min(1.0, config.timeouts.connect / 4),
+            ),
+            expected_capacity=config.streams_per_connection if self._origin.expects_http2 else 1,
+        )
+        self._members: dict[UpstreamConnection, core.Member] = {}
+        self._connections: dict[core.Member, UpstreamConnection] = {}
+        self._dials: dict[core.Member, asyncio.Task[None]] = {}
+        self._closing: set[UpstreamConnection] = set()
+        self._timer: Deadline | None = None
+        self._timer_at = float("inf")
         self._is_closed = False
+        self._requests = 0
+        self._connects = 0
+        self._wait_timeouts = 0
+        self._goaways = 0
+        self._connect_failures: Counter[str] = Counter()
+        self._resets: Counter[str] = Counter()
+
+    def start(self) -> None:
+        """Open the connections that are kept warm."""
+        self._act(self._core.start(self._timers.now()))
 
     async def send(self, request: HttpRequest, sink: ResponseSink) -> Call:
         """Send a request on a free slot, connecting or waiting for one; see `Upstream.send`."""
-        connection = self._find()
-        if connection is None:
-            if len(self._connections) + self._connecting < self._max_connections:
-                connection = await self._connect()
-            else:
-                connection = await self._wait()
-        return connection.send(request, sink)
-
-    def _find(self) -> UpstreamConnection | None:
-        for connection in reversed(self._connections):
-            if connection.transport is not None and connection.http.available_streams:
-                return connection
-        return None
-
-    async def _connect(self) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
-        self._connecting += 1
-        try:
-            async with asyncio.timeout(self._timeouts.connect):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(
-                        Http1Connection(),
-                        scheme=self._scheme,
-                        authority=self._authority,
-                        on_change=self._changed,
-                    ),
-                    self._host,
-                    self._port,
-                    ssl=self._ssl,
-                )
-        except TimeoutError as exc:
-            raise ConnectTimeout(f"no connection within {self._timeouts.connect:g} s") from exc
-        except OSError as exc:
-            raise UpstreamConnectError(f"cannot connect to the provider: {exc.strerror or exc}") from exc
-        finally:
-            self._connecting -= 1
-        self._connections.append(connection)
-        return connection
-
-    async def _wait(self) -> UpstreamConnection:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        try:
-            async with asyncio.timeout(self._timeouts.pool):
-                while True:
-                    await future
-                    connection = self._find()
-                    if connection is not None:
-                        return connection
-                    if len(self._connections) + self._connecting < self._max_connections:
-                        return await self._connect()
-                    future = asyncio.get_running_loop().create_future()
-                    self._waiting.appendleft(future)
-        except TimeoutError as exc:
-            raise PoolTimeout(f"no connection came free within {self._timeouts.pool:g} s") from exc
-        finally:
-            if future in self._waiting:
-                self._waiting.remove(future)
-
-    def _changed(self, connection: UpstreamConnection) -> None:
-        if connection.transport is None and connection in self._connections:
-            self._connections.remove(connection)
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(None)
-                return
+        if self._is_closed:
+            raise UpstreamConnectError(_CLOSED)
+        self._requests += 1
+        waiter = _Waiter(request, sink)
+        self._act(self._core.request(waiter, self._timers.now()))
+        if waiter.call is None and waiter.error is None:
+            waiter.future = asyncio.get_running_loop().create_future()
+            try:
+                await waiter.future
+            except asyncio.CancelledError:
+                self._core.cancel(waiter)
+                if waiter.call is not None:
+                    waiter.call.cancel()
+                raise
+        if waiter.call is None:
+            raise waiter.error or UpstreamConnectError()
+        return waiter.call
 
     async def aclose(self) -> None:
+        """Close all connections at once, and wait until nothing is left of them."""
         self._is_closed = True
-        for connection in list(self._connections):
+        self._act(self._core.close())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await asyncio.gather(*self._dials.values(), return_exceptions=True)
+        for connection in list(self._closing):
+            connection.abort("closed")
+        await asyncio.gather(*[connection.gone for connection in self._closing])
+
+    def statistics(self) -> PoolStatistics:
+        now = self._timers.now()
+        return PoolStatistics(
+            origin=self._origin.url,
+            connections=[
+                _connection_statistics(member, self._connections[member], now) for member in self._core.members
+            ],
+            connecting=self._core.connecting,
+            waiting=self._core.waiting,
+            streams=self._core.used,
+            requests=self._requests,
+            connects=self._connects,
+            connect_failures=dict(self._connect_failures),
+            wait_timeouts=self._wait_timeouts,
+            goaways=self._goaways,
+            resets=dict(self._resets),
+        )
+
+    # -- doing ---------------------------------------------------------------------------------------------
+
+    def _act(self, actions: list[core.Action], failure: UpstreamError | None = None) -> None:
+        for action in actions:
+            if isinstance(action, core.Lend):
+                self._lend(action)
+            elif isinstance(action, core.Open):
+                self._open(action.member)
+            elif isinstance(action, core.Close):
+                self._close(action.member)
+            else:
+                assert isinstance(action.waiter, _Waiter)  # noqa: S101 - no others are given to the core
+                if isinstance(action, core.Fail):
+                    action.waiter.error = failure
+                elif self._is_closed:
+                    action.waiter.error = UpstreamConnectError(_CLOSED)
+                else:
+                    self._wait_timeouts += 1
+                    action.waiter.error = PoolTimeout(
+                        f"no connection to {self._origin.url} came free within {self._config.timeouts.pool:g} s"
+                    )
+                action.waiter.wake()
+        self._set_timer()
+
+    def _lend(self, action: core.Lend) -> None:
+        waiter, member = action.waiter, action.member
+        assert isinstance(waiter, _Waiter)  # noqa: S101 - no others are given to the core
+        try:
+            waiter.call = self._connections[member].send(waiter.request, waiter.sink)
+        except HttpMisuse as exc:
+            waiter.error = UpstreamMalformed(f"the request cannot be sent: {exc}")
+            self._act(self._core.released(member, self._timers.now()))
+        waiter.wake()
+
+    def _open(self, member: core.Member) -> None:
+        self._dials[member] = asyncio.get_running_loop().create_task(
+            self._dial(member), name=f"connect {self._origin.url}"
+        )
+
+    async def _dial(self, member: core.Member) -> None:
+        failure: UpstreamError | None = None
+        try:
+            connection = await dial(self._origin, self._make, self._config.timeouts.connect)
+            if connection.is_lost:
+                raise UpstreamConnectError(f"{self._origin.url} closed the connection at once")
+        except UpstreamError as exc:
+            failure = exc
+        finally:
+            self._dials.pop(member, None)
+        now = self._timers.now()
+        if member.state is core.State.GONE:
+            if failure is None:
+                self._await_end(connection)
+                connection.close()
+            return
+        if failure is not None:
+            logger.info("%s", failure)
+            self._connect_failures[failure.code] += 1
+            self._act(self._core.open_failed(member, now), failure)
+            return
+        self._connects += 1
+        self._members[connection] = member
+        self._connections[member] = connection
+        self._act(
+            self._core.opened(member, now, capacity=_capacity(connection), lifetime=self._rng.uniform(0.0, 1.0))
+        )
+
+    def _make(self) -> UpstreamConnection:
+        config = self._config
+        return UpstreamConnection(
+            self,
+            self._timers,
+            self._origin.speak,
+            scheme=self._origin.scheme,
+            authority=self._origin.authority,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+        )
+
+    def _close(self, member: core.Member) -> None:
+        task = self._dials.get(member)
+        if task is not None:
+            task.cancel()
+        connection = self._connections.pop(member, None)
+        if connection is not None:
+            self._members.pop(connection, None)
+            self._await_end(connection)
             connection.close()
+
+    def _await_end(self, connection: UpstreamConnection) -> None:
+        if not connection.gone.done():
+            self._closing.add(connection)
+            connection.gone.add_done_callback(lambda _: self._closing.discard(connection))
+
+    # -- time ----------------------------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        """Have one timer at the next deadline or before; it is moved only towards now, so seldom."""
+        deadline = self._core.next_deadline()
+        if deadline < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = deadline
+            self._timer = self._timers.after(max(0.0, deadline - self._timers.now()), self._timeout)
+
+    def _timeout(self) -> None:
+        self._timer = None
+        self._timer_at = float("inf")
+        self._act(self._core.handle_timeout(self._timers.now()))
+
+    # -- what connections tell -----------------------------------------------------------------------------
+
+    def slot_freed(self, connection: UpstreamConnection) -> None:
+        member = self._members.get(connection)
+        if member is None:
+            return
+        self.settings_changed(connection)
+        self._act(self._core.released(member, self._timers.now()))
+
+    def settings_changed(self, connection: UpstreamConnection) -> None:
+        member = self._members.get(connection)
+        if member is not None and connection.http.is_usable:
+            capacity = _capacity(connection)
+            if capacity != member.capacity:
+                self._act(self._core.resized(member, self._timers.now(), capacity))
+
+    def request_refused(self, connection: UpstreamConnection) -> None:
+        member = self._members.get(connection)
+        if member is not None:
+            self._core.refused(member, self._timers.now())
+
+    def connection_draining(self, connection: UpstreamConnection) -> None:
+        member = self._members.get(connection)
+        if member is not None:
+            self._act(self._core.drain(member, self._timers.now()))
+
+    def connection_lost(self, connection: UpstreamConnection) -> None:
+        member = self._members.pop(connection, None)
+        if member is None:
+            return
+        self._connections.pop(member, None)
+        self._await_end(connection)
+        self._act(self._core.closed(member, self._timers.now()))
+
+    def count_reset(self, cause: str) -> None:
+        self._resets[cause] += 1
+
+    def count_goaway(self) -> None:
+        self._goaways += 1
+
+
+def _capacity(connection: UpstreamConnection) -> int:
+    """How many requests the connection takes at a time, those that are on it included."""
+    return connection.http.open_streams + connection.http.available_streams
+
+
+def _connection_statistics(
+    member: core.Member, connection: UpstreamConnection, now: float
+) -> ConnectionStatistics:
+    windows = connection.http.windows()
+    return ConnectionStatistics(
+        protocol=connection.http.alpn,
+        state=member.state.value,
+        age=round(now - member.ready_at, 3),
+        streams=member.used,
+        capacity=member.capacity,
+        rtt=None if connection.rtt is None else round(connection.rtt, 6),
+        receive_window=windows.receive,
+        send_window=windows.send,
+    )

@@ -1,0 +1,289 @@
+"""Making connections: addresses raced (RFC 8305), proxies, TLS with ALPN, up to HTTP that is spoken for sure."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ipaddress
+import os
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from holdfast.config import ProviderConfig, check_proxy
+from holdfast.core.http import HttpConnection
+from holdfast.core.http1 import Http1Connection
+from holdfast.core.http2 import Http2Connection
+from holdfast.errors import ConfigError, ConnectTimeout, UpstreamConnectError
+from holdfast.upstream.connection import UpstreamConnection
+
+#: RFC 8305 section 8: the pause before the next address is tried as well.
+_ATTEMPT_DELAY: Final = 0.25
+_MAX_PROXY_HEAD: Final = 16_384
+_PROXY_STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
+#: Seconds that TLS gets to say goodbye.
+_TLS_SHUTDOWN: Final = 1.0
+
+_Address: TypeAlias = tuple[int, tuple[str, int]]  # family and socket address
+
+
+@dataclass(slots=True, frozen=True)
+class Origin:
+    """Where a provider is and how it is spoken to."""
+
+    url: str
+    scheme: bytes
+    authority: bytes
+    host: str
+    port: int
+    http2: str
+    max_streams: int
+    tls: ssl.SSLContext | None = field(repr=False)
+    #: Host and port of the proxy, and its Proxy-Authorization.
+    proxy: tuple[str, int] | None
+    proxy_authorization: bytes | None = field(repr=False)
+
+    @classmethod
+    def of(cls, config: ProviderConfig, environ: Mapping[str, str] | None = None) -> Origin:
+        """Read a provider's configuration. Raises `ConfigError` for TLS files that cannot be used."""
+        url = urlsplit(config.base_url)
+        secure = url.scheme == "https"
+        host, port = url.hostname or "", url.port or (443 if secure else 80)
+        proxy = _proxy_url(config, host, os.environ if environ is None else environ) if secure else None
+        parts = urlsplit(proxy) if proxy is not None else None
+        return cls(
+            url=f"{url.scheme}://{url.netloc}",
+            scheme=url.scheme.encode(),
+            authority=url.netloc.encode("idna" if not url.netloc.isascii() else "ascii"),
+            host=host,
+            port=port,
+            http2=config.http2,
+            max_streams=config.streams_per_connection,
+            tls=_tls_context(config) if secure else None,
+            proxy=None if parts is None or parts.hostname is None else (parts.hostname, parts.port or 80),
+            proxy_authorization=None if parts is None else _basic(parts.username, parts.password),
+        )
+
+    @property
+    def expects_http2(self) -> bool:
+        """Whether a connection is likely to speak HTTP/2, as far as the configuration tells."""
+        return self.http2 == "prior-knowledge" or (self.http2 == "auto" and self.tls is not None)
+
+    def speak(self, alpn: str | None) -> HttpConnection:
+        """Make the HTTP connection for what ALPN chose."""
+        if self.http2 == "prior-knowledge":
+            if self.tls is not None and alpn != "h2":
+                raise UpstreamConnectError(
+                    "the provider does not offer HTTP/2 by ALPN; set `http2` to auto or off"
+                )
+            return Http2Connection(max_streams=self.max_streams)
+        return Http2Connection(max_streams=self.max_streams) if alpn == "h2" else Http1Connection()
+
+
+async def dial(origin: Origin, make: Callable[[], UpstreamConnection], timeout: float) -> UpstreamConnection:
+    """Connect within `timeout` seconds: TCP, proxy, TLS, and HTTP/2's SETTINGS.
+
+    Raises `ConnectTimeout` or `UpstreamConnectError`. Cancellation-safe: no socket is left.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await _dial(origin, make)
+    except TimeoutError as exc:
+        raise ConnectTimeout(f"no connection to {origin.url} within {timeout:g} s") from exc
+    except ssl.SSLCertVerificationError as exc:
+        raise UpstreamConnectError(
+            f"the certificate of {origin.url} is not trusted: {exc.verify_message}"
+        ) from exc
+    except OSError as exc:
+        raise UpstreamConnectError(f"cannot connect to {origin.url}: {exc.strerror or exc}") from exc
+
+
+async def _dial(origin: Origin, make: Callable[[], UpstreamConnection]) -> UpstreamConnection:
+    loop = asyncio.get_running_loop()
+    sock = await _connect(*(origin.proxy or (origin.host, origin.port)))
+    connection: UpstreamConnection | None = None
+    try:
+        if origin.proxy is not None:
+            await _open_tunnel(sock, origin)
+        tls = origin.tls
+        connection = make()
+        made = connection
+        await loop.create_connection(
+            lambda: made,
+            sock=sock,
+            ssl=tls,
+            server_hostname=None if tls is None else origin.host,
+            # Our own deadline is what counts; asyncio wants one for TLS, and it must not be the earlier one.
+            ssl_handshake_timeout=None if tls is None else 3600.0,
+            ssl_shutdown_timeout=None if tls is None else _TLS_SHUTDOWN,
+        )
+        await connection.established
+    except BaseException:
+        if connection is not None and connection.transport is not None:
+            connection.abort("closed")
+        sock.close()
+        raise
+    return connection
+
+
+# -- addresses -------------------------------------------------------------------------------------------
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    """Open a TCP connection to the first address that answers; each gets a head start over the next."""
+    addresses = await _resolve(host, port)
+    if len(addresses) == 1:
+        return await _connect_to(addresses[0])
+    running: set[asyncio.Task[socket.socket]] = set()
+    errors: list[OSError] = []
+    queue = list(reversed(addresses))
+    try:
+        while queue or running:
+            if queue:
+                running.add(asyncio.ensure_future(_connect_to(queue.pop())))
+            done, running = await asyncio.wait(
+                running, timeout=_ATTEMPT_DELAY if queue else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            winner: socket.socket | None = None
+            for task in done:
+                error = task.exception()
+                if error is None and winner is None:
+                    winner = task.result()
+                elif error is None:
+                    task.result().close()
+                elif isinstance(error, OSError):
+                    errors.append(error)
+                else:
+                    raise error
+            if winner is not None:
+                return winner
+    finally:
+        for task in running:
+            task.cancel()
+        for task in running:
+            # One that has won in this very turn is of no use any more.
+            task.add_done_callback(_close_result)
+    raise errors[0]
+
+
+def _close_result(task: asyncio.Task[socket.socket]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+async def _connect_to(address: _Address) -> socket.socket:
+    family, place = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, place)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _resolve(host: str, port: int) -> list[_Address]:
+    """Return the host's addresses, the families in turn (RFC 8305 section 4)."""
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        return [(family, (host, port))]
+    except ValueError:
+        pass
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses: list[_Address] = [(int(family), (str(place[0]), port)) for family, _, _, _, place in found]
+    if not addresses:
+        raise OSError(f"no address is known for {host}")
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    second = [address for address in addresses if address[0] != addresses[0][0]]
+    mixed: list[_Address] = []
+    for index in range(max(len(first), len(second))):
+        mixed += first[index : index + 1] + second[index : index + 1]
+    return mixed
+
+
+# -- proxies ---------------------------------------------------------------------------------------------
+
+
+async def _open_tunnel(sock: socket.socket, origin: Origin) -> None:
+    """Ask the proxy for a tunnel to the origin (RFC 9110 section 9.3.6)."""
+    loop = asyncio.get_running_loop()
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    authority = f"{host}:{origin.port}".encode("idna" if not host.isascii() else "ascii")
+    head = b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n" % (authority, authority)
+    if origin.proxy_authorization is not None:
+        head += b"proxy-authorization: %b\r\n" % origin.proxy_authorization
+    await loop.sock_sendall(sock, head + b"\r\n")
+    answer = b""
+    # What comes after the answer is the origin's, who is silent until TLS begins: so nothing is read too far.
+    while b"\r\n\r\n" not in answer:
+        part = await loop.sock_recv(sock, 4096)
+        answer += part
+        if not part or len(answer) > _MAX_PROXY_HEAD:
+            raise UpstreamConnectError("the proxy gave no answer to CONNECT that could be read")
+    status = _PROXY_STATUS.match(answer)
+    if status is None or not status[1].startswith(b"2"):
+        shown = status[1].decode() if status is not None else "no HTTP status"
+        raise UpstreamConnectError(f"the proxy refused to connect to {origin.url}: {shown}")
+
+
+def _proxy_url(config: ProviderConfig, host: str, environ: Mapping[str, str]) -> str | None:
+    if config.proxy is not None:
+        return None if config.proxy == "off" else config.proxy
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        if environ.get(name):
+            if _is_exempt(host, (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",")):
+                return None
+            proxy = environ[name]
+            proxy = proxy if "://" in proxy else f"http://{proxy}"
+            check_proxy(proxy, f"environment variable {name}")
+            return proxy
+    return None
+
+
+def _is_exempt(host: str, patterns: Iterable[str]) -> bool:
+    """Whether NO_PROXY names the host: itself, a domain above it, a network that holds it, or `*`."""
+    for pattern in map(str.strip, patterns):
+        if pattern == "*":
+            return True
+        name = pattern.lower().lstrip("*").lstrip(".").partition(":")[0] if "/" not in pattern else ""
+        if name and (host == name or host.endswith("." + name)):
+            return True
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(pattern, strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _basic(user: str | None, password: str | None) -> bytes | None:
+    if user is None:
+        return None
+    return b"Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password or '')}".encode())
+
+
+# -- TLS -------------------------------------------------------------------------------------------------
+
+
+def _tls_context(config: ProviderConfig) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"ca_file {config.ca_file!r} of {config.base_url} cannot be used: {exc}") from exc
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if config.client_cert is not None:
+        try:
+            context.load_cert_chain(config.client_cert, config.client_key)
+        except (OSError, ssl.SSLError) as exc:
+            raise ConfigError(
+                f"client_cert {config.client_cert!r} of {config.base_url} cannot be used: {exc}"
+            ) from exc
+    protocols = {"auto": ["h2", "http/1.1"], "prior-knowledge": ["h2"], "off": ["http/1.1"]}
+    context.set_alpn_protocols(protocols[config.http2])
+    return context

@@ -1,0 +1,165 @@
+"""The health of one provider: its breaker and retry budget, what is counted, and the active probe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from holdfast.config import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig
+from holdfast.core.breaker import Breaker, BreakerLimits, BreakerState, Pass
+from holdfast.core.retry import RetryBudget
+from holdfast.errors import PoolTimeout, TotalTimeout, UpstreamError, UpstreamReset, UpstreamStatus
+from holdfast.timers import Deadline, Timers
+from holdfast.upstream.call import Call, Headers, HttpRequest, Upstream
+from holdfast.upstream.statistics import HealthStatistics
+
+
+class Health:
+    """Shared by all models that a provider serves."""
+
+    def __init__(self, breaker: BreakerConfig | None = None, budget: RetryBudgetConfig | None = None) -> None:
+        limits = breaker or BreakerConfig()
+        allowed = budget or RetryBudgetConfig()
+        self.breaker = Breaker(
+            BreakerLimits(
+                failures=limits.failures,
+                error_rate=limits.error_rate,
+                min_requests=limits.min_requests,
+                window=limits.window,
+                open_for=limits.open_for,
+                max_open_for=limits.max_open_for,
+            )
+        )
+        self.budget = RetryBudget(ratio=allowed.ratio, floor=allowed.floor, window=allowed.window)
+        self.attempts = 0
+        self.retries = 0
+        self.resent_unprocessed = 0
+        self.failovers = 0
+        self.budget_refusals = 0
+        self.probes = 0
+        self.probe_failures = 0
+        self.failures: Counter[str] = Counter()
+
+    def record(self, granted: Pass, error: UpstreamError | None, now: float) -> None:
+        """Count how an attempt has ended."""
+        if error is not None:
+            self.failures[error.code] += 1
+        verdict = is_failure(error)
+        if verdict is None:
+            self.breaker.release(granted)
+        elif verdict:
+            self.breaker.fail(granted, now)
+        else:
+            self.breaker.succeed(granted, now)
+
+    @property
+    def is_open(self) -> bool:
+        return self.breaker.state is BreakerState.OPEN
+
+    def statistics(self, now: float) -> HealthStatistics:
+        return HealthStatistics(
+            breaker=self.breaker.state.value,
+            retry_after=round(self.breaker.retry_after(now), 3),
+            opened=self.breaker.opened,
+            attempts=self.attempts,
+            failures=dict(self.failures),
+            retries=self.retries,
+            resent_unprocessed=self.resent_unprocessed,
+            failovers=self.failovers,
+            budget_refusals=self.budget_refusals,
+            probes=self.probes,
+            probe_failures=self.probe_failures,
+        )
+
+
+def is_failure(error: UpstreamError | None) -> bool | None:
+    """Say whether an outcome speaks against the endpoint; None where it says nothing about it."""
+    if error is None:
+        return False
+    if isinstance(error, UpstreamStatus):
+        # A limit that is used up, or a request that came too slowly, is not the endpoint's ill health; an answer
+        # that refuses the request as such shows that it is well.
+        return None if error.status in (408, 429) else error.status >= 500
+    if isinstance(error, (PoolTimeout, TotalTimeout)):
+        return None  # our own bounds
+    if isinstance(error, UpstreamReset) and not error.processed:
+        return None
+    return True
+
+
+class Probe:
+    """Asks a provider for a sign of health at each interval. It makes one task for the time of a check."""
+
+    def __init__(
+        self, config: ProbeConfig, provider: ProviderConfig, upstream: Upstream, health: Health, timers: Timers
+    ) -> None:
+        headers: Headers = [(b"user-agent", b"holdfast"), (b"accept", b"*/*")]
+        if provider.api_key:
+            headers.append((b"authorization", b"Bearer " + provider.api_key.encode()))
+        headers += [(name.lower().encode(), value.encode()) for name, value in provider.headers.items()]
+        self._request = HttpRequest("GET", config.path, headers)
+        self._config = config
+        self._upstream = upstream
+        self._health = health
+        self._timers = timers
+        self._timer: Deadline | None = None
+        self._check: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._timer = self._timers.after(self._config.interval, self._begin)
+
+    async def aclose(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.gather(self._check, return_exceptions=True)
+
+    def _begin(self) -> None:
+        self.start()
+        if self._check is None or self._check.done():
+            self._check = asyncio.get_running_loop().create_task(self._run(), name="health check")
+
+    async def _run(self) -> None:
+        health = self._health
+        health.probes += 1
+        answer = _ProbeAnswer()
+        call: Call | None = None
+        try:
+            async with asyncio.timeout(self._config.timeout):
+                call = await self._upstream.send(self._request, answer)
+                is_well = await answer.outcome
+        except (TimeoutError, UpstreamError):
+            is_well = False
+        finally:
+            if call is not None:
+                call.cancel()
+        if is_well:
+            health.breaker.probe_succeeded(self._timers.now())
+        else:
+            health.probe_failures += 1
+            health.breaker.probe_failed(self._timers.now())
+
+
+class _ProbeAnswer:
+    """The sink of a health check: the status counts, and that the answer ends."""
+
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._status = 0
+
+    def response_received(self, status: int, headers: Headers) -> None:
+        self._status = status
+
+    def data_received(self, chunks: list[bytes]) -> None:
+        pass
+
+    def response_ended(self) -> None:
+        self._settle(0 < self._status < 500)
+
+    def response_failed(self, error: UpstreamError) -> None:
+        self._settle(False)
+
+    def _settle(self, is_well: bool) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(is_well)

@@ -1,0 +1,49 @@
+"""One configured provider at run time: its pool, its health, and how it is asked."""
+
+from __future__ import annotations
+
+from holdfast.config import ProviderConfig
+from holdfast.timers import Timers
+from holdfast.upstream.health import Health, Probe
+from holdfast.upstream.pool import Pool
+from holdfast.upstream.providers.openai import Endpoint
+from holdfast.upstream.statistics import ProviderStatistics
+
+
+class Provider:
+    """What all models of a provider share. Construct it inside a running event loop; `start`, then `aclose`."""
+
+    def __init__(self, name: str, config: ProviderConfig, timers: Timers) -> None:
+        """Raises `ConfigError` for files or a proxy that cannot be used."""
+        self.name = name
+        self.config = config
+        self.health = Health(config.breaker, config.retry_budget)
+        self.pool = Pool(config, timers)
+        self.endpoint = Endpoint(
+            base_url=config.base_url,
+            api_key=config.api_key,
+            headers=config.headers,
+            stream_usage=config.stream_usage,
+        )
+        self._timers = timers
+        self._probe: Probe | None = None
+        if config.probe is not None:
+            self._probe = Probe(config.probe, config, self.pool, self.health, timers)
+
+    def start(self) -> None:
+        """Open the warm connections and begin the health checks."""
+        self.pool.start()
+        if self._probe is not None:
+            self._probe.start()
+
+    async def aclose(self) -> None:
+        if self._probe is not None:
+            await self._probe.aclose()
+        await self.pool.aclose()
+
+    def statistics(self) -> ProviderStatistics:
+        return ProviderStatistics(
+            provider=self.name,
+            pool=self.pool.statistics(),
+            health=self.health.statistics(self._timers.now()),
+        )
