@@ -188,12 +188,13 @@ class SyncStreamingAIClient:
 class _SyncHandle:
     """What the two kinds of iterator share. Entries cross from the loop's thread in batches, undecoded."""
 
-    __slots__ = ("__weakref__", "_batch", "_client", "_seq", "_stream", "_text")
+    __slots__ = ("__weakref__", "_batch", "_client", "_is_closed", "_seq", "_stream", "_text")
 
     def __init__(self, client: SyncStreamingAIClient, stream: TextStream | EventStream) -> None:
         self._client = client  # also keeps the client alive
         self._stream = stream
         self._batch: deque[bytes] = deque()
+        self._is_closed = False
         self._seq = stream.last_seq
         self._text = io.StringIO()
 
@@ -232,8 +233,11 @@ class _SyncHandle:
         return self._stream.usage
 
     def close(self) -> None:
-        """Read no further. A generation that was created here is cancelled; one that was attached to goes on."""
-        self._batch.clear()
+        """Read no further. A generation that was created here is cancelled; one that was attached to goes on.
+
+        Any thread and any signal handler may call it: a read that waits then ends the iteration. Idempotent.
+        """
+        self._is_closed = True
         self._client._post(self._reader.leave)
 
     def __enter__(self) -> Self:
@@ -264,7 +268,7 @@ class SyncTextStream(_SyncHandle):
 
     def __next__(self) -> str:
         try:
-            while self._batch or self._fetch():
+            while not self._is_closed and (self._batch or self._fetch()):
                 text = text_of(self._next_payload())
                 if text:
                     self._text.write(text)
@@ -290,12 +294,12 @@ class SyncEventStream(_SyncHandle):
 
     def __next__(self) -> StreamEvent:
         try:
-            if not self._batch:
+            if not self._batch and not self._is_closed:
                 position, batch = self._client._call(_news_of(self._reader))
                 self._batch.extend(batch)
                 if position is not None:
                     return StreamQueued(position)
-            if self._batch:
+            if self._batch and not self._is_closed:
                 payload = self._next_payload()
                 chunk = Chunk(self._seq, json_of(payload), text_of(payload))
                 self._text.write(chunk.text)

@@ -6,8 +6,10 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import sys
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias
 
 # The package's lazy names: `holdfast serve` shares this module's command line and not the client's libraries.
@@ -125,6 +127,17 @@ def _ask(client: SyncStreamingAIClient, screen: _Screen, model: str, messages: M
 
 
 def _show(stream: SyncEventStream, screen: _Screen) -> int:
+    is_interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # An exception could strike anywhere in the client or between two halves of a line; closing does not.
+        nonlocal is_interrupted
+        if is_interrupted:
+            raise KeyboardInterrupt
+        is_interrupted = True
+        stream.close()
+
+    previous = signal.signal(signal.SIGINT, interrupt)
     screen.stream = stream
     try:
         for event in stream:
@@ -133,10 +146,6 @@ def _show(stream: SyncEventStream, screen: _Screen) -> int:
             elif isinstance(event, holdfast.StreamQueued):
                 screen.note(f"queued at position {event.position}")
         screen.end_line()
-    except KeyboardInterrupt:
-        stream.close()
-        screen.end_line()
-        return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read standard output has enough. Python would flush it again at exit.
         stream.close()
@@ -148,7 +157,8 @@ def _show(stream: SyncEventStream, screen: _Screen) -> int:
         return 1
     finally:
         screen.stream = None
-    return 0
+        signal.signal(signal.SIGINT, previous)
+    return _INTERRUPTED if is_interrupted else 0
 
 
 class _Screen:
