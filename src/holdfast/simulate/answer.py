@@ -7,7 +7,7 @@ import msgspec
 from holdfast.simulate.faults import ErrorEvent, Malformed
 from holdfast.simulate.prose import prose
 from holdfast.simulate.request import ChatRequest, Simulation, error_body
-from holdfast.simulate.text import token_range
+from holdfast.simulate.text import token, token_range
 
 DONE = b"data: [DONE]\n\n"
 #: The demo answer's pace.
@@ -40,6 +40,7 @@ class Answer:
         "_head",
         "_pieces",
         "_prompt_tokens",
+        "_seed",
         "_tail",
         "finish",
         "pace",
@@ -57,6 +58,7 @@ class Answer:
         else:
             self.pace = request.sim
             wanted = request.sim.tokens
+        self._seed = self.pace.seed
         limit = request.token_limit
         self.tokens = wanted if limit is None else min(wanted, limit)
         self.finish = "length" if self.tokens < wanted else "stop"
@@ -78,7 +80,12 @@ class Answer:
 
     def content(self, start: int, stop: int, sent_ns: int = 0) -> bytes:
         """Return the events of tokens `start` to `stop` (exclusive), one event each."""
-        pieces = token_range(self.pace.seed, start, stop) if self._pieces is None else self._pieces[start:stop]
+        if self._pieces is not None:
+            pieces = self._pieces[start:stop]
+        elif stop == start + 1:
+            pieces = [token(self._seed, start)]
+        else:
+            pieces = token_range(self._seed, start, stop)
         if not pieces:
             return b""
         if sent_ns:

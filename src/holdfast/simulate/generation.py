@@ -35,13 +35,16 @@ class Generation:
     __slots__ = (
         "_answer",
         "_batch",
+        "_burst",
         "_event_size",
         "_exchange",
         "_fault",
         "_first_due",
         "_has_begun",
         "_has_head",
+        "_has_timestamps",
         "_headers",
+        "_interval_ms",
         "_is_blocked",
         "_is_over",
         "_on_end",
@@ -69,6 +72,9 @@ class Generation:
         self._stop: int = min(answer.tokens, getattr(fault, "after_tokens", answer.tokens))
         self._event_size = len(answer.content(0, 1) or b"none")
         self._batch = max(1, BATCH_BYTES // self._event_size)
+        self._interval_ms = answer.pace.interval_ms
+        self._burst = answer.pace.burst
+        self._has_timestamps = answer.pace.timestamps
         self._first_due = 0.0
         self._has_head = False
         self._has_begun = False
@@ -106,27 +112,28 @@ class Generation:
         if not room:
             self._is_blocked = True
             return None
-        pace = self._answer.pace
-        sent_ns = time.monotonic_ns() if pace.timestamps else 0
+        sent_ns = time.monotonic_ns() if self._has_timestamps else 0
         if not self._has_begun:
             self._has_begun = True
             self._send_head()
             self._exchange.send_body(self._answer.opening(sent_ns))
         position = self.sent_tokens
-        # No more than there is room for, to the event, or the answers of a connection would not share it fairly.
-        batch = self._batch if room >= BATCH_BYTES else max(1, room // self._event_size)
-        until = min(self._stop, position + batch)
-        if pace.interval_ms:
+        interval_ms = self._interval_ms
+        until = self._stop
+        if interval_ms:
             # Half a millisecond of tolerance, as the pacer has; the groups never drift, whatever a tick's delay.
-            groups = int((now + 0.5 - self._first_due) / pace.interval_ms) + 1
-            until = min(until, groups * pace.burst)
+            until = min(until, (int((now + 0.5 - self._first_due) / interval_ms) + 1) * self._burst)
+        if until > position + 1:
+            # No more than there is room for, or the answers of a connection would not share it fairly.
+            batch = self._batch if room >= BATCH_BYTES else max(1, room // self._event_size)
+            until = min(until, position + batch)
         if until > position:
             self.sent_tokens = until
             self._exchange.send_body(self._answer.content(position, until, sent_ns))
         if until >= self._stop:
             return self._reach_stop(now, sent_ns)
-        if pace.interval_ms:
-            return self._first_due + until // pace.burst * pace.interval_ms
+        if interval_ms:
+            return self._first_due + until // self._burst * interval_ms
         return now
 
     def resume(self) -> None:

@@ -150,8 +150,11 @@ class Http2Exchange(Exchange):
         http2.send_window -= size
         write, frame_size = self.wire.write, http2.max_frame_size
         if size <= frame_size:
-            write(frame_header(size, DATA, 0, self.stream_id))
-            write(data)
+            if size < 1024:  # a copy is cheaper than a second piece to join
+                write(frame_header(size, DATA, 0, self.stream_id) + data)
+            else:
+                write(frame_header(size, DATA, 0, self.stream_id))
+                write(data)
             return
         view = memoryview(data)
         for start in range(0, size, frame_size):
