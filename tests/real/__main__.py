@@ -26,7 +26,7 @@ import clients
 import model
 import openai
 from clients import Answer, Mismatch, Question, Server, expect
-from processes import GatewayProcess, Link, ModelServer
+from processes import GatewayProcess, Link, ModelServer, Process
 
 from holdfast import SyncStreamingAIClient, UpstreamError
 
@@ -71,6 +71,15 @@ class Report:
             self.failures += 1
             self.line(name, result="FAILED")
             print(f"      {type(exc).__name__}: {exc}", flush=True)
+
+    def conclude(self, *processes: Process) -> int:
+        """Print the sum, and after a failure what the processes had to say; return the exit status."""
+        print(f"\n{self.checks} checks, {self.failures} failed")
+        if not self.failures:
+            return 0
+        for process in processes:
+            print(f"\n{process.log.name} ends:\n{process.tail()}")
+        return 1
 
 
 class Stage:
@@ -124,14 +133,9 @@ def main() -> int:
             _cut_and_carried_on(stage)
             _cancelled(stage)
             _server_fails(stage)
-            report = stage.report
-            print(f"\n{report.checks} checks, {report.failures} failed")
-            if report.failures:
-                print(f"\nThe gateway's log ends:\n{stage.gateway_process.tail()}")
-                print(f"\nThe server's log ends:\n{stage.models.tail()}")
+            return stage.report.conclude(stage.gateway_process, stage.models)
         finally:
             stage.close()
-    return 1 if report.failures else 0
 
 
 def _create_key() -> tuple[str, str]:
@@ -297,10 +301,11 @@ def _cancelled(stage: Stage) -> None:
         "once it is free\n   the next request gets its first token"
     )
     report.line("", "first token", "its end")
-    idle = sorted(_next_request(stage) for _ in range(5))[2]
-    report.line("next request on an idle server", f"{idle * 1000:.0f} ms")
-    waited = _behind_another(stage)
-    report.line(f"behind {TOKENS} tokens that nobody stops", f"{waited * 1000:.0f} ms")
+    waited: list[float] = []
+    report.check("next request on an idle server", partial(_idle, stage))
+    report.check(f"behind {TOKENS} tokens that nobody stops", partial(_behind_another, stage, waited))
+    if not waited:
+        return
     for name, stop in (
         ("WebSocket cancel", cancels.websocket_cancel),
         ("WebSocket cancel of one that still waits", cancels.websocket_cancel_waiting),
@@ -311,7 +316,7 @@ def _cancelled(stage: Stage) -> None:
         ("holdfast SDK, async, client.cancel(stream)", cancels.async_cancel),
         ("holdfast SDK, sync, break", cancels.sync_break),
     ):
-        report.check(name, partial(_stop, stage, stop, waited))
+        report.check(name, partial(_stop, stage, stop, waited[0]))
 
 
 def _next_request(stage: Stage) -> float:
@@ -322,12 +327,18 @@ def _next_request(stage: Stage) -> float:
     return answer.first or 0.0
 
 
-def _behind_another(stage: Stage) -> float:
+def _idle(stage: Stage) -> tuple[str, ...]:
+    median = sorted(_next_request(stage) for _ in range(5))[2]
+    return (f"{median * 1000:.0f} ms",)
+
+
+def _behind_another(stage: Stage, waited: list[float]) -> tuple[str, ...]:
     with clients.Socket(stage.gateway) as socket:
         socket.hello()
-        socket.create(Question(TOKENS))
+        stream_id = socket.create(Question(TOKENS))
         socket.receive()
-        return _next_request(stage)
+        waited.append(_next_request(stage))
+    return f"{waited[0] * 1000:.0f} ms", _read(stage, stream_id)["status"]
 
 
 def _stop(stage: Stage, stop: Callable[[Server, Question, cancels.Then], None], waited: float) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ def ask_sse(server: Server, question: Question, on_piece: OnPiece | None = None)
                         on_piece(len(answer.pieces))
                 raise Mismatch("the event stream ended without its end")
         except httpx.TransportError:
-            if on_piece is None:
+            if on_piece is None or not stream_id:
                 raise
         answer.connections += 1
         request = ("GET", f"streams/{stream_id}", None, {"last-event-id": last_id})
@@ -406,7 +406,7 @@ def ask_websocket(server: Server, question: Question, on_piece: OnPiece | None =
                     if on_piece:
                         on_piece(len(answer.pieces))
         except ConnectionClosed:
-            if on_piece is None:
+            if on_piece is None or not stream_id:
                 raise
         answer.connections += 1
         session = {"session": welcome["session"], "streams": [{"stream": stream_id, "after": after, "epoch": 1}]}
