@@ -19,6 +19,9 @@ _MAX_REMEMBERED: Final = 64
 _is_name: Final = re.compile(rb"[!-9;-@\[-~]+").fullmatch
 _is_value: Final = re.compile(rb"(?:[^\0\r\n\t ](?:[^\0\r\n]*[^\0\r\n\t ])?)?").fullmatch
 _is_status: Final = re.compile(rb"[1-9][0-9][0-9]").fullmatch
+# RFC 7541 section 4.2: a block begins with two table size updates at most. `hpack` takes any number of these,
+# one byte each, and would be kept busy for a second by a block of them.
+_has_three_updates: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\0-\x7f]){3}").match
 _is_length: Final = re.compile(rb"[0-9]{1,18}").fullmatch
 
 
@@ -85,6 +88,8 @@ class ResponseDecoder:
         """Return the fields of one block. After any failure the compression state is lost (section 4.3)."""
         if len(block) > self.max_size:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the field block is far too large")
+        if _has_three_updates(block):
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a header block with three table size updates")
         try:
             return list(self._decoder.decode(block, raw=True))
         except OversizedHeaderListError as exc:

@@ -42,7 +42,7 @@ from holdfast.core.http2_frames import (
 MAX_CONTINUATIONS: Final = 64
 #: A header list above the advertised size fails its stream; above this many times the size, where reading on
 #: to keep the compression state would cost too much, it fails the connection (RFC 9113 section 10.5.1).
-HARD_LIST_FACTOR: Final = 4
+HARD_LIST_FACTOR: Final = 2
 
 #: `H2Stream.limit` before the head of the response: no DATA may come.
 _NO_HEAD: Final = -1
