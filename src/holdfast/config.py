@@ -212,10 +212,8 @@ class TargetConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
     target: Annotated[str, Meta(description="`provider/model`.")]
     weight: Annotated[
-        float | None,
-        Meta(
-            gt=0, description="Neighbours in the route that have a weight share the requests in that proportion."
-        ),
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Neighbours in the route that have a weight share the requests in that proportion."),
     ] = None
 
 
