@@ -188,6 +188,8 @@ class Http2:
         elif kind == h2.PRIORITY and len(payload) != 5:
             raise Http2Error(h2.FRAME_SIZE_ERROR, "PRIORITY is 5 bytes long", stream_id)
         elif kind == h2.GOAWAY:
+            if len(payload) < 8:
+                raise Http2Error(h2.FRAME_SIZE_ERROR, "GOAWAY is 8 bytes long at least")
             self._last_accepted = self._last_id
             self._close_if_done()
 

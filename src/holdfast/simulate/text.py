@@ -3,7 +3,8 @@
 Token `i` of a seed is a word and the index: `amber0`, ` birch1`, ` cedar2` ... The rule, for clients in other
 languages (every product stays below 2**53, so plain JavaScript numbers will do):
 
-    x     = ((seed + 1) mod 65521) * ((i + 1) mod 65521) * 40503 mod 65521
+    n     = (i + 1) mod 65521
+    x     = ((seed + 1) mod 65521) * (n * n mod 65521) * 40503 mod 65521
     token = (i > 0 ? " " : "") + WORDS[x mod 64] + decimal(i)
 
 The index shows loss, doubling and reordering; the words differ from seed to seed, which shows streams mixed up.
@@ -25,7 +26,7 @@ FACTOR = 40503
 
 def token(seed: int, i: int) -> str:
     """Return token `i` (from 0) of the answer with this seed."""
-    word = WORDS[(seed + 1) % PRIME * ((i + 1) % PRIME) * FACTOR % PRIME % 64]
+    word = WORDS[(seed + 1) % PRIME * ((i + 1) ** 2 % PRIME) * FACTOR % PRIME % 64]
     return f" {word}{i}" if i else f"{word}{i}"
 
 
@@ -34,8 +35,11 @@ def token_range(seed: int, start: int, stop: int) -> list[str]:
     step = (seed + 1) % PRIME * FACTOR % PRIME
     words = WORDS
     if start == 0 and stop > 0:
-        return [token(seed, 0), *(f" {words[(i + 1) * step % PRIME % 64]}{i}" for i in range(1, stop))]
-    return [f" {words[(i + 1) * step % PRIME % 64]}{i}" for i in range(start, stop)]
+        return [
+            token(seed, 0),
+            *(f" {words[(i + 1) * (i + 1) % PRIME * step % PRIME % 64]}{i}" for i in range(1, stop)),
+        ]
+    return [f" {words[(i + 1) * (i + 1) % PRIME * step % PRIME % 64]}{i}" for i in range(start, stop)]
 
 
 def text(seed: int, tokens: int) -> str:

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.simulate import faults
+from holdfast.simulate.request import ChatRequest, RequestError, decode_request, error_type
+
+VALID = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+names = st.sampled_from(["model", "messages", "stream", "stream_options", "max_tokens", "user", "sim"])
+sim_names = st.sampled_from(["tokens", "interval_ms", "ttft_ms", "seed", "burst", "timestamps", "fault"])
+
+
+def accepted_or_refused(body: bytes) -> None:
+    try:
+        decoded: object = decode_request(body)
+    except RequestError as exc:
+        decoded = exc
+    assert isinstance(decoded, ChatRequest) or (decoded.status == 400 and decoded.message)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_accepted_or_refused(body):
+    accepted_or_refused(body)
+
+
+@given(st.dictionaries(names, json_values))
+def test_any_fields_are_accepted_or_refused(fields):
+    accepted_or_refused(json.dumps(VALID | fields).encode())
+
+
+@given(st.dictionaries(sim_names, json_values))
+def test_any_sim_fields_are_accepted_or_refused(fields):
+    accepted_or_refused(json.dumps(VALID | {"sim": fields}).encode())
+
+
+def test_deep_nesting_is_refused():
+    accepted_or_refused(b'{"x":' * 200_000)
+
+
+def test_unknown_fields_of_the_api_are_ignored():
+    request = decode_request(json.dumps(VALID | {"temperature": 0.5, "tools": [], "sim": None}).encode())
+    assert (request.model, request.sim, request.include_usage, request.token_limit) == ("m", None, False, None)
+
+
+def test_content_in_parts_is_read():
+    parts = [{"type": "text", "text": "one"}, {"type": "image_url"}, {"type": "text", "text": "two"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": None}]
+    request = decode_request(json.dumps(VALID | {"messages": messages}).encode())
+    assert request.last_user_text() == "one two"
+
+
+def test_last_message_speaks_where_no_user_did():
+    messages = [{"role": "system", "content": "a"}, {"role": "developer", "content": "b"}]
+    assert decode_request(json.dumps(VALID | {"messages": messages}).encode()).last_user_text() == "b"
+
+
+def test_newer_name_of_the_token_limit_wins():
+    request = decode_request(json.dumps(VALID | {"max_tokens": 5, "max_completion_tokens": 3}).encode())
+    assert request.token_limit == 3
+
+
+@pytest.mark.parametrize("fault", faults.AnyRequestFault.__args__)
+def test_every_fault_can_be_asked_for_by_its_kind(fault):
+    body = json.dumps(VALID | {"sim": {"fault": {"kind": fault.__struct_config__.tag}}}).encode()
+    request = decode_request(body)
+    assert request.sim is not None
+    assert type(request.sim.fault) is fault
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (429, "rate_limit_error"),
+        (500, "server_error"),
+        (503, "server_error"),
+    ],
+)
+def test_error_type_follows_the_status(status, expected):
+    assert error_type(status) == expected
