@@ -7,6 +7,7 @@ import asyncio
 import importlib.metadata
 import logging
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -50,9 +51,11 @@ def main(argv: list[str] | None = None) -> int:
     terminal.add_tail_arguments(tail)
     tail.set_defaults(run=terminal.run_tail)
     _add_simulate(commands)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    run: _Command = args.run
+    if unknown and run is not _needs_gateway:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        run: _Command = args.run
         return run(args)
     except ConfigError as exc:
         print(f"holdfast: {exc.message}", file=sys.stderr)
@@ -64,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("simulate", help="serve a simulated OpenAI-compatible provider")
     if not HAS_GATEWAY:
+        # Its options are not known here; `main` lets them pass, so that the answer is what is missing.
+        parser.description = "Needs the gateway: pip install 'holdfast[gateway]'"
         parser.set_defaults(run=_needs_gateway)
         return
     simulate.add_arguments(parser)
@@ -132,23 +137,37 @@ def _load(args: argparse.Namespace) -> Config:
 
 
 def _greeting(gateway: Gateway) -> str:
-    model = gateway.registry.models[0]
+    url, model = gateway.url, gateway.registry.models[0]
     authorization = ' -H "Authorization: Bearer $HOLDFAST_API_KEY"' if gateway.config.keys else ""
-    api_key = ", api_key=os.environ['HOLDFAST_API_KEY']" if gateway.config.keys else ""
+    api_key, imports = (
+        (', api_key=os.environ["HOLDFAST_API_KEY"]', "import os\n") if gateway.config.keys else ("", "")
+    )
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "hi"}}]}}'
+    # The snippet stands at the margin: Python takes no indented paste.
     return f"""\
-Holdfast serves on {gateway.url}
+Holdfast serves on {url}
 
-  health     {gateway.url}/healthz
-  chat       holdfast chat --url {gateway.url}/v1 --model {model}
-  curl       curl -N{authorization} {gateway.url}/v1/chat/completions \\
-               -H 'content-type: application/json' -d '{body}'
-  Python     from holdfast import SyncStreamingAIClient, WebSocketConfig
-             client = SyncStreamingAIClient(WebSocketConfig(base_url="{gateway.url}/v1"{api_key}))
-             for text in client.stream_chat(model="{model}", messages=[{{"role": "user", "content": "hi"}}]):
-                 print(text, end="", flush=True)
+  health   curl {url}/healthz
+  chat     {_program("holdfast")} chat --url {url}/v1 --model {model}
+  curl     curl -N{authorization} {url}/v1/chat/completions \\
+             -H 'content-type: application/json' -d '{body}'
+  Python   {_program("python")}, and then:
 
-Ctrl-C stops it."""
+{imports}from holdfast import SyncStreamingAIClient, WebSocketConfig
+client = SyncStreamingAIClient(WebSocketConfig(base_url="{url}/v1"{api_key}))
+for text in client.stream_chat(model="{model}", messages=[{{"role": "user", "content": "hi"}}]):
+    print(text, end="", flush=True)
+
+Ctrl-C stops the gateway."""
+
+
+def _program(name: str) -> str:
+    """How a program of this environment is called from here: by name where the PATH leads to it, else by path."""
+    path = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not path.exists() or (found is not None and Path(found) == path):
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 # -- check and keys ------------------------------------------------------------------------------------
