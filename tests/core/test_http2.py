@@ -250,10 +250,16 @@ def test_connection_window_is_replenished_without_the_application() -> None:
 
 
 def test_data_beyond_the_connection_window_fails_the_connection() -> None:
-    peer = Peer(connection_window=65_535, initial_window=1_000_000)
-    stream_id = peer.answered()
-    events = peer.send(*[data(stream_id, bytes(16_000))] * 5)
-    assert_connection_failed(peer, events, ErrorCode.FLOW_CONTROL_ERROR)
+    for excess in (0, 1):
+        peer = Peer(connection_window=65_535, initial_window=1_000_000)
+        stream_id = peer.answered()
+        parts = [data(stream_id, bytes(16_000))] * 4
+        events = peer.send(*parts, data(stream_id, bytes(1_535 + excess)))
+        if excess:
+            assert_connection_failed(peer, events, ErrorCode.FLOW_CONTROL_ERROR)
+        else:
+            assert not peer.client.is_closed
+            assert peer.client.windows().receive == 65_535
 
 
 @pytest.mark.parametrize(
