@@ -26,11 +26,15 @@ from holdfast.core.http import (
     StreamFailed,
 )
 from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
-from holdfast.timers import Deadline, Timers
+from holdfast.timers import RESOLUTION, Deadline, Timers
 from holdfast.upstream.call import HttpRequest, ResponseSink
 
 logger = logging.getLogger("holdfast")
 
+#: Bytes that one connection may bring before the others, and the readers, have their turn.
+_TURN_BYTES: Final = 256 * 1024
+#: Smaller reads mean that the socket was emptied.
+_BUSY_READ: Final = 32 * 1024
 #: How long a closed connection may take to send what is left, in seconds.
 _LINGER: Final = 1.0
 _SINK_FAILED: Final = "the receiver of a provider's answer failed"
@@ -103,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_calls",
         "_has_heard",
         "_is_draining",
+        "_is_held",
         "_is_lost",
         "_is_write_due",
         "_loop",
@@ -115,6 +120,8 @@ class UpstreamConnection(asyncio.Protocol):
         "_target",
         "_timer",
         "_timers",
+        "_turn",
+        "_turn_bytes",
         "established",
         "gone",
         "http",
@@ -147,6 +154,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_draining = False
         self._is_lost = False
         self._is_write_due = False
+        self._is_held = False
+        self._turn = 0.0
+        self._turn_bytes = 0
         self._pings = 0
         self._ping_sent: float | None = None
         self._timer: Deadline | None = None
@@ -184,8 +194,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def call_paused(self, stream_id: int) -> None:
         # HTTP/1.1 has no window of its own: the socket's is the request's.
-        if self.http.alpn != "h2" and stream_id in self._calls and self.transport is not None:
-            self.transport.pause_reading()
+        if self.http.alpn != "h2" and stream_id in self._calls:
+            self._update_reading()
 
     def call_resumed(self, stream_id: int, size: int) -> None:
         if stream_id not in self._calls or self.transport is None:
@@ -194,7 +204,33 @@ class UpstreamConnection(asyncio.Protocol):
             self.http.grant(stream_id, size)
             self._write_soon()
         else:
-            self.transport.resume_reading()
+            self._update_reading()
+
+    def _update_reading(self) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        waits = self.http.alpn != "h2" and any(call.is_paused for call in self._calls.values())
+        if waits or self._is_held:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    def _count_turn(self, size: int) -> None:
+        """Let others have their turn: an event loop reads one busy socket again and again before it goes on."""
+        now = self._loop.time()  # the same throughout one turn of uvloop
+        if now != self._turn:
+            self._turn, self._turn_bytes = now, 0
+        self._turn_bytes += size
+        if self._turn_bytes >= _TURN_BYTES and not self._is_held:
+            self._is_held = True
+            self._update_reading()
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_held = False
+        self._turn_bytes = 0
+        self._update_reading()
 
     def close(self) -> None:
         """Say goodbye and close; requests that are still on it fail."""
@@ -252,6 +288,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._flush()
         if others:
             self._settle()
+        if len(data) >= _BUSY_READ:
+            self._count_turn(len(data))
 
     def eof_received(self) -> bool:
         if not self._is_lost:
@@ -322,8 +360,8 @@ class UpstreamConnection(asyncio.Protocol):
         call = self._calls.pop(stream_id, None)
         if call is None:
             return
-        if call.is_paused and self.transport is not None and self.http.alpn != "h2":
-            self.transport.resume_reading()
+        if call.is_paused and self.http.alpn != "h2":
+            self._update_reading()
         try:
             if error is None:
                 call.sink.response_ended()
@@ -409,13 +447,16 @@ class UpstreamConnection(asyncio.Protocol):
         self._write_soon()
         self._timer = self._timers.after(self._ping_timeout, self._check_ping)
 
-    def _check_ping(self) -> None:
+    def _check_ping(self, *, is_last_look: bool = False) -> None:
         # Any byte is a sign of life: a provider that sends but does not answer PINGs is not dead.
-        if self._ping_sent is not None and not self._has_heard:
+        if self._ping_sent is None or self._has_heard:
+            self._timer = self._timers.after(max(self._ping_interval - self._ping_timeout, 0.01), self._ping)
+        elif is_last_look:
             logger.warning("a connection to %s is dead: no answer to a PING", self._target[1].decode())
             self.abort("ping_timeout")
         else:
-            self._timer = self._timers.after(max(self._ping_interval - self._ping_timeout, 0.01), self._ping)
+            # Where this process was held up, the answer may lie unread in the socket: read once more first.
+            self._timer = self._timers.after(RESOLUTION, lambda: self._check_ping(is_last_look=True))
 
     # -- writing -------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _ErrorDetail(msgspec.Struct):
@@ -166,7 +166,7 @@ class StreamReader:
                 self.error = UpstreamMalformed(f"the provider sent an event that is not a chat chunk: {exc}")
                 break
             choices = chunk.choices
-            if chunk.error is not None and bytes(chunk.error) != b"null":
+            if chunk.error is not None:
                 self.error = UpstreamError(_error_text(payload) or "the provider reported an error")
                 break
             if choices and choices[0].finish_reason is not None:
@@ -216,7 +216,7 @@ class CompletionReader:
         except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
             self.error = UpstreamMalformed(f"the provider's answer is not a chat completion: {exc}")
             return None
-        if completion.error is not None and bytes(completion.error) != b"null":
+        if completion.error is not None:
             self.error = UpstreamError(_error_text(body) or "the provider reported an error")
             return None
         self.usage = completion.usage
