@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from urllib.parse import urlsplit
@@ -121,30 +122,35 @@ def openings(args: argparse.Namespace) -> list[bytes]:
     return sockets
 
 
+ACCEPTED = re.compile(rb'"type":"accepted","request_id":"[^"]+","stream":"([^"]+)"')
+#: An acknowledgement beyond what was sent counts as the last that was sent (PROTOCOL.md, section 5).
+ALL = 2**53 - 1
+
+
 class AckingClient(Client):
-    """A WebSocket client that acknowledges once a second, as the SDKs do."""
+    """A WebSocket client that acknowledges everything once a second, as the SDKs do."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._streams: dict[bytes, int] = {}
-        asyncio.get_running_loop().call_later(1.0, self._ack)
+        self._missing = self._opening.count(b'"type":"create"')
+        self._head = b""
+        self._ack = b""
+        asyncio.get_running_loop().call_later(1.0, self._acknowledge)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # The newest number of whichever stream this read ends with; a lagging ack costs the log, not the count.
-        at = data.rfind(b'"stream":"st_')
-        if at >= 0 and (seq_at := data.find(b'"seq":', at)) > 0:
-            seq = data[seq_at + 6 : seq_at + 20].split(b",")[0]
-            if seq.isdigit():
-                self._streams[data[at + 10 : at + 45]] = int(seq)
+        if self._missing:
+            self._head += data
+            streams = ACCEPTED.findall(self._head)
+            if len(streams) >= self._missing:
+                self._missing, self._head = 0, b""
+                acks = b",".join(b'"%b":%d' % (stream, ALL) for stream in streams)
+                self._ack = frame(b'{"type":"ack","streams":{%b}}' % acks)
 
-    def _ack(self) -> None:
-        if self.transport.is_closing():
-            return
-        for stream, seq in self._streams.items():
-            message = b'{"type":"ack","streams":{"%b":%d}}' % (stream, seq)
-            self.transport.write(frame(message))  # type: ignore[attr-defined]
-        asyncio.get_running_loop().call_later(1.0, self._ack)
+    def _acknowledge(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(self._ack)  # type: ignore[attr-defined]
+            asyncio.get_running_loop().call_later(1.0, self._acknowledge)
 
 
 async def run(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from holdfast.upstream.providers.openai import parse_request
 
 #: About how many bytes one message and one flush of a connection carry.
 _MESSAGE_BYTES = 32 * 1024
-_FLUSH_BYTES = 128 * 1024
+_FLUSH_BYTES = 512 * 1024
 #: Control messages that may wait for a client that sends without reading.
 _MAX_WAITING = 4096
 
