@@ -60,7 +60,7 @@ class Report:
 
     def line(self, name: str, *columns: str, result: str = "") -> None:
         line = f"  {name:<43}" + "".join(f"{column:>12}" for column in columns)
-        print(f"{line:<106}{result}".rstrip(), flush=True)
+        print(f"{line:<105} {result}".rstrip(), flush=True)
 
     def check(self, name: str, run: Callable[[], tuple[str, ...]]) -> None:
         """Run one check; what it returns are the columns of its line."""
@@ -426,7 +426,7 @@ def _killed(stage: Stage) -> tuple[str, ...]:
     expect("its text, read again", answer.text, error.partial)
     expect("it begins like the whole", reference.text.startswith(answer.text), True)
     expect("all that was read is in it", pieces == len(answer.pieces) >= CUTS[0], True)
-    return "", f"   incomplete, {error.code}; {pieces} pieces stay readable"
+    return "", f"   incomplete, {error.code}; {pieces} pieces kept"
 
 
 def _back_again(stage: Stage) -> tuple[str, ...]:
