@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 
 import pytest
 from scripted_gateway import MakeClient, Script, ScriptedGateway, answers, words
-from websockets.asyncio.server import serve
 
 from holdfast import (
     Cancelled,
@@ -263,14 +261,6 @@ async def test_server_that_is_no_holdfast_gateway_is_told_apart(
     assert len(gateway.requests) == 1
 
 
-async def test_certificate_that_cannot_be_verified_is_not_retried(make_client: MakeClient) -> None:
-    async with serve(lambda socket: None, "127.0.0.1", 0) as server:  # type: ignore[arg-type,return-value]
-        port = next(iter(server.sockets)).getsockname()[1]
-        client = make_client(base_url=f"https://127.0.0.1:{port}", max_retries=0, ssl=ssl.create_default_context())
-        with pytest.raises(ConnectionLost):
-            await read(client)
-
-
 async def test_stream_that_cannot_be_resumed_raises_with_what_came(
     gateway: ScriptedGateway, client: StreamingAIClient
 ) -> None:
@@ -401,7 +391,7 @@ async def test_goaway_moves_running_streams_to_a_new_connection(
         await gateway.until(lambda: len(gateway.connections) == 2)
         gateway.generations[0].say("b")
         assert await anext(stream) == "b"
-        assert gateway.connections[0].socket.close_code == 1000
+        assert gateway.connections[0].socket.protocol.close_code == 1000
     assert [state.value for state in states] == ["connecting", "open", "reconnecting", "open"]
 
 
@@ -469,3 +459,47 @@ async def test_client_that_is_closed_while_it_reconnects_stops(
         with pytest.raises(Cancelled) as caught:
             await waiting
         assert caught.value.partial == "a"
+
+
+# -- what nobody planned -------------------------------------------------------------------------------
+
+
+async def test_fault_of_the_client_itself_is_logged_and_leaves_no_call_waiting(
+    gateway: ScriptedGateway,
+    client: StreamingAIClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(*args: object, **settings: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("holdfast.client.runner.open_link", fail)
+        with pytest.raises(InternalError, match="its log") as caught:
+            await read(client)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert [record.message for record in caplog.records] == ["the client failed"]
+    gateway.on_create = answers("x")
+    assert await read(client) == "x"
+
+
+async def test_proxy_of_the_environment_that_cannot_be_used_is_final(
+    client: StreamingAIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("socks_proxy", "socks5://127.0.0.1:9")  # needs a package that is not installed
+    with pytest.raises(ConnectionLost, match=r"cannot connect to .*python-socks"):
+        await client.connect()
+
+
+async def test_connect_that_is_cancelled_harms_no_other_call(
+    gateway: ScriptedGateway, make_client: MakeClient
+) -> None:
+    gateway.scripts.append(Script(welcomes=False))
+    gateway.on_create = answers("x")
+    client = make_client(connect_timeout=0.2)
+    connecting = asyncio.create_task(client.connect())
+    reading = asyncio.create_task(read(client))
+    await gateway.until(lambda: gateway.of_type(m.Hello))
+    connecting.cancel()
+    assert await reading == "x"
+    assert connecting.cancelled()

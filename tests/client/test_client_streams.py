@@ -295,7 +295,7 @@ async def test_state_changes_are_told_to_sync_and_async_callbacks(
     for callback in (seen.append, tell):
         async with make_client(on_state=callback) as client:
             await client.connect()
-    states = ["connecting", "open", "disconnected", "closed"]
+    states = ["connecting", "open", "closed"]
     assert [state.value for state in seen] == states
     assert [state.value for state in told] == states
 
@@ -315,7 +315,7 @@ async def test_callback_that_raises_is_logged_and_harms_nothing(
         async with make_client(on_state=callback) as client:
             assert [text async for text in client.stream_chat(HELLO, model="demo")] == ["x"]
         assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
-            f"on_state failed for {state}" for state in ("connecting", "open", "disconnected", "closed")
+            f"on_state failed for {state}" for state in ("connecting", "open", "closed")
         ]
 
 

@@ -315,4 +315,4 @@ print(next(stream))
     assert (out, err, process.returncode) == (b"a\n", b"", 0)
     await gateway.until(lambda: gateway.open_count == 0)
     assert gateway.generations[0].is_cancelled
-    assert gateway.last.socket.close_code == 1000
+    assert gateway.last.socket.protocol.close_code == 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from proxy import Cut, Proxy
 from holdfast import (
     Cancelled,
     Chunk,
+    ConnectionLost,
     ConnectionState,
     InvalidRequest,
     StreamEnd,
@@ -29,6 +31,7 @@ from holdfast import (
 )
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
+from holdfast.simulate.certificate import self_signed
 
 HELLO = [{"role": "user", "content": "hi"}]
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("python_*.py"))
@@ -161,6 +164,24 @@ async def test_api_key_is_checked_at_the_handshake(make_path):
         async with StreamingAIClient(config(path.url, api_key=wrong)) as client:
             with pytest.raises(Unauthorized):
                 await client.connect()
+
+
+async def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_not_retried(make_path, tmp_path):
+    cert, key = self_signed()
+    (tmp_path / "cert.pem").write_bytes(cert)
+    (tmp_path / "key.pem").write_bytes(key)
+    path = await make_path(server={"tls_cert": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")})
+    trusting = ssl.create_default_context(cadata=cert.decode())
+    async with StreamingAIClient(config(path.url, ssl=trusting)) as client:
+        assert await collect(client.stream_chat(HELLO, model="demo", sim=sim(300))) == answer(300)
+        async for _ in client.stream_chat(HELLO, model="demo", sim=sim(1_000_000, interval_ms=1)):
+            break
+        await path.provider.until(lambda s: s.cancelled == 1)
+    states = []
+    async with StreamingAIClient(config(path.url), on_state=states.append) as client:
+        with pytest.raises(ConnectionLost, match="CERTIFICATE_VERIFY_FAILED"):
+            await client.connect()
+        assert states == [ConnectionState.CONNECTING, ConnectionState.DISCONNECTED]
 
 
 async def test_gateway_that_lost_its_streams_is_told_apart_from_a_cut(path, make_path):

@@ -164,6 +164,8 @@ class Runner:
             while self._is_needed and not self._is_closed:
                 await self._connect_and_wait()
         except asyncio.CancelledError:
+            # Closed, or the loop ends: a coroutine that is started now would outlive it, so nobody is told.
+            self.state = ConnectionState.DISCONNECTED
             self._give_up(Cancelled("the client's event loop was stopped"))
             raise
         except Exception as exc:  # the supervisor of the connection
@@ -173,7 +175,7 @@ class Runner:
             self._give_up(error)
         finally:
             self._task = None
-            if self.state is not ConnectionState.CLOSED:
+            if not self._is_closed:
                 self._set_state(ConnectionState.DISCONNECTED)
 
     async def _connect_and_wait(self) -> None:

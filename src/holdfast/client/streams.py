@@ -37,7 +37,6 @@ class Reader:
     """
 
     __slots__ = (
-        "_buffer",
         "_carrier",
         "_loop",
         "_taken",
@@ -45,6 +44,7 @@ class Reader:
         "_waiter",
         "buffered",
         "end",
+        "entries",
         "error",
         "is_drained",
         "is_left",
@@ -76,6 +76,8 @@ class Reader:
         self.stream: ClientStream | None = None
         self.end: End | None = None
         self.error: HoldfastError | None = None
+        #: What has come and was not taken, `buffered` bytes.
+        self.entries: deque[bytes] = deque()
         self.is_left = False
         self.is_drained = False
         self.buffered = 0
@@ -85,7 +87,6 @@ class Reader:
         self.watchers: list[asyncio.Future[None]] = []
         self._carrier = carrier
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._buffer: deque[bytes] = deque()
         self._taken = 0
         self._text = io.StringIO()
         self._waiter: asyncio.Future[None] | None = None
@@ -106,7 +107,7 @@ class Reader:
         if self.is_drained:
             self._grant(size)
             return
-        self._buffer.extend(payloads)
+        self.entries.extend(payloads)
         self.buffered += size
         self._wake()
 
@@ -158,7 +159,7 @@ class Reader:
         A cancelled wait leaves the stream, as a cancelled read of an async generator closes it.
         """
         self.start()
-        while not self._buffer:
+        while not self.entries:
             if self.is_left or self.is_over:
                 return self._conclude()
             if wants_position and self.position is not None:
@@ -177,14 +178,14 @@ class Reader:
 
     def take(self) -> bytes:
         """Return the next entry, after `ready`. What was taken grants the gateway as much again."""
-        payload = self._buffer.popleft()
+        payload = self.entries.popleft()
         size = len(payload)
         self.seq += 1
         self.buffered -= size
         if self.is_drained:
             return payload
         self._taken += size
-        if not self._buffer or self._taken * 4 >= self.window:
+        if not self.entries or self._taken * 4 >= self.window:
             taken, self._taken = self._taken, 0
             self._grant(taken)
         return payload
@@ -193,7 +194,7 @@ class Reader:
         """Return what is there, up to a quarter of the window."""
         batch = []
         size = 0
-        while self._buffer and size < self.window // 4:
+        while self.entries and size < self.window // 4:
             batch.append(self.take())
             size += len(batch[-1])
         return batch
@@ -231,7 +232,7 @@ class Reader:
             self.error = error
             self._carrier.leave(self)
         self.drain()
-        self._buffer.clear()
+        self.entries.clear()
         self.buffered = 0
         self._wake()
 
@@ -360,7 +361,7 @@ class TextStream(_Handle):
 
     async def __anext__(self) -> str:
         reader = self._reader
-        while await reader.ready():
+        while reader.entries or await reader.ready():  # no second coroutine for what is there
             text = reader.take_text()
             if text:
                 return text
