@@ -100,9 +100,9 @@ class Runner:
     def cancel(self, reader: Reader) -> None:
         """Stop the reader's generation; of what still comes, only its end is delivered."""
         if reader.stream is not None and reader.stream in self._readers:
-            reader.drain()
             for event in self._session.cancel(reader.stream):
                 self._deliver(event)
+            reader.drain()
             self._get_going()
 
     def reader_of(self, stream_id: str) -> Reader | None:
