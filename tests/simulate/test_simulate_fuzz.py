@@ -200,6 +200,15 @@ def test_faults_of_frames_are_applied_to_http2_only(fault):
     assert handler.apply(fault) == isinstance(fault, Goaway | ResetStreams)
 
 
+def test_http2_client_that_floods_without_reading_is_sent_away():
+    handler, wire, _, _ = http2()
+    handler.receive(h2.PREFACE + h2.settings_frame({}))
+    wire.is_paused = True
+    handler.receive(frame(h2.PING, 0, 0, b"12345678") * 1001)
+    assert wire.sent.count(frame(h2.PING, h2.ACK, 0, b"12345678")) == 1000
+    assert wire.end == "closed"
+
+
 def test_goaway_that_leaves_out_everything_names_stream_0():
     handler, wire, _, counters = http2(answers=False)
     handler.receive(http2_session(3))

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.simulate import faults
-from holdfast.simulate.request import ChatRequest, RequestError, decode_request, error_type
+from holdfast.simulate.request import ChatRequest, RequestError, Simulation, decode_request, error_type
 
 VALID = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -90,3 +91,15 @@ def test_every_fault_can_be_asked_for_by_its_kind(fault):
 )
 def test_error_type_follows_the_status(status, expected):
     assert error_type(status) == expected
+
+
+def test_reference_describes_every_field_of_every_fault():
+    reference = (Path(__file__).parents[2] / "docs/reference/simulate.md").read_text()
+    rows = {line.split("|")[1].strip(" `"): line for line in reference.splitlines() if line.startswith("| `")}
+    for fault in (*faults.AnyRequestFault.__args__, *faults.AnyConnectionFault.__args__):
+        config = fault.__struct_config__
+        row = "".join(line for line in reference.splitlines() if line.startswith(f"| `{config.tag}` |"))
+        for field in set(fault.__struct_fields__) - {"times", "after_streams", "after_bytes"}:
+            assert f"`{field}`" in row, (config.tag, field)
+    for field in Simulation.__struct_fields__:
+        assert field in rows

@@ -38,6 +38,7 @@ class Http1:
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._is_refused = False
+        self._is_going_on = False
 
     # -- from the connection ---------------------------------------------------------------------------
 
@@ -143,8 +144,11 @@ class Http1:
         if self._is_reading_paused and len(self._waiting) < MAX_PIPELINED:
             self._is_reading_paused = False
             self.wire.resume_reading()
-        if self._waiting and self._current is None:
-            self._begin(*self._waiting.popleft())
+        if not self._is_going_on:
+            self._is_going_on = True  # requests that are answered at once end within `_begin`: no recursion
+            while self._waiting and self._current is None:
+                self._begin(*self._waiting.popleft())
+            self._is_going_on = False
 
     def _begin(self, request: Request, exchange: Http1Exchange) -> None:
         self._current = exchange

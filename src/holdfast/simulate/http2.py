@@ -25,6 +25,7 @@ from holdfast.simulate.statistics import Counters
 
 MAX_BODY = 64 * 1024 * 1024
 MAX_HEADER_BLOCK = 64 * 1024
+MAX_UNREAD_ANSWERS = 1000
 
 
 class Http2:
@@ -62,6 +63,7 @@ class Http2:
         self._uncredited = 0
         self._last_accepted: int | None = None
         self._answers_ping = True
+        self._unread_answers = 0
         self._is_over = False
         self._send_settings(
             {
@@ -340,7 +342,7 @@ class Http2:
             raise Http2Error(h2.FRAME_SIZE_ERROR, "SETTINGS come in 6 bytes each")
         for key, value in struct.iter_unpack(">HL", payload):
             self._apply_setting(key, value)
-        self.wire.write(h2.frame_header(0, h2.SETTINGS, h2.ACK, 0))
+        self._answer_control(h2.frame_header(0, h2.SETTINGS, h2.ACK, 0))
 
     def _apply_setting(self, key: int, value: int) -> None:
         if key == h2.HEADER_TABLE_SIZE:
@@ -364,7 +366,14 @@ class Http2:
         if len(payload) != 8:
             raise Http2Error(h2.FRAME_SIZE_ERROR, "PING is 8 bytes long")
         if self._answers_ping and not flags & h2.ACK:
-            self.wire.write(h2.frame_header(8, h2.PING, h2.ACK, 0) + payload)
+            self._answer_control(h2.frame_header(8, h2.PING, h2.ACK, 0) + payload)
+
+    def _answer_control(self, frame: bytes) -> None:
+        # A client that asks without reading the answers would make us keep them all (RFC 9113 section 10.5).
+        self._unread_answers = self._unread_answers + 1 if self.wire.is_paused else 0
+        if self._unread_answers > MAX_UNREAD_ANSWERS:
+            raise Http2Error(h2.ENHANCE_YOUR_CALM, "too many PING and SETTINGS, and nothing is read")
+        self.wire.write(frame)
 
     # -- what we send ----------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class SimulatedProvider:
         self._plan = FaultPlan()
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
+        self._is_closed = False
         self._all_closed: asyncio.Future[None] | None = None
         self._host = ""
         self.port = 0
@@ -110,21 +111,24 @@ class SimulatedProvider:
 
     async def aclose(self) -> None:
         """Stop listening, abort all connections and wait until they are gone. May be called twice."""
-        if self._server is not None:
-            self._server.close()
-        if self._connections:
+        self._is_closed = True
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        while self._connections:
             self._all_closed = self._loop.create_future()
             for connection in list(self._connections):
                 connection.abort()
             await self._all_closed
-        if self._server is not None:
-            await self._server.wait_closed()
-            self._server = None
+        if server is not None:
+            await server.wait_closed()
         self.pacer.clear()
 
     # -- for connections -------------------------------------------------------------------------------
 
     def connection_opened(self, connection: Connection) -> None:
+        if self._is_closed:  # accepted while `aclose` ran
+            connection.abort()
         self._connections.add(connection)
         self.counters.connections += 1
         self.counters.open_connections += 1

@@ -12,6 +12,8 @@ from holdfast.simulate import SimulatedProvider
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], object]]:
+    if item.path.name == "test_simulate_command.py":  # the process under test has a loop of its own
+        return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
