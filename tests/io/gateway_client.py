@@ -152,27 +152,35 @@ class Http:
         return await self.response()
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        """A chunked body, in whatever pieces it comes."""
         while True:
             async with asyncio.timeout(DEADLINE):
-                size = int((await self.reader.readuntil(b"\r\n"))[:-2], 16)
-                data = await self.reader.readexactly(size + 2)
+                left = size = int((await self.reader.readuntil(b"\r\n"))[:-2], 16)
+            while left:
+                async with asyncio.timeout(DEADLINE):
+                    data = await self.reader.read(left)
+                if not data:
+                    raise asyncio.IncompleteReadError(b"", left)
+                left -= len(data)
+                yield data
+            async with asyncio.timeout(DEADLINE):
+                await self.reader.readexactly(2)
             if size == 0:
                 return
-            yield data[:-2]
 
     async def events(self) -> AsyncIterator[ServerEvent]:
         """The events of a chunked SSE answer, as they come."""
-        buffer = ""
+        buffer = b""
         async for chunk in self.chunks():
-            *blocks, buffer = (buffer + chunk.decode()).split("\n\n")
+            *blocks, buffer = (buffer + chunk).split(b"\n\n")
             for block in blocks:
-                lines = [line for line in block.split("\n") if not line.startswith(":")]
-                self.comments += block.count("\n") + 1 - len(lines)
+                lines = [line for line in block.decode().split("\n") if not line.startswith(":")]
+                self.comments += block.count(b"\n") + 1 - len(lines)
                 fields = dict(line.split(": ", 1) for line in lines if not line.startswith("data: "))
                 data = "\n".join(line[6:] for line in lines if line.startswith("data: "))
                 assert set(fields) <= {"id", "event"}
                 yield ServerEvent(data, **fields)
-        assert buffer == ""
+        assert buffer == b""
 
     async def is_closed(self) -> bool:
         """Read on until the gateway ends the connection; False if it does not or something more comes."""

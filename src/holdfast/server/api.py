@@ -25,6 +25,7 @@ from holdfast.server.flusher import Flusher
 from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
 from holdfast.server.operations import Operations
 from holdfast.server.session import SessionProtocol, Sessions
+from holdfast.server.sse import HEADERS as SSE_HEADERS
 from holdfast.server.sse import SseReader, end_error, end_http_status
 from holdfast.streams.registry import Registry
 from holdfast.streams.stream import Stream
@@ -39,7 +40,7 @@ DEFAULT_POLL = 25.0
 #: About how many bytes of entries one JSON answer carries.
 _READ_BYTES = 1024 * 1024
 
-_CURSOR = re.compile(r"(?:(\d{1,10})-)?(-1|\d{1,16})")
+_CURSOR = re.compile(r"(?:([0-9]{1,10})-)?(-1|[0-9]{1,16})")
 _Handler = Callable[[Request, Exchange, Principal, str], Awaitable[None]]
 
 
@@ -228,16 +229,21 @@ class Api:
         stream = self._registry.get(principal.tenant, stream_id)
         epoch, after = _cursor_of(request)
         live = request.query.get("live", "sse")
+        timeout = _poll_timeout(request)
+        stream.log.check(after, epoch)
+        has_all = after == stream.log.next - 1
         if live == "sse":
-            if stream.is_ended and after == stream.log.next - 1:
+            if stream.is_ended and has_all:
                 # An EventSource reconnects after every end, and stops only at 204 (HTML section 9.2.3).
                 exchange.respond(204, [])
-                return
-            self._stream_sse(stream, exchange, after=after, epoch=epoch, completions=False)
+            elif request.method == "HEAD":
+                exchange.start(200, [*SSE_HEADERS, (b"holdfast-stream-id", stream.id.encode())])
+                exchange.end()
+            else:
+                self._stream_sse(stream, exchange, after=after, epoch=epoch, completions=False)
         elif live in ("none", "long-poll"):
-            stream.log.check(after, epoch)
-            if live == "long-poll" and not stream.is_ended and after == stream.log.next - 1:
-                await Waiter(stream, exchange, after=after).wait_for_entry(_poll_timeout(request))
+            if live == "long-poll" and has_all and not stream.is_ended:
+                await Waiter(stream, exchange, after=after).wait_for_entry(timeout)
             if not exchange.is_complete:
                 _respond_entries(stream, exchange, after)
         else:
@@ -308,11 +314,10 @@ def _respond_entries(stream: Stream, exchange: Exchange, after: int) -> None:
 
 def _cursor_of(request: Request) -> tuple[int | None, int]:
     """The reader's place: `Last-Event-ID` first, since an EventSource keeps its URL when it comes back."""
-    name = "last-event-id"
-    value = request.header(b"last-event-id")
-    if value is None:
+    name, value = "last-event-id", request.header(b"last-event-id")
+    if not value:
         name, value = "after", request.query.get("after")
-    if value is None or value == "":
+    if not value:
         return None, -1
     match = _CURSOR.fullmatch(value)
     if match is None:
