@@ -37,6 +37,8 @@ _TURN_BYTES: Final = 256 * 1024
 _BUSY_READ: Final = 32 * 1024
 #: How long a closed connection may take to send what is left, in seconds.
 _LINGER: Final = 1.0
+#: Windows are widened in steps of this, a small part of an h2 stream's: the hot path then counts only.
+_GRANT_BATCH: Final = 16_384
 _SINK_FAILED: Final = "the receiver of a provider's answer failed"
 
 
@@ -64,22 +66,15 @@ class ConnectionOwner(Protocol):
 class HttpCall:
     """One request on a connection; implements `Call`."""
 
-    __slots__ = ("_connection", "_ungranted", "has_answer", "is_paused", "sink", "stream_id")
+    __slots__ = ("_connection", "is_paused", "sink", "stream_id", "ungranted")
 
     def __init__(self, connection: UpstreamConnection, stream_id: int, sink: ResponseSink) -> None:
         self._connection = connection
-        self._ungranted = 0
+        #: Bytes that the sink has taken and the window has not been told of.
+        self.ungranted = 0
         self.stream_id = stream_id
         self.sink = sink
         self.is_paused = False
-        self.has_answer = False
-
-    def accept(self, size: int) -> None:
-        """The sink has taken `size` bytes: grant as many again, unless it has paused."""
-        if self.is_paused:
-            self._ungranted += size
-        else:
-            self._connection.http.grant(self.stream_id, size)
 
     def pause(self) -> None:
         if not self.is_paused:
@@ -89,7 +84,7 @@ class HttpCall:
     def resume(self) -> None:
         if self.is_paused:
             self.is_paused = False
-            size, self._ungranted = self._ungranted, 0
+            size, self.ungranted = self.ungranted, 0
             self._connection.call_resumed(self.stream_id, size)
 
     def cancel(self) -> None:
@@ -281,7 +276,10 @@ class UpstreamConnection(asyncio.Protocol):
                         logger.exception(_SINK_FAILED)
                         self._give_up(call)
                         continue
-                    call.accept(len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks)))
+                    call.ungranted += len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+                    if call.ungranted >= _GRANT_BATCH and not call.is_paused and event.stream_id in calls:
+                        self.http.grant(event.stream_id, call.ungranted)
+                        call.ungranted = 0
             else:
                 others = True
                 self._handle(event)
@@ -315,7 +313,6 @@ class UpstreamConnection(asyncio.Protocol):
         if type(event) is ResponseReceived:
             call = self._calls.get(event.stream_id)
             if call is not None:
-                call.has_answer = True
                 try:
                     call.sink.response_received(event.status, event.headers)
                 except Exception:
