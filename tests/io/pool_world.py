@@ -127,12 +127,14 @@ class World:
         simulated: dict[str, Any] | None = None,
         model: dict[str, Any] | None = None,
         streams: dict[str, Any] | None = None,
+        alpn: tuple[str, ...] = ("h2", "http/1.1"),
     ) -> World:
         started = [SimulatedProvider(**(simulated or {})) for _ in range(providers)]
         how: dict[str, Any] = {"http1": {}, "h2c": {"http2": "prior-knowledge"}, "h2tls": {"ca_file": ca_file()}}
         configured = {}
         for number, provider in enumerate(started):
-            await provider.start(ssl_context=context_of(*certificate()) if protocol == "h2tls" else None)
+            tls = context_of(*certificate()) if protocol == "h2tls" else None
+            await provider.start(ssl_context=tls, alpn=alpn)
             fields = {"base_url": provider.base_url, **how[protocol], **(settings or {})}
             configured[f"sim{number}"] = msgspec.convert(fields, ProviderConfig)
         route = {"route": [f"{name}/demo" for name in configured], **(model or {})}
