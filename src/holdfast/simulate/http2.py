@@ -136,6 +136,10 @@ class Http2:
 
     # -- from the streams ------------------------------------------------------------------------------
 
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams) or 1
+
     def send_headers(self, stream_id: int, headers: list[tuple[str, str]], fragment: int | None) -> None:
         block = self._encoder.encode(headers)
         size = fragment or self.max_frame_size

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from holdfast.simulate.exchange import Exchange, Headers, Wire
+from holdfast.simulate.exchange import BATCH_BYTES, Exchange, Headers, Wire
 from holdfast.simulate.http2_frames import DATA, END_STREAM, MAX_WINDOW, frame_header
 from holdfast.simulate.pacer import Pacer, Trickle
 
@@ -18,6 +18,10 @@ class Http2Side(Protocol):
     pacer: Pacer
     send_window: int
     max_frame_size: int
+
+    @property
+    def stream_count(self) -> int:
+        """How many streams are open; at least 1."""
 
     def send_headers(self, stream_id: int, headers: list[tuple[str, str]], fragment: int | None) -> None: ...
     def stream_ended(self, stream: Http2Exchange) -> None: ...
@@ -66,7 +70,12 @@ class Http2Exchange(Exchange):
     def room(self) -> int:
         if self._kept or self.wire.is_paused or not (self._trickle is None or self._trickle.is_empty):
             return 0
-        room = min(self.send_window, self._http2.send_window)
+        http2 = self._http2
+        room = http2.send_window
+        if room < BATCH_BYTES * http2.stream_count:
+            # The connection's window is scarce: a fair share of it, but not too little to be worth a frame.
+            room = max(room // http2.stream_count, min(room, 1024))
+        room = min(room, self.send_window)
         return room if room > 0 else 0
 
     # -- from the answer -------------------------------------------------------------------------------
