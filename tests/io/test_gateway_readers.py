@@ -1,4 +1,4 @@
-"""More than one reader of a stream: over WebSocket, SSE, long polling and plain JSON, from any place, at any time."""
+"""More than one reader of a stream: over WebSocket, SSE, long polling and plain JSON, from any place and time."""
 
 from __future__ import annotations
 

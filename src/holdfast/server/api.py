@@ -171,9 +171,11 @@ class Api:
             raise InvalidRequest(
                 "holdfast-on-disconnect must be `cancel` or `continue`", param="holdfast-on-disconnect"
             )
-        request_id = request.header(b"holdfast-request-id") or request.header(b"idempotency-key")
+        name, request_id = "holdfast-request-id", request.header(b"holdfast-request-id")
+        if request_id is None:
+            name, request_id = "idempotency-key", request.header(b"idempotency-key")
         if request_id is not None and not 1 <= len(request_id) <= 256:
-            raise InvalidRequest("a request id has 1 to 256 characters", param="holdfast-request-id")
+            raise InvalidRequest(f"{name} must have 1 to 256 characters", param=name)
         stream, _duplicate = self._registry.create(
             principal.tenant,
             chat,

@@ -66,11 +66,14 @@ class Registry:
         Raises `UnknownModel`, `DuplicateRequest` (same id, other request), `Overloaded` or `Draining`; then
         nothing was sent to a provider.
         """
+        # Over a session the same bytes ask for a stream that over HTTP ask for a whole answer.
+        digest = request.digest + (b"stream" if request.stream else b"whole")
         if request_id is not None:
             known = self._by_request.get((tenant, request_id))
             if known is not None:
-                if known.origin.digest != request.digest:
+                if known.origin.digest != digest:
                     raise DuplicateRequest(param="request_id")
+                known.keeps_running |= keeps_running
                 return known, True
         route = self._models.get(request.model)
         if route is None:
@@ -79,7 +82,7 @@ class Registry:
         stream_id = "st_" + secrets.token_hex(16)
         stream = Stream(
             stream_id=stream_id,
-            origin=Origin(tenant, request_id or stream_id, request.model, request.digest),
+            origin=Origin(tenant, request_id or stream_id, request.model, digest),
             log=Log(stream_id, max_bytes=self._config.log_bytes),
             memory=self.memory,
             detach_grace=detach_grace,
