@@ -128,14 +128,14 @@ ALL = 2**53 - 1
 
 
 class AckingClient(Client):
-    """A WebSocket client that acknowledges everything once a second, as the SDKs do."""
+    """A WebSocket client that acknowledges everything ten times a second."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._missing = self._opening.count(b'"type":"create"')
         self._head = b""
         self._ack = b""
-        asyncio.get_running_loop().call_later(1.0, self._acknowledge)
+        asyncio.get_running_loop().call_later(0.1, self._acknowledge)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -150,7 +150,7 @@ class AckingClient(Client):
     def _acknowledge(self) -> None:
         if not self.transport.is_closing():
             self.transport.write(self._ack)  # type: ignore[attr-defined]
-            asyncio.get_running_loop().call_later(1.0, self._acknowledge)
+            asyncio.get_running_loop().call_later(0.1, self._acknowledge)
 
 
 async def run(args: argparse.Namespace) -> None:
