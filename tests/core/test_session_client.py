@@ -337,6 +337,19 @@ def test_entries_that_cross_a_detach_are_not_taken_for_the_next_attachment(scrip
     assert script.event(1) == [EntriesReceived(second, [b"0"])]
 
 
+def test_answer_to_an_older_attach_says_nothing_about_the_newest(script: Script) -> None:
+    session = script.session
+    session.detach(session.attach("st_1", after=9))
+    second = session.attach("st_1")
+    session.detach(second)
+    third = session.attach("st_1")
+    assert script.receive("error", code="ahead_of_log", message="no", stream="st_1") == []
+    script.receive("attached", stream="st_1", status="running")
+    assert script.event(0) == []
+    script.receive("attached", stream="st_1", status="running")
+    assert script.event(0) == [EntriesReceived(third, [b"0"])]
+
+
 def test_end_is_acknowledged_and_the_last_word(script: Script) -> None:
     stream = script.accepted()
     script.event(0)
@@ -425,6 +438,21 @@ def test_stream_that_welcome_leaves_out_after_it_was_attached_anew_goes_on(scrip
     assert not stream.is_ended
 
 
+def test_stream_that_was_detached_offline_is_attached_anew(script: Script) -> None:
+    old = script.accepted()
+    script.event(0)
+    script.drop()
+    script.session.cancel(old)
+    script.session.detach(old)
+    new = script.session.attach("st_1", after=0)
+    script.create()  # its request id is free again
+    (event,) = script.open(running())
+    assert isinstance(event, Welcomed)
+    assert event.resumed == [new]
+    assert [message["type"] for message in script.sent()] == ["cancel", "create"]
+    assert script.event(1) == [EntriesReceived(new, [b"0"])]
+
+
 # -- errors ---------------------------------------------------------------------------------------------
 
 
@@ -496,18 +524,33 @@ def test_cancel_of_a_request_that_never_left_sends_nothing() -> None:
     assert script.session.is_idle
 
 
-def test_detach_tells_the_server_and_forgets(script: Script) -> None:
+def test_detach_tells_the_server_and_waits_for_its_answer(script: Script) -> None:
     stream = script.accepted()
+    script.event(0)
     script.session.detach(stream)
     script.session.detach(stream)
     assert script.sent() == [{"type": "detach", "stream": "st_1"}]
     assert stream.is_ended
+    assert script.event(1) == []
+    assert script.session.handle_timeout(script.now + ACK_INTERVAL) == []
+    assert script.sent() == []
+    assert not script.session.is_idle
+    assert script.receive("detached", stream="st_1") == []
     assert script.session.is_idle
-    assert script.event(0) == []
 
 
-def test_detach_survives_a_reconnect(script: Script) -> None:
+def test_detached_of_another_stream_is_ignored(script: Script) -> None:
+    stream = script.accepted()
+    assert script.receive("detached", stream="st_1") == []
+    assert script.receive("detached", stream="st_9") == []
+    assert script.event(0) == [EntriesReceived(stream, [b"0"])]
+
+
+@pytest.mark.parametrize("is_said_before", [False, True])
+def test_detach_survives_a_reconnect(script: Script, is_said_before: bool) -> None:
     stream = script.accepted(window=100)
+    if is_said_before:
+        script.session.detach(stream)
     script.drop()
     script.session.detach(stream)
     (hello,) = script.connect()
@@ -516,6 +559,16 @@ def test_detach_survives_a_reconnect(script: Script) -> None:
     assert isinstance(event, Welcomed)
     assert event.resumed == []
     assert script.sent() == [{"type": "detach", "stream": "st_1"}]
+    assert script.event(0) == []
+    script.receive("detached", stream="st_1")
+    assert script.session.is_idle
+
+
+def test_detach_of_an_attach_that_was_not_answered(script: Script) -> None:
+    script.session.detach(script.session.attach("st_1"))
+    script.receive("attached", stream="st_1", status="running")
+    assert script.event(0) == []
+    script.receive("detached", stream="st_1")
     assert script.session.is_idle
 
 
@@ -543,6 +596,7 @@ def test_detach_before_accepted_waits_for_it(script: Script) -> None:
     events = script.receive("accepted", request_id="r1", stream="st_1", queue_position=4)
     assert events == [StreamAccepted(stream, False)]
     assert script.sent() == [{"type": "detach", "stream": "st_1"}]
+    script.receive("detached", stream="st_1")
     assert script.session.is_idle
 
 

@@ -249,7 +249,7 @@ def test_detach_takes_the_cursor_out() -> None:
     assert session.receive_text('{"type":"detach","stream":"st_1"}') == DetachReceived(cursor)
     assert session.cursors == {}
     assert session.receive_text('{"type":"detach","stream":"st_1"}') is None
-    assert session.waiting == 0
+    assert sent(session) == [{"type": "detached", "stream": "st_1"}] * 2
 
 
 @pytest.mark.parametrize(

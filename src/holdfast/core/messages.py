@@ -162,6 +162,10 @@ class Attached(Message, tag="attached"):
     next: int = 0
 
 
+class Detached(Message, tag="detached"):
+    stream: str
+
+
 class Event(Message, tag="event"):
     """One entry: `data` is what the provider sent, to the letter."""
 
@@ -233,7 +237,9 @@ class Goaway(Message, tag="goaway"):
 
 
 ClientMessage = Hello | Create | Attach | Detach | Ack | Credit | Cancel | Ping | Pong
-ServerMessage = Welcome | Accepted | Queued | Attached | Event | Events | End | Error | Goaway | Ping | Pong
+ServerMessage = (
+    Welcome | Accepted | Queued | Attached | Detached | Event | Events | End | Error | Goaway | Ping | Pong
+)
 
 _client_decoder = msgspec.json.Decoder(ClientMessage)
 _server_decoder = msgspec.json.Decoder(ServerMessage)

@@ -82,6 +82,7 @@ class ClientSession:
         self._by_request: dict[str, ClientStream] = {}  # those that were created here
         self._by_id: dict[str, ClientStream] = {}
         self._greeted: dict[str, ClientStream] = {}  # what `hello` has named
+        self._unanswered: dict[str, int] = {}  # how many `attach` of a stream are on their way
         self._last_received = 0.0
         self._pong_deadline: float | None = None
         self._ack_deadline: float | None = None
@@ -89,7 +90,7 @@ class ClientSession:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no stream waits or runs."""
+        """Whether no stream waits or runs, and the server knows of every detach."""
         return not self._by_request and not self._by_id
 
     # -- from the application --
@@ -126,6 +127,10 @@ class ClientSession:
         if known is not None and not known.is_detached:
             raise ValueError(f"the stream {stream_id} is read already")
         stream = ClientStream(id_=stream_id, epoch=epoch, after=after, window=window)
+        if known is not None:
+            # It was detached, and the server has not confirmed: this reader comes in its place.
+            stream.is_cancelled = known.is_cancelled
+            self._forget(known)
         self._by_id[stream_id] = stream
         if self.state is State.OPEN:
             self._send_attach(stream)
@@ -149,7 +154,8 @@ class ClientSession:
     def detach(self, stream: ClientStream) -> None:
         """Stop reading; the generation goes on. Idempotent; survives a reconnect.
 
-        Nothing more is reported about the stream; of one that is not accepted yet, that it was or was not.
+        Nothing more is reported about the stream; of one that is not accepted yet, that it was or was not. The
+        session remembers it until the server has confirmed.
         """
         if stream.is_ended or stream.is_detached:
             return
@@ -193,6 +199,7 @@ class ClientSession:
         self.state = State.DISCONNECTED
         self._out.clear()
         self._greeted = {}
+        self._unanswered = {}
         self._ack_deadline = None
         self._pong_deadline = None
         for stream in self._by_id.values():
@@ -223,6 +230,10 @@ class ClientSession:
                 return self._receive_accepted(message)
             case m.Attached():
                 self._receive_attached(message)
+            case m.Detached():
+                detached = self._by_id.get(message.stream)
+                if detached is not None and detached.is_detached:
+                    self._forget(detached)
             case m.Queued():
                 queued = self._by_id.get(message.stream)
                 return [StreamQueued(queued, message.position)] if queued is not None else []
@@ -263,7 +274,7 @@ class ClientSession:
     def _catch_up(self) -> None:
         """Say what the application decided while there was no open connection."""
         for stream in list(self._by_id.values()):
-            if not stream.is_live and not stream.is_detached:
+            if not (stream.is_live or stream.is_detached):
                 self._send_attach(stream)
             if stream.is_cancelled:
                 self._send_cancel(stream)
@@ -296,11 +307,18 @@ class ClientSession:
             events.append(StreamQueued(stream, accepted.queue_position))
         return events
 
+    def _is_newest_answer(self, id_: str) -> bool:
+        """Count an answer to `attach`. All but the last belong to attachments that were given up since."""
+        left = self._unanswered.pop(id_, 1) - 1
+        if left:
+            self._unanswered[id_] = left
+        return not left
+
     def _receive_attached(self, attached: m.Attached) -> None:
         stream = self._by_id.get(attached.stream)
-        if stream is not None:
+        if self._is_newest_answer(attached.stream) and stream is not None:
             stream.epoch = attached.epoch
-            stream.is_live = True
+            stream.is_live = not stream.is_detached
 
     def _receive_entries(self, id_: str, seq: int, payloads: list[msgspec.Raw], now: float) -> list[Event]:
         stream = self._by_id.get(id_)
@@ -333,6 +351,8 @@ class ClientSession:
         error = from_wire(message.code, message.message, retry_after=message.retry_after)
         if message.stream is None and message.request_id is None:
             return [SessionError(error)]
+        if message.stream is not None and not self._is_newest_answer(message.stream):
+            return []
         stream = self._by_id.get(message.stream or "") or self._by_request.get(message.request_id or "")
         if stream is None:
             return []
@@ -386,7 +406,9 @@ class ClientSession:
             self._send_cancel(stream)
 
     def _send_attach(self, stream: ClientStream) -> None:
-        self._send(m.Attach(stream.id or "", stream.last_seq, stream.epoch, stream.start_credit()))
+        id_ = stream.id or ""
+        self._unanswered[id_] = self._unanswered.get(id_, 0) + 1
+        self._send(m.Attach(id_, stream.last_seq, stream.epoch, stream.start_credit()))
 
     def _send_cancel(self, stream: ClientStream) -> None:
         if stream.id is not None:
@@ -395,8 +417,8 @@ class ClientSession:
             self._send(m.Cancel(request_id=stream.request_id))
 
     def _send_detach(self, stream: ClientStream) -> None:
+        stream.is_live = False
         self._send(m.Detach(stream.id or ""))
-        self._forget(stream)
 
     def _grant(self, stream: ClientStream) -> None:
         if self.state is State.OPEN and stream.is_live and (grant := stream.take_grant()):
@@ -406,7 +428,7 @@ class ClientSession:
         self._ack_deadline = None
         acks = {}
         for id_, stream in self._by_id.items():
-            if (seq := stream.take_ack()) is not None:
+            if stream.is_live and (seq := stream.take_ack()) is not None:
                 acks[id_] = seq
         for start in range(0, len(acks), m.MAX_STREAMS_PER_MESSAGE):
             self._send(m.Ack(dict(list(acks.items())[start : start + m.MAX_STREAMS_PER_MESSAGE])))

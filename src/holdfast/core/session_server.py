@@ -173,6 +173,7 @@ class ServerSession:
             case m.Credit():
                 return self._receive_credit(message)
             case m.Detach():
+                self._out.append(m.encode(m.Detached(message.stream)))
                 cursor = self.cursors.pop(message.stream, None)
                 # A detach may cross the end of the stream: then there is nothing to detach, and no harm.
                 return DetachReceived(cursor) if cursor is not None else None
