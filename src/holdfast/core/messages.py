@@ -114,7 +114,7 @@ class ErrorBody(msgspec.Struct, omit_defaults=True):
 class StreamState(msgspec.Struct, omit_defaults=True):
     """How one stream of a `hello` stands. `next` is the first sequence number that will be sent."""
 
-    stream: str
+    stream: Name
     status: ResumeStatus
     epoch: int = 1
     next: int = 0
@@ -134,7 +134,7 @@ class Limits(msgspec.Struct):
 
 class Welcome(Message, tag="welcome"):
     version: int
-    session: str
+    session: Name
     server: str
     heartbeat: Heartbeat
     limits: Limits
@@ -143,8 +143,8 @@ class Welcome(Message, tag="welcome"):
 
 
 class Accepted(Message, tag="accepted"):
-    request_id: str
-    stream: str
+    request_id: Name
+    stream: Name
     epoch: int = 1
     duplicate: bool = False
     queue_position: int | None = None
