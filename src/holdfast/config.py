@@ -18,12 +18,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
+from holdfast.config_limits import Count, Grace, LimitsConfig, QueueConfig, Seconds, Size
 from holdfast.errors import ConfigError
-
-Seconds = Annotated[float, Meta(gt=0)]
-Grace = Annotated[float, Meta(ge=0)]
-Size = Annotated[int, Meta(ge=1024)]
-Count = Annotated[int, Meta(ge=1)]
 
 
 class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
@@ -37,6 +33,13 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     tls_key: Annotated[str | None, Meta(description="PEM file with the private key.")] = None
     max_body: Annotated[Size, Meta(description="Largest HTTP body and WebSocket message.")] = 16 * 1024 * 1024
     max_connections: Annotated[Count, Meta(description="Open connections; more are refused with 503.")] = 20_000
+    max_connections_per_second_per_address: Annotated[
+        Count | None,
+        Meta(
+            description="New connections from one IPv4 address or IPv6 /64; more get 429. Not behind a load "
+            "balancer, whose address all share. Default: no limit."
+        ),
+    ] = None
     header_timeout: Annotated[
         Seconds, Meta(description="From connecting (or the previous answer's first new byte) to a complete head.")
     ] = 10.0
@@ -228,6 +231,9 @@ class ModelConfig(Struct, forbid_unknown_fields=True, frozen=True):
             'weights: `{ target = "provider/model", weight = 3 }`.',
         ),
     ]
+    max_concurrency: Annotated[
+        Count | None, Meta(description="Generations at a time; more wait in the queue. Default: no limit.")
+    ] = None
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     @property
@@ -256,6 +262,8 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     providers: dict[str, ProviderConfig] = {}
     models: dict[str, ModelConfig] = {}
     keys: dict[str, KeyConfig] = {}
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
 
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")

@@ -187,6 +187,22 @@ class RateLimited(HoldfastError):
     meaning = "A limit of the key or tenant is used up; retry_after says when to come back."
 
 
+class QueueFull(HoldfastError):
+    code = "queue_full"
+    http_status = 503
+    close_code = None
+    retryable = True
+    meaning = "The model is busy and as many requests wait for it as may; nothing was sent to a provider."
+
+
+class QueueTimeout(HoldfastError):
+    code = "queue_timeout"
+    http_status = 503
+    close_code = None
+    retryable = True
+    meaning = "The request waited for its turn until its deadline; nothing was sent to a provider."
+
+
 class Overloaded(HoldfastError):
     code = "overloaded"
     http_status = 503

@@ -1,0 +1,82 @@
+"""The configuration of limits and the queue. What they do is told in `docs/how-to/limits.md`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Seconds = Annotated[float, Meta(gt=0)]
+Grace = Annotated[float, Meta(ge=0)]
+Size = Annotated[int, Meta(ge=1024)]
+Count = Annotated[int, Meta(ge=1)]
+
+_Limit = Annotated[int, Meta(ge=0)] | None
+_PriorityName = Literal["high", "normal", "low"]
+
+
+class LimitConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """Limits of one key or tenant: what is left out is as for all others, and 0 is no limit."""
+
+    requests_per_minute: Annotated[_Limit, Meta(description="Generations asked for within any minute.")] = None
+    tokens_per_minute: Annotated[
+        _Limit,
+        Meta(description="Tokens of prompts and answers: estimated when a request comes, settled at its end."),
+    ] = None
+    concurrent_streams: Annotated[
+        _Limit,
+        Meta(
+            description="Generations at a time. Beyond a key's limit, which counts those that wait as well, a "
+            "request is refused; beyond a tenant's it has to wait."
+        ),
+    ] = None
+    connections: Annotated[_Limit, Meta(description="Open WebSockets.")] = None
+    priority: Annotated[
+        _PriorityName | None,
+        Meta(description="Of a key, in the queue: tokens count a quarter for `high` and fourfold for `low`."),
+    ] = None
+
+
+class LimitsConfig(LimitConfig, forbid_unknown_fields=True, frozen=True):
+    """`[limits]`: what each key may use. Without it there is no limit."""
+
+    tenant: Annotated[LimitConfig, Meta(description="What each tenant may use.")] = field(
+        default_factory=LimitConfig
+    )
+    keys: Annotated[dict[str, LimitConfig], Meta(description="Limits of single keys, by their name.")] = {}
+    tenants: Annotated[dict[str, LimitConfig], Meta(description="Limits of single tenants.")] = {}
+    answer_tokens: Annotated[
+        Count, Meta(description="Estimate for the answer of a request that does not say `max_tokens`.")
+    ] = 1024
+
+    def of_key(self, name: str | None) -> LimitConfig:
+        """The limits of a key, of no key (a caller on this machine), or of a token by the key that it is from."""
+        return merged(self.keys.get(name) if name is not None else None, self)
+
+    def of_tenant(self, name: str) -> LimitConfig:
+        return merged(self.tenants.get(name), self.tenant)
+
+
+class QueueConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`[queue]`: where requests wait while their model or tenant has all the streams that it may have."""
+
+    max_waiting: Annotated[
+        int, Meta(ge=0, description="Requests that may wait, for all models together; 0 refuses them at once.")
+    ] = 1000
+    max_waiting_per_tenant: Annotated[
+        Count, Meta(description="The same for one tenant, so that one cannot fill the queue.")
+    ] = 250
+    deadline: Annotated[
+        Seconds, Meta(description="Who has waited this long fails with `queue_timeout`; nothing was sent.")
+    ] = 60.0
+
+
+def merged(own: LimitConfig | None, default: LimitConfig) -> LimitConfig:
+    """Put defaults where a key or tenant says nothing; then None alone is no limit."""
+    values = {}
+    for name in LimitConfig.__struct_fields__:
+        value = None if own is None else getattr(own, name)
+        if value is None:
+            value = getattr(default, name)
+        values[name] = None if value == 0 else value
+    return LimitConfig(**values)
