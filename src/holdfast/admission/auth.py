@@ -92,7 +92,10 @@ def _check_local_origin(fields: Mapping[bytes, bytes]) -> None:
         if value is None:
             continue
         text = value.decode("latin-1")
-        host = urlsplit(text if name == b"origin" else f"//{text}").hostname or ""
+        try:
+            host = urlsplit(text if name == b"origin" else f"//{text}").hostname or ""
+        except ValueError:  # such as a bracket that does not close
+            host = ""
         if not (is_loopback(host) or host.endswith(".localhost")):
             raise Forbidden(
                 f"without configured keys only this machine may call; the {name.decode()} is {text[:100]!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -97,8 +97,11 @@ class Api:
 
     async def handle(self, request: Request, exchange: Exchange) -> None:
         public = self._public.get(request.path)
-        if public is not None and request.method in ("GET", "HEAD"):
-            public(exchange)
+        if public is not None:
+            if request.method in ("GET", "HEAD"):
+                public(exchange)
+            else:
+                _refuse_method(request, exchange, ["GET"])
             return
         for pattern, handlers in self._routes:
             match = pattern.fullmatch(request.path)
@@ -106,8 +109,8 @@ class Api:
                 continue
             handler = handlers.get("GET" if request.method == "HEAD" else request.method)
             if handler is None:
-                allowed = ", ".join(sorted(handlers))
-                raise MethodNotAllowed(f"{request.path} takes {allowed}, not {request.method}")
+                _refuse_method(request, exchange, handlers)
+                return
             principal = self._authenticator.authenticate(request.headers, request.query)
             await handler(request, exchange, principal, match[1] if match.groups() else "")
             return
@@ -269,6 +272,8 @@ class Waiter:
         self._wants_end = False
         self._cursor = stream.attach(self, after=after)
         exchange.on_disconnect = self._disconnected
+        if exchange.is_complete:  # the client was gone before its request began
+            self._disconnected()
 
     def wake(self, cursor: Cursor) -> None:
         if not self._future.done() and (self._stream.is_ended or not self._wants_end):
@@ -325,6 +330,14 @@ def _cursor_of(request: Request) -> tuple[int | None, int]:
     if match is None:
         raise InvalidRequest(f"`{name}` must be a sequence number, or `<epoch>-<number>`", param=name)
     return (int(match[1]) if match[1] else None), int(match[2])
+
+
+def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:
+    """RFC 9110 section 15.5.6: the answer says which methods there are."""
+    allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
+    error = MethodNotAllowed(f"{request.path[:200]} takes {allowed}, not {request.method}")
+    status, headers, body = error_response(error)
+    exchange.respond(status, [*headers, (b"allow", allowed.encode())], body)
 
 
 def _poll_timeout(request: Request) -> float:

@@ -16,10 +16,12 @@ from urllib.parse import parse_qsl, unquote
 import httptools
 import msgspec
 
+from holdfast.core.websocket_handshake import is_upgrade_request
 from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidRequest,
+    Overloaded,
     PayloadTooLarge,
 )
 from holdfast.timers import Deadline, Timers
@@ -28,7 +30,10 @@ logger = logging.getLogger("holdfast")
 
 #: Largest request head: request line and all headers.
 MAX_HEAD = 32 * 1024
-#: Requests that may wait on one connection behind the one that is being answered (pipelining).
+#: Parameters of one query.
+_MAX_PARAMETERS = 100
+#: Requests that may wait on one connection behind the one that is being answered (pipelining); together their
+#: bodies may be as large as one.
 _MAX_PIPELINED = 8
 #: After a refusal this much of the body is still read and dropped, so that the client sees the answer.
 _MAX_DISCARD = 64 * 1024 * 1024
@@ -55,6 +60,7 @@ _REASONS = {
     502: b"Bad Gateway",
     503: b"Service Unavailable",
     504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
 }
 
 Headers = list[tuple[bytes, bytes]]
@@ -208,6 +214,7 @@ class HttpConnection(asyncio.Protocol):
         "_app",
         "_body",
         "_body_size",
+        "_deferred",
         "_discarded",
         "_discarding",
         "_exchange",
@@ -239,6 +246,8 @@ class HttpConnection(asyncio.Protocol):
         self._discarding = False
         self._discarded = 0
         self._pipeline: list[tuple[Request, bool]] = []
+        # A refusal that waits for the answers before it.
+        self._deferred: tuple[int, Headers, bytes] | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: Deadline | None = None
@@ -250,7 +259,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         if not self._app.connection_made(self):
-            self._refuse(503, InternalError("the gateway has as many connections as it may have"))
+            self._refuse(503, Overloaded("the gateway has as many connections as it may have", retry_after=1.0))
             return
         self._set_timer(self._limits.header_timeout, self._head_timed_out)
 
@@ -282,28 +291,32 @@ class HttpConnection(asyncio.Protocol):
             if self._discarded > _MAX_DISCARD:
                 self.abort()
             return
-        parser = self._parser
-        if parser is None:
-            return
-        if not self._in_body:
-            self._head_size += len(data)
-        upgrade_at = -1
-        try:
-            parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            self._parser = None
-            upgrade_at = exc.args[0]
-        except httptools.HttpParserError as exc:
-            cause = exc.__context__
-            if isinstance(cause, _RefusedError):
-                self._refuse(cause.status, cause.error)
+        while (parser := self._parser) is not None:
+            if not self._in_body:
+                self._head_size += len(data)
+            try:
+                parser.feed_data(data)
+            except httptools.HttpParserUpgrade as exc:
+                data = data[exc.args[0] :]
+            except httptools.HttpParserError as exc:
+                cause = exc.__context__
+                if isinstance(cause, _RefusedError):
+                    self._refuse(cause.status, cause.error)
+                else:
+                    self._refuse(400, InvalidRequest(f"not a valid HTTP/1.1 request: {exc}"))
+                return
             else:
-                self._refuse(400, InvalidRequest(f"not a valid HTTP/1.1 request: {exc}"))
-        else:
-            if not self._in_body and self._head_size > MAX_HEAD:
-                self._refuse(431, _head_too_large())
-        if upgrade_at >= 0 and self._is_websocket:
-            self._start_upgrade(parser, data[upgrade_at:])
+                if not self._in_body and self._head_size > MAX_HEAD:
+                    self._refuse(431, _head_too_large())
+                return
+            if is_upgrade_request(self._headers):
+                self._parser = None
+                self._start_upgrade(parser, data)
+                return
+            # RFC 9110 section 7.8: any other upgrade (`h2c`) is an offer, not taken here. The parser stops behind
+            # its head, so it gets the request again without it, and goes on to the body.
+            data = self._head_without_upgrade(parser) + data
+            self._parser = httptools.HttpRequestParser(self)
 
     # -- httptools callbacks --
 
@@ -319,22 +332,45 @@ class HttpConnection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            # A trailer field. It is no header field and must not be merged with them, RFC 9110 section 6.5.1.
+            self._head_size += len(name) + len(value) + 4
+            if self._head_size > MAX_HEAD:
+                raise _RefusedError(431, InvalidRequest(f"the trailer section is larger than {MAX_HEAD} bytes"))
+            return
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_body = True
         self._head_size = 0
+        parser = self._parser
+        if parser is None:
+            return
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if size > MAX_HEAD:
             raise _RefusedError(431, _head_too_large())
-        length = next((value for name, value in self._headers if name == b"content-length"), b"0")
-        if int(length) > self._limits.max_body:
-            raise self._too_large()
-        expect = next((value for name, value in self._headers if name == b"expect"), b"")
-        if expect.lower() == b"100-continue" and self._exchange is None:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if parser.get_method() == b"CONNECT":
+            raise _RefusedError(400, InvalidRequest("CONNECT is for proxies, and this is none"))
+        self._check_framing(parser.get_http_version())
+        if parser.should_upgrade():
+            return  # the parser stops here; `data_received` decides how it goes on
         if self._exchange is None:
+            if self._header(b"expect").lower() == b"100-continue":
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._set_timer(self._limits.body_timeout, self._body_timed_out)
+
+    def _check_framing(self, version: str) -> None:
+        """Refuse what leaves open where the request ends or whom it is for: proxies might see it otherwise."""
+        if version not in ("1.0", "1.1"):
+            raise _RefusedError(505, InvalidRequest(f"HTTP/{version} is not spoken here; this is HTTP/1.1"))
+        hosts = sum(name == b"host" for name, _ in self._headers)
+        if hosts > 1 or (hosts == 0 and version == "1.1"):  # RFC 9112 section 3.2
+            raise _RefusedError(400, InvalidRequest(f"the request has {hosts} Host headers and should have one"))
+        codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
+        if codings and (codings != [b"chunked"] or version == "1.0"):  # RFC 9112 section 6.1
+            raise _RefusedError(400, InvalidRequest("the only transfer coding is `chunked`, and only in HTTP/1.1"))
+        if int(self._header(b"content-length") or b"0") > self._limits.max_body:
+            raise self._too_large()
 
     def on_body(self, body: bytes) -> None:
         self._body_size += len(body)
@@ -345,21 +381,30 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._in_body = False
+        self._head_size = 0
         parser = self._parser
-        if parser is None or (parser.should_upgrade() and self._is_websocket):
+        if parser is None or parser.should_upgrade():
             return
         request = self._request(parser)
-        # An upgrade to something else (`h2c`) is not taken up, RFC 9110 section 7.8: this answer is the last.
-        keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        keep_alive = parser.should_keep_alive()
         self._body = []
         if self._exchange is None and not self._pipeline:
             self._start(request, keep_alive)
-        else:
-            self._pipeline.append((request, keep_alive))
-            if len(self._pipeline) > _MAX_PIPELINED:
-                raise _RefusedError(429, InvalidRequest("too many pipelined requests on one connection"))
+            return
+        self._pipeline.append((request, keep_alive))
+        waiting = sum(len(request.body) for request, _ in self._pipeline)
+        if len(self._pipeline) > _MAX_PIPELINED or waiting > self._limits.max_body:
+            raise _RefusedError(429, InvalidRequest("too many pipelined requests on one connection"))
 
     # -- requests --
+
+    def _header(self, name: bytes) -> bytes:
+        return next((value for key, value in self._headers if key == name), b"")
+
+    def _head_without_upgrade(self, parser: httptools.HttpRequestParser) -> bytes:
+        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._url, parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def _request(self, parser: httptools.HttpRequestParser) -> Request:
         raw_path, _, raw_query = self._url.partition(b"?")
@@ -368,10 +413,16 @@ class HttpConnection(asyncio.Protocol):
                 raw_path = httptools.parse_url(self._url).path or b"/"
             except httptools.HttpParserError as exc:
                 raise _RefusedError(400, InvalidRequest("the request target is not a valid URL")) from exc
+        try:
+            query = parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
+        except ValueError as exc:
+            raise _RefusedError(
+                400, InvalidRequest(f"the query has more than {_MAX_PARAMETERS} parameters")
+            ) from exc
         return Request(
             method=parser.get_method().decode("ascii"),
             path=unquote(raw_path.decode("latin-1")),
-            query=dict(parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True, max_num_fields=100)),
+            query=dict(query),
             headers=self._headers,
             body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
             http_version=parser.get_http_version(),
@@ -409,12 +460,10 @@ class HttpConnection(asyncio.Protocol):
         elif self._pipeline:
             request, keep_alive = self._pipeline.pop(0)
             self._start(request, keep_alive)
+        elif self._deferred is not None:
+            self.refuse(*self._deferred)
         else:
             self._set_timer(self._limits.keep_alive_timeout, self._close)
-
-    @property
-    def _is_websocket(self) -> bool:
-        return any(name == b"upgrade" and value.lower() == b"websocket" for name, value in self._headers)
 
     def _start_upgrade(self, parser: httptools.HttpRequestParser, rest: bytes) -> None:
         if self._exchange is not None:
@@ -439,8 +488,9 @@ class HttpConnection(asyncio.Protocol):
 
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer outside an exchange and close, reading on for a while so that the client sees the answer."""
-        if self._exchange is not None:  # an answer is under way: it cannot be told apart from this one
-            self.abort()
+        if self._exchange is not None or self._pipeline:  # first come the answers that were asked for before
+            self._parser = None
+            self._deferred = (status, headers, body)
             return
         head = _head(status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")])
         self.write(head + body)

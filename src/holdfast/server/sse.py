@@ -73,9 +73,12 @@ class SseReader:
         self._cursor: Cursor = stream.attach(self, after=after, epoch=epoch)
         exchange.on_disconnect = self._disconnected
         exchange.on_writable = self._mark
+        self._timer: Deadline = timers.after(keep_alive, self._check_silence)
+        if exchange.is_complete:  # the client was gone before its request began
+            self._disconnected()
+            return
         if not completions:
             self._start()
-        self._timer: Deadline = timers.after(keep_alive, self._check_silence)
         self._mark()
 
     def _start(self) -> None:
