@@ -243,6 +243,11 @@ def test_streams_beyond_one_hello_are_attached_after_welcome() -> None:
     assert len(hello["streams"]) == m.MAX_STREAMS_PER_MESSAGE
     script.receive("welcome", **WELCOME, streams=[running(resume["stream"]) for resume in hello["streams"]])
     assert [message["stream"] for message in script.sent()] == ["st_1024", "st_1025"]
+    for stream in ("st_1024", "st_1025"):
+        script.receive("attached", stream=stream, status="running")
+    script.drop()
+    script.open(*(running(resume["stream"]) for resume in hello["streams"]))
+    assert [message["stream"] for message in script.sent()] == ["st_1024", "st_1025"]
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 257, "\ud800"])
@@ -348,6 +353,16 @@ def test_answer_to_an_older_attach_says_nothing_about_the_newest(script: Script)
     assert script.event(0) == []
     script.receive("attached", stream="st_1", status="running")
     assert script.event(0) == [EntriesReceived(third, [b"0"])]
+
+
+def test_attach_that_a_drop_left_unanswered_is_not_counted_on_the_next_connection(script: Script) -> None:
+    stream = script.session.attach("st_1")
+    script.drop()
+    script.open(running())
+    script.session.detach(stream)
+    stream = script.session.attach("st_1")
+    script.receive("attached", stream="st_1", status="running")
+    assert script.event(0) == [EntriesReceived(stream, [b"0"])]
 
 
 def test_end_is_acknowledged_and_the_last_word(script: Script) -> None:
@@ -785,6 +800,15 @@ def test_create_that_crossed_goaway_goes_to_the_next_connection(script: Script) 
     script.open()
     assert [message["type"] for message in script.sent()] == ["create"]
     assert not stream.is_ended
+
+
+def test_create_that_crossed_goaway_is_cancelled_without_the_server(script: Script) -> None:
+    stream = script.create()
+    script.receive("goaway", reason="drain")
+    script.receive("error", code="draining", message="going", request_id="r1")
+    (event,) = script.session.cancel(stream)
+    assert isinstance(event, StreamFailed)
+    assert script.session.is_idle
 
 
 def test_cancelled_create_that_crossed_goaway_fails(script: Script) -> None:
