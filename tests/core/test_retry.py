@@ -93,6 +93,14 @@ def test_place_that_wants_too_long_a_pause_is_out() -> None:
     assert plan.next(0.0, always) is None
 
 
+def test_place_that_is_excluded_is_not_tried_again() -> None:
+    plan = plan_of(0, 1)
+    plan.exclude(take(plan).place)
+    assert take(plan).place == 1
+    plan.exclude(1)
+    assert plan.next(0.0, always) is None
+
+
 def test_place_that_cannot_be_tried_is_passed_over() -> None:
     plan = plan_of(0, 1)
     assert take(plan, can_try=lambda place, _: place == 1).place == 1

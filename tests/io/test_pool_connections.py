@@ -238,6 +238,49 @@ async def test_cancelling_reaches_the_provider_within_50_ms(protocol: str) -> No
         assert world.pool.streams == 0
 
 
+class EndLater:
+    """A provider whose answer's last bytes come `delay` after its terminal event, or never."""
+
+    def __init__(self, delay: float | None) -> None:
+        self.delay = delay
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+                event = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\ndata: [DONE]\n\n'
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+                )
+                writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+                await asyncio.sleep(3600 if self.delay is None else self.delay)
+                writer.write(b"0\r\n\r\n")
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+@pytest.mark.parametrize(("delay", "connections"), [(0.05, 1), (None, 2)])
+async def test_connection_is_kept_for_an_end_that_comes_late_and_not_for_one_that_never_comes(
+    delay: float | None, connections: int
+) -> None:
+    late = EndLater(delay)
+    server = await asyncio.start_server(late.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    settings = {"base_url": f"http://127.0.0.1:{port}/v1", "max_connections": 1}
+    async with await World.start("http1", settings=settings) as world:
+        for _ in range(2):
+            stream = world.stream()
+            assert (await stream.end()).status == "completed"
+        assert late.connections == connections
+    server.close()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+
+
 # -- what is shown -------------------------------------------------------------------------------------
 
 

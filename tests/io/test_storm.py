@@ -32,7 +32,7 @@ def _is_socket(fd: str) -> bool:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_storm_leaves_no_slot_task_or_socket_and_the_next_request_succeeds_at_once(protocol: str) -> None:
     settings = {
-        "timeouts": {"connect": 1.0, "pool": 20.0, "first_byte": 5.0, "idle": 5.0, "total": 60.0},
+        "timeouts": {"connect": 1.0, "pool": 20.0, "first_byte": 2.0, "idle": 2.0, "total": 60.0},
         "idle_timeout": 0.3,
         # Many connections, so that enough of them are hit.
         "max_age": 0.5,

@@ -158,6 +158,10 @@ class RoutePlan:
             return
         record.ready_at = now + record.backoff.next_delay(self._rng, retry_after=retry_after)
 
+    def exclude(self, place: int) -> None:
+        """The try failed in a way that a repetition there would not better, or that may have cost something."""
+        self._places[place].is_out = True
+
     def unprocessed(self, place: int, now: float) -> None:
         """The provider certainly did nothing: the try does not count, as long as this does not go on and on."""
         if self._free == 0:

@@ -100,13 +100,19 @@ class Attempt:
         stream.on_relief = self._resume
         self._last_read = self._timers.now()
         self._watch_deadlines(streaming=request.stream)
+        is_complete = False
         try:
-            return await self._outcome
+            error = await self._outcome
+            is_complete = error is None
+            return error
         finally:
             stream.on_relief = _nothing
             if self._watch is not None:
                 self._watch.cancel()
-            self._call.cancel()
+            if is_complete:
+                self._call.leave()
+            else:
+                self._call.cancel()
 
     @property
     def reader(self) -> StreamReader | CompletionReader:

@@ -10,7 +10,16 @@ import logging
 
 from holdfast.core.messages import AttemptRecord
 from holdfast.core.retry import RoutePlan, Step
-from holdfast.errors import Cancelled, CircuitOpen, InternalError, UpstreamError, UpstreamReset, UpstreamStatus
+from holdfast.errors import (
+    Cancelled,
+    CircuitOpen,
+    ConnectTimeout,
+    InternalError,
+    UpstreamError,
+    UpstreamReset,
+    UpstreamStatus,
+    UpstreamTimeout,
+)
 from holdfast.streams.attempt import Attempt
 from holdfast.streams.route import Route, Target
 from holdfast.streams.stream import Stream
@@ -122,6 +131,9 @@ class Pump:
         now = self._timers.now()
         if isinstance(error, UpstreamReset) and not error.processed:
             plan.unprocessed(place, now)
+        elif isinstance(error, UpstreamTimeout) and not isinstance(error, ConnectTimeout):
+            # The provider has the request, and may be charging for it; or there is no room to ask it again.
+            plan.exclude(place)
         else:
             plan.failed(place, now, retry_after=error.retry_after)
 

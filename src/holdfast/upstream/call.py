@@ -42,6 +42,12 @@ class Call(Protocol):
 
     def resume(self) -> None: ...
 
+    def leave(self) -> None:
+        """Call the sink no more, since it has what it wanted; a response that does not end by itself is cancelled.
+
+        So a connection stays of use whose last bytes come a moment after the end of the answer.
+        """
+
     def cancel(self) -> None:
         """Stop the generation and free the slot at once; the sink is not called any more."""
 

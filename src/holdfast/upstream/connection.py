@@ -18,6 +18,7 @@ from holdfast.core.http import (
     ErrorCode,
     Event,
     GoAwayReceived,
+    Headers,
     HttpConnection,
     PongReceived,
     ResponseEnded,
@@ -35,7 +36,7 @@ logger = logging.getLogger("holdfast")
 _TURN_BYTES: Final = 256 * 1024
 #: Smaller reads mean that the socket was emptied.
 _BUSY_READ: Final = 32 * 1024
-#: How long a closed connection may take to send what is left, in seconds.
+#: How long a closed connection may take to send what is left, and a response that nobody reads to end, in seconds.
 _LINGER: Final = 1.0
 #: Windows are widened in steps of this, a small part of an h2 stream's: the hot path then counts only.
 _GRANT_BATCH: Final = 16_384
@@ -87,8 +88,32 @@ class HttpCall:
             size, self.ungranted = self.ungranted, 0
             self._connection.call_resumed(self.stream_id, size)
 
+    def leave(self) -> None:
+        self.sink = _NOBODY
+        self.resume()
+        self._connection.await_end(self)
+
     def cancel(self) -> None:
         self._connection.cancel(self.stream_id)
+
+
+class _Nobody:
+    """The sink of a response that nobody wants any more."""
+
+    def response_received(self, status: int, headers: Headers) -> None:
+        pass
+
+    def data_received(self, chunks: list[bytes]) -> None:
+        pass
+
+    def response_ended(self) -> None:
+        pass
+
+    def response_failed(self, error: UpstreamError) -> None:
+        pass
+
+
+_NOBODY: Final = _Nobody()
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -186,6 +211,11 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._write_soon()
             self._owner.slot_freed(self)
+
+    def await_end(self, call: HttpCall) -> None:
+        """Give a response that nobody reads a moment to end by itself."""
+        if call.stream_id in self._calls:
+            self._timers.after(_LINGER, call.cancel)
 
     def call_paused(self, stream_id: int) -> None:
         # HTTP/1.1 has no window of its own: the socket's is the request's.

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 from holdfast.config import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig
-from holdfast.core.breaker import Breaker, BreakerLimits, BreakerState, Pass
+from holdfast.core.breaker import Breaker, BreakerLimits, Pass
 from holdfast.core.retry import RetryBudget
 from holdfast.errors import PoolTimeout, TotalTimeout, UpstreamError, UpstreamReset, UpstreamStatus
 from holdfast.timers import Deadline, Timers
@@ -51,10 +51,6 @@ class Health:
             self.breaker.fail(granted, now)
         else:
             self.breaker.succeed(granted, now)
-
-    @property
-    def is_open(self) -> bool:
-        return self.breaker.state is BreakerState.OPEN
 
     def statistics(self, now: float) -> HealthStatistics:
         return HealthStatistics(

@@ -31,6 +31,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     wants_usage: bool
     #: SHA-256 of the request as it came: tells a repetition from another request under the same id.
     digest: bytes
+    #: Length of the request as it came, in bytes or characters; an estimate of its tokens is made of it.
+    size: int = 0
 
 
 class _Known(msgspec.Struct):
@@ -67,7 +69,7 @@ def parse_request(raw: bytes | str, *, stream: bool | None = None) -> ChatReques
     streaming = bool(known.stream) if stream is None else stream
     options = known.stream_options or {}
     digest = hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest()
-    return ChatRequest(known.model, streaming, body, bool(options.get("include_usage")), digest)
+    return ChatRequest(known.model, streaming, body, bool(options.get("include_usage")), digest, len(raw))
 
 
 class Endpoint:
