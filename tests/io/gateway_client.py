@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
+from websockets.protocol import State
 
 from holdfast.core import messages as m
 from holdfast.core import session_client as core
@@ -22,6 +24,7 @@ DEADLINE = 10.0
 SEED = 7
 #: Settings of a provider whose failures are passed on at once, not tried again.
 ONCE: dict[str, Any] = {"retry_budget": {"ratio": 0, "floor": 0}}
+_request_ids = itertools.count()
 
 
 async def eventually(condition: Callable[[], object], what: str = "the condition", *, within: float = 5.0) -> None:
@@ -250,7 +253,8 @@ class Session:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self.socket.close()
+        if self.socket.state is State.OPEN:
+            await self.socket.close()
 
     async def drop(self) -> None:
         """Cut the connection without a Close frame."""
@@ -306,6 +310,22 @@ class Session:
         return self.socket.close_code, self.socket.close_reason or ""
 
 
+@asynccontextmanager
+async def unharmed(url: str) -> AsyncIterator[None]:
+    """Keep a stream running on a session of its own; it must still run afterwards, whole."""
+    async with await Session.open(url) as session:
+        accepted = await session.create(
+            f"unharmed-{next(_request_ids)}", chat({"tokens": 1_000_000, "interval_ms": 2})
+        )
+        entries = await session.entries(1)
+        yield
+        entries += await session.entries(5, start=len(entries))
+        assert (await ask(url, "DELETE", f"/v1/streams/{accepted['stream']}")).status == 200
+        rest, end = await session.read(start=len(entries))
+    assert content(entries + rest) == answer(len(entries + rest) - 1)  # the first entry is the role
+    assert end["status"] == "cancelled"
+
+
 def entries_of(message: dict[str, Any], seq: int) -> list[Any]:
     """The entries of an `event` or `events` message, the first of which must have the number `seq`."""
     assert message["type"] in ("event", "events"), message
@@ -325,9 +345,6 @@ class Received:
     @property
     def text(self) -> str:
         return content(list(self.payloads))
-
-
-_request_ids = itertools.count()
 
 
 class ResumingClient:
