@@ -6,7 +6,7 @@ import asyncio
 import logging
 import ssl
 
-from holdfast.admission.auth import Authenticator
+from holdfast.admission.access import Access
 from holdfast.config import Config, ModelConfig, ProviderConfig
 from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
@@ -56,6 +56,8 @@ class Gateway:
         try:
             for name, provider in providers.items():
                 self._providers[name] = Provider(name, provider, self.timers)
+            self.access = Access(config, self.timers)
+            await self.access.start()
         except ConfigError:
             await self.aclose()
             raise
@@ -75,10 +77,11 @@ class Gateway:
                 liveness=Liveness(server.ping_interval, server.ping_timeout),
             ),
         )
+        self.access.table.on_removed = self.sessions.revoke
         self.api = Api(
             self.registry,
             self.sessions,
-            Authenticator(config.keys),
+            self.access.authenticator,
             self.timers,
             self.flusher,
             ApiLimits(
@@ -177,6 +180,8 @@ class Gateway:
             await self._demo.aclose()
         if server is not None:
             await server.wait_closed()
+        if hasattr(self, "access"):
+            await self.access.aclose()
         if hasattr(self, "timers"):
             self.timers.close()
 

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import importlib.metadata
 import logging
-import re
 import shutil
 import signal
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from holdfast.admission.auth import create_key
+from holdfast.admission import command as keys
 from holdfast.client import terminal
 from holdfast.config import Config, check, load
 from holdfast.errors import ConfigError
@@ -31,7 +30,6 @@ except ModuleNotFoundError as exc:
 else:
     HAS_GATEWAY = True
 
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes
 _Command = Callable[[argparse.Namespace], int]
 
 
@@ -149,9 +147,9 @@ def _load(args: argparse.Namespace) -> Config:
 
 def _greeting(gateway: Gateway) -> str:
     url, model = gateway.url, gateway.registry.models[0]
-    authorization = ' -H "Authorization: Bearer $HOLDFAST_API_KEY"' if gateway.config.keys else ""
+    authorization = ' -H "Authorization: Bearer $HOLDFAST_API_KEY"' if gateway.config.has_callers else ""
     api_key, imports = (
-        (', api_key=os.environ["HOLDFAST_API_KEY"]', "import os\n") if gateway.config.keys else ("", "")
+        (', api_key=os.environ["HOLDFAST_API_KEY"]', "import os\n") if gateway.config.has_callers else ("", "")
     )
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "hi"}}]}}'
     # The snippet stands at the margin: Python takes no indented paste.
@@ -203,27 +201,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("keys", help="make keys for callers", description="Make keys for callers.")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    create = actions.add_parser(
-        "create",
-        help="make a key",
-        description="Make a random 256-bit key. It is shown once; the configuration gets its hash.",
-    )
-    create.add_argument("name", nargs="?", default="web", help="name of the caller (default: web)")
-    create.set_defaults(run=_create_key)
-
-
-def _create_key(args: argparse.Namespace) -> int:
-    if _BARE_KEY.fullmatch(args.name) is None:
-        print("holdfast: a key's name is made of letters, digits, `-` and `_`", file=sys.stderr)
-        return 2
-    key, hashed = create_key()
-    # The key alone goes to standard output, so that it can be piped to where it is kept.
-    print("Give this key to the caller; it is not shown again:", file=sys.stderr)
-    print(key)
-    sys.stdout.flush()
-    print(f'\nAdd this to the configuration file:\n\n[keys.{args.name}]\nhash = "{hashed}"', file=sys.stderr)
-    return 0
+    keys.add_arguments(parser)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
+from holdfast.config_auth import AuthConfig, KeyConfig
 from holdfast.config_limits import Count, Grace, LimitsConfig, QueueConfig, Seconds, Size
 from holdfast.errors import ConfigError
 
@@ -25,10 +26,17 @@ from holdfast.errors import ConfigError
 class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """`[server]`: the listening socket and what a connection may do."""
 
-    host: Annotated[str, Meta(description="Address to listen on. Other than loopback only with `[keys]`.")] = (
-        "127.0.0.1"
-    )
+    host: Annotated[
+        str, Meta(description="Address to listen on. Other than loopback only with `[keys]` or `[auth]`.")
+    ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one.")] = 8080
+    allowed_origins: Annotated[
+        list[str],
+        Meta(
+            description='Origins of web pages that may call, `"https://app.example"`; `"*"` for all. Pages that '
+            "the gateway itself serves may always."
+        ),
+    ] = []
     tls_cert: Annotated[str | None, Meta(description="PEM file with the certificate chain; enables TLS.")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file with the private key.")] = None
     max_body: Annotated[Size, Meta(description="Largest HTTP body and WebSocket message.")] = 16 * 1024 * 1024
@@ -242,18 +250,6 @@ class ModelConfig(Struct, forbid_unknown_fields=True, frozen=True):
         return [TargetConfig(entry) if isinstance(entry, str) else entry for entry in self.route]
 
 
-class KeyConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[keys.NAME]`: a caller. `hash` is what `holdfast keys create` prints."""
-
-    hash: Annotated[str, Meta(description="SHA-256 of the key, `sha256:` and 64 hex digits.")]
-    tenant: Annotated[str | None, Meta(description="Callers of one tenant share streams; default: the name.")] = (
-        None
-    )
-
-    def __repr__(self) -> str:
-        return f"KeyConfig(tenant={self.tenant!r})"
-
-
 class Config(Struct, forbid_unknown_fields=True, frozen=True):
     """The whole file. Without models the gateway serves the model `demo` from a built-in simulated provider."""
 
@@ -262,11 +258,18 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     providers: dict[str, ProviderConfig] = {}
     models: dict[str, ModelConfig] = {}
     keys: dict[str, KeyConfig] = {}
+    auth: AuthConfig = field(default_factory=AuthConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
 
+    @property
+    def has_callers(self) -> bool:
+        """Whether callers are told apart; without any such setting everyone on this machine may call."""
+        return bool(self.keys) or self.auth.key_store is not None
+
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 
 
@@ -322,9 +325,14 @@ def check(config: Config, *, source: str = "configuration") -> None:
                 f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
             )
     server = config.server
+    for origin in server.allowed_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"{source}: server.allowed_origins: expected scheme://host[:port] in lower case, got {origin!r}"
+            )
     if (server.tls_cert is None) != (server.tls_key is None):
         raise ConfigError(f"{source}: server.tls_cert and server.tls_key go together")
-    if not config.keys and not is_loopback(server.host):
+    if not config.has_callers and not is_loopback(server.host):
         raise ConfigError(
             f"{source}: server.host is {server.host!r}, but there are no [keys], so anyone who reaches the port "
             "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "

@@ -1,102 +1,101 @@
-"""Who is calling: API keys to principals. Keys are stored as SHA-256 hashes only."""
+"""Who is calling: from a request's headers to its principal."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
-from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
+import time
+from collections.abc import Callable, Iterable, Mapping
 
-import msgspec
+from holdfast.admission.keys import KeyTable, create_key
+from holdfast.admission.origins import OriginRules
+from holdfast.admission.principal import Principal
+from holdfast.errors import InvalidRequest, Unauthorized
 
-from holdfast.config import KeyConfig, is_loopback
-from holdfast.errors import Forbidden, InvalidRequest, Unauthorized
-
-_PREFIX = "hf_"
-_HASH_PREFIX = "sha256:"
+__all__ = ["Authenticator", "Principal", "create_key"]
 
 #: Query parameters that look like credentials: URLs end up in logs, so such a request is refused.
 _CREDENTIAL_PARAMETERS = frozenset(
-    {"api_key", "apikey", "api-key", "key", "token", "access_token", "authorization"}
+    {
+        "access-token",
+        "access_token",
+        "api-key",
+        "api_key",
+        "apikey",
+        "auth",
+        "authorization",
+        "bearer",
+        "client_token",
+        "id_token",
+        "jwt",
+        "key",
+        "token",
+        "x-api-key",
+    }
 )
-
-
-class Principal(msgspec.Struct, frozen=True):
-    """The caller of one request. Streams belong to the tenant."""
-
-    tenant: str
-    key_id: str | None = None
-
+#: How our own credentials begin, wherever in a query they stand.
+_PREFIXES = ("hf_", "hft_")
+_USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
 
 _LOCAL = Principal("local")
 
 
-def create_key() -> tuple[str, str]:
-    """Return a new random 256-bit key and the hash to store. The key cannot be recovered from the hash."""
-    key = _PREFIX + secrets.token_urlsafe(32)
-    return key, hash_key(key)
-
-
-def hash_key(key: str) -> str:
-    """Hash a key for storage. The key is random, so a plain SHA-256 needs no salt or stretching."""
-    return _HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
-
-
 class Authenticator:
-    """Finds the principal of a request's headers."""
+    """Finds the principal of a request. With `is_local` everyone who gets past the origin rules is one caller."""
 
-    def __init__(self, keys: Mapping[str, KeyConfig]) -> None:
-        self._principals = {
-            key.hash: Principal(tenant=key.tenant or name, key_id=name) for name, key in keys.items()
-        }
+    def __init__(
+        self,
+        table: KeyTable,
+        origins: OriginRules,
+        *,
+        is_local: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._table = table
+        self._origins = origins
+        self._is_local = is_local
+        self._clock = clock
+
+    def check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Return the origin of a page that may call, None for other clients. Raises `Forbidden`."""
+        return self._origins.check(_fields(headers))
 
     def authenticate(self, headers: Iterable[tuple[bytes, bytes]], query: Mapping[str, str]) -> Principal:
         """Return the caller. Raises `Unauthorized`, `Forbidden`, or `InvalidRequest` (credential in the URL)."""
-        for name in query:
-            if name.lower() in _CREDENTIAL_PARAMETERS:
-                raise InvalidRequest(
-                    f"`{name[:50]}` in the URL looks like a credential; send it as `Authorization: Bearer ...`",
-                    param=name[:50],
-                )
-        fields = {name: value for name, value in headers if name in _USED}
-        if not self._principals:
-            _check_local_origin(fields)
+        _refuse_credentials_in_url(query)
+        fields = _fields(headers)
+        self._origins.check(fields)
+        if self._is_local:
             return _LOCAL
-        scheme, _, token = fields.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            token = fields.get(b"x-api-key", b"")
-        token = token.strip()
+        token = _credential(fields)
         if not token:
             raise Unauthorized("send a key as `Authorization: Bearer ...` or `x-api-key: ...`")
-        digest = _HASH_PREFIX + hashlib.sha256(token).hexdigest()
-        # Comparing digests in constant time: what an attacker could learn from the time is no prefix of any key.
-        found = None
-        for known, principal in self._principals.items():
-            if hmac.compare_digest(known, digest):
-                found = principal
-        if found is None:
+        key = self._table.find(token, self._clock())
+        if key is None:
             raise Unauthorized("the key is not known here")
-        return found
+        return key.principal
 
 
-_USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
-
-
-def _check_local_origin(fields: Mapping[bytes, bytes]) -> None:
-    """Without keys any web page that the user visits could call the gateway: only local pages may.
-
-    The Host check stops a page whose name was made to resolve to this machine (DNS rebinding).
-    """
-    for name, value in ((b"origin", fields.get(b"origin")), (b"host", fields.get(b"host"))):
-        if value is None:
-            continue
-        text = value.decode("latin-1")
-        try:
-            host = urlsplit(text if name == b"origin" else f"//{text}").hostname or ""
-        except ValueError:  # such as a bracket that does not close
-            host = ""
-        if not (is_loopback(host) or host.endswith(".localhost")):
-            raise Forbidden(
-                f"without configured keys only this machine may call; the {name.decode()} is {text[:100]!r}"
+def _refuse_credentials_in_url(query: Mapping[str, str]) -> None:
+    """Raises `InvalidRequest`, which names the parameter and never its value."""
+    for name, value in query.items():
+        if name.lower() in _CREDENTIAL_PARAMETERS or value.startswith(_PREFIXES):
+            shown = "a parameter" if name.startswith(_PREFIXES) else f"`{name[:50]}`"
+            raise InvalidRequest(
+                f"{shown} in the URL looks like a credential; send it as `Authorization: Bearer ...`",
+                param=None if name.startswith(_PREFIXES) else name[:50],
             )
+
+
+def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _USED and fields.setdefault(name, value) != value:
+            # Two that differ: a proxy may have looked at the other one.
+            raise InvalidRequest(f"the header {name.decode()} is there more than once", param=name.decode())
+    return fields
+
+
+def _credential(fields: Mapping[bytes, bytes]) -> bytes:
+    scheme, _, token = fields.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer":
+        token = fields.get(b"x-api-key", b"")
+    return token.strip()

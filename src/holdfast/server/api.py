@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
-from holdfast.admission.auth import Authenticator, Principal
+from holdfast.admission.auth import Authenticator
+from holdfast.admission.origins import cors_headers, preflight_headers
+from holdfast.admission.principal import Principal
 from holdfast.core.log import Cursor
 from holdfast.core.messages import SUBPROTOCOL
 from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
@@ -107,6 +109,10 @@ class Api:
             match = pattern.fullmatch(request.path)
             if match is None:
                 continue
+            if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
+                self._preflight(request, exchange, handlers)
+                return
+            exchange.headers += cors_headers(self._authenticator.check_origin(request.headers))
             handler = handlers.get("GET" if request.method == "HEAD" else request.method)
             if handler is None:
                 _refuse_method(request, exchange, handlers)
@@ -115,6 +121,14 @@ class Api:
             await handler(request, exchange, principal, match[1] if match.groups() else "")
             return
         raise NotFound(f"there is nothing at {request.path[:200]}")
+
+    def _preflight(self, request: Request, exchange: Exchange, handlers: dict[str, _Handler]) -> None:
+        """Tell a browser what its page may send. It asks without credentials: the Origin alone decides."""
+        origin = self._authenticator.check_origin(request.headers)
+        if origin is None:
+            raise InvalidRequest("a preflight needs an Origin header", param="origin")
+        requested = (request.header(b"access-control-request-headers") or "").encode("latin-1")
+        exchange.respond(204, preflight_headers(origin, handlers, requested))
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         try:

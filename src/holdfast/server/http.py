@@ -51,6 +51,7 @@ _REASONS = {
     409: b"Conflict",
     410: b"Gone",
     413: b"Content Too Large",
+    415: b"Unsupported Media Type",
     416: b"Range Not Satisfiable",
     426: b"Upgrade Required",
     429: b"Too Many Requests",
@@ -124,6 +125,7 @@ class Exchange:
         "_connection",
         "_head_only",
         "_keep_alive",
+        "headers",
         "is_complete",
         "is_started",
         "on_disconnect",
@@ -135,6 +137,8 @@ class Exchange:
         self._head_only = request.method == "HEAD"
         self._chunked = request.http_version == "1.1"
         self._keep_alive = keep_alive
+        #: Sent with whatever the answer becomes, errors included.
+        self.headers: Headers = []
         self.is_started = False
         self.is_complete = False
         self.on_writable: Callable[[], None] | None = None
@@ -150,7 +154,7 @@ class Exchange:
             return
         self.is_started = True
         keep_alive = self._keep_alive
-        fixed = [*headers]
+        fixed = [*headers, *self.headers]
         if status != 204:
             fixed.append((b"content-length", b"%d" % len(body)))
         if not keep_alive:
@@ -163,7 +167,7 @@ class Exchange:
         if self.is_started or self.is_complete:
             return
         self.is_started = True
-        fixed = [*headers]
+        fixed = [*headers, *self.headers]
         if self._chunked:
             fixed.append((b"transfer-encoding", b"chunked"))
         else:
@@ -369,6 +373,10 @@ class HttpConnection(asyncio.Protocol):
         codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or version == "1.0"):  # RFC 9112 section 6.1
             raise _RefusedError(400, InvalidRequest("the only transfer coding is `chunked`, and only in HTTP/1.1"))
+        if self._header(b"content-encoding").lower() not in (b"", b"identity"):
+            # A few bytes could stand for gigabytes; no SDK compresses its requests.
+            error = InvalidRequest("send the body without content coding", param="content-encoding")
+            raise _RefusedError(415, error)
         if int(self._header(b"content-length") or b"0") > self._limits.max_body:
             raise self._too_large()
 
@@ -440,7 +448,8 @@ class HttpConnection(asyncio.Protocol):
         except HoldfastError as exc:
             self._fail(exchange, exc)
         except Exception:
-            logger.exception("%s %s failed", request.method, request.path)
+            # The path is decoded and may hold line breaks, which must not look like lines of the log.
+            logger.exception("%s %r failed", request.method, request.path)
             self._fail(exchange, InternalError())
 
     def _fail(self, exchange: Exchange, error: HoldfastError) -> None:

@@ -8,12 +8,13 @@ import secrets
 import msgspec
 
 from holdfast import __version__
-from holdfast.admission.auth import Principal
+from holdfast.admission.keys import SecretId
+from holdfast.admission.principal import Principal
 from holdfast.core import messages as m
 from holdfast.core import session_server as core
 from holdfast.core.log import Cursor
 from holdfast.core.websocket import text_frame
-from holdfast.errors import HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams
+from holdfast.errors import HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams, Unauthorized
 from holdfast.server.flusher import Flusher
 from holdfast.server.websocket import Liveness, WebSocketProtocol
 from holdfast.streams.registry import Registry
@@ -49,6 +50,13 @@ class Sessions:
         self.limits = limits
         self.open: set[SessionProtocol] = set()
         self.by_token: dict[tuple[str, str], SessionProtocol] = {}
+
+    def revoke(self, removed: set[SecretId]) -> None:
+        """End the sessions that were opened with these secrets, or with tokens that were made with them."""
+        for session in list(self.open):
+            principal = session.principal
+            if principal.key_id is not None and (principal.key_id, principal.generation) in removed:
+                session.revoke()
 
 
 class SessionProtocol(WebSocketProtocol):
@@ -304,6 +312,11 @@ class SessionProtocol(WebSocketProtocol):
     def supersede(self) -> None:
         """The same client is back on another connection: this one is of no further use."""
         self.finish(self.session.fail(SessionSuperseded()))
+        self._leave_streams()
+
+    def revoke(self) -> None:
+        """Its credential is no longer good."""
+        self.finish(self.session.fail(Unauthorized("the key was revoked, or its secret replaced")))
         self._leave_streams()
 
     def finish(self, close: core.CloseRequired) -> None:

@@ -1,0 +1,92 @@
+"""Which web pages may call: the Origin allow-list, and what CORS answers to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+from holdfast.config import is_loopback
+from holdfast.errors import Forbidden
+
+Headers = list[tuple[bytes, bytes]]
+
+#: Answer headers that a page's script may read; the Fetch standard knows no prefixes here.
+_EXPOSED = (
+    b"holdfast-stream-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
+    b"x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, "
+    b"x-ratelimit-reset-tokens"
+)
+#: How long a browser may remember a preflight's answer, in seconds; Chromium caps it at two hours.
+_MAX_AGE = b"600"
+_FIELD_NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{0,2048}")
+
+
+class OriginRules:
+    """Judges the Origin header, which browsers alone send and pages cannot choose.
+
+    Same-origin pages and those of the list may call. Without callers' credentials (`is_local`) any page that the
+    user visits could call, so then only pages of this machine may.
+    """
+
+    def __init__(self, allowed: Iterable[str], *, is_local: bool) -> None:
+        self._allowed = frozenset(allowed)
+        self._is_local = is_local
+
+    def check(self, fields: Mapping[bytes, bytes]) -> str | None:
+        """Return the origin of a page that may call, None without one. Raises `Forbidden`."""
+        raw = fields.get(b"origin")
+        host = None if b"host" not in fields else fields[b"host"].decode("latin-1")
+        origin = None if raw is None else raw.decode("latin-1")
+        if self._is_local:
+            _check_local(origin, host)
+        elif origin is not None and not self._is_allowed(origin, host or ""):
+            raise Forbidden(f"the origin {origin[:100]!r} is not in server.allowed_origins")
+        return origin
+
+    def _is_allowed(self, origin: str, host: str) -> bool:
+        if origin in self._allowed or "*" in self._allowed:
+            return True
+        # A proxy may end TLS and leave the port out of the Host header: neither then tells pages apart.
+        scheme, _, authority = origin.lower().partition("://")
+        if scheme not in ("http", "https") or not host:
+            return False
+        return host.lower() in (authority, re.sub(r":[0-9]+$", "", authority))
+
+
+def _check_local(origin: str | None, host: str | None) -> None:
+    """The Host check stops a page whose name was made to resolve to this machine (DNS rebinding)."""
+    for name, value in (("origin", origin), ("host", host)):
+        if value is None:
+            continue
+        try:
+            hostname = urlsplit(value if name == "origin" else f"//{value}").hostname or ""
+        except ValueError:  # a bracket without its counterpart
+            hostname = ""
+        if not (is_loopback(hostname) or hostname.endswith(".localhost")):
+            raise Forbidden(f"without configured keys only this machine may call; the {name} is {value[:100]!r}")
+
+
+def cors_headers(origin: str | None) -> Headers:
+    """What an answer to a page carries, so that its script may read it."""
+    if origin is None:
+        return []
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", _EXPOSED),
+        (b"vary", b"origin"),
+    ]
+
+
+def preflight_headers(origin: str, methods: Iterable[str], requested: bytes) -> Headers:
+    """Answer a preflight (Fetch standard, section 3.2.2). The headers that it asks for are allowed by echo: a
+    wildcard would not cover `authorization`, and SDKs send headers of their own."""
+    headers = [
+        *cors_headers(origin)[:1],
+        (b"access-control-allow-methods", ", ".join(sorted(methods)).encode()),
+        (b"access-control-max-age", _MAX_AGE),
+        (b"vary", b"origin, access-control-request-headers"),
+    ]
+    if requested and _FIELD_NAMES.fullmatch(requested):
+        headers.append((b"access-control-allow-headers", requested))
+    return headers

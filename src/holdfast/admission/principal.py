@@ -1,0 +1,95 @@
+"""The caller of a request, and what it may do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from holdfast.config_limits import LimitConfig
+from holdfast.errors import Forbidden, Unauthorized
+
+#: Both bound what is generated; which of them a provider reads is the provider's matter, so both are checked.
+_TOKEN_FIELDS = ("max_completion_tokens", "max_tokens")
+
+
+class Scopes(msgspec.Struct, frozen=True):
+    """What a credential allows. None is: without this bound."""
+
+    models: frozenset[str] | None = None
+    #: Largest number of tokens that one request may ask for, over all its choices.
+    max_tokens: int | None = None
+    #: Whether it is a server's: it may make client tokens and see the operations' pages.
+    is_server: bool = True
+
+    def allows_model(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+    def filter_models(self, models: Iterable[str]) -> list[str]:
+        return [model for model in models if self.allows_model(model)]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """The caller of one request. Streams belong to the tenant, and within it to the subject if there is one.
+
+    `key_id` is the API key that the credential is, or was made with; `generation` says which of the key's secrets.
+    `expires` (Unix seconds) is set where the credential is a token.
+    """
+
+    tenant: str
+    key_id: str | None = None
+    subject: str | None = None
+    scopes: Scopes = Scopes()
+    #: The key's own limits, where it does not have them from `[limits.keys]`.
+    limits: LimitConfig | None = None
+    generation: int = 0
+    expires: float | None = None
+
+    @property
+    def owner(self) -> str:
+        """Whose request ids and sessions these are: two subjects of a tenant cannot meet each other's."""
+        # Neither part can hold a line feed: see `is_name`.
+        return self.tenant if self.subject is None else f"{self.tenant}\n{self.subject}"
+
+    def authorize(self, model: str, body: Mapping[str, Any], now: float) -> None:
+        """Check one generation against the scopes. Raises `Forbidden`, or `Unauthorized` for an expired token.
+
+        A session may outlive the token that it was opened with, so the expiry is checked here as well.
+        """
+        self.check_expiry(now)
+        scopes = self.scopes
+        if not scopes.allows_model(model):
+            raise Forbidden(f"this credential does not allow the model {model[:100]!r}", param="model")
+        if scopes.max_tokens is not None:
+            _check_tokens(scopes.max_tokens, body)
+
+    def check_expiry(self, now: float) -> None:
+        if self.expires is not None and self.expires <= now:
+            raise Unauthorized("the token has expired; connect again with a new one")
+
+    def require_server(self) -> None:
+        """Raises `Forbidden` for credentials of browsers and the like."""
+        if not self.scopes.is_server:
+            raise Forbidden("this needs a server's credential, not a client token")
+
+
+def _check_tokens(limit: int, body: Mapping[str, Any]) -> None:
+    asked = [(name, body[name]) for name in _TOKEN_FIELDS if body.get(name) is not None]
+    if not asked:
+        raise Forbidden(f"this credential needs `max_tokens` in the request, at most {limit}", param="max_tokens")
+    choices = body.get("n")
+    if choices is None:
+        choices = 1
+    for name, value in [*asked, ("n", choices)]:
+        if type(value) is not int or value < 1:
+            raise Forbidden(f"`{name}` must be a positive integer with this credential", param=name)
+    for name, value in asked:
+        if value * choices > limit:
+            what = f"`{name}`" if choices == 1 else f"`{name}` times `n`"
+            raise Forbidden(f"this credential allows at most {limit} for {what}", param=name)
+
+
+def is_name(text: str) -> bool:
+    """Whether a tenant's or subject's name can be used: 1 to 256 printable characters."""
+    return 1 <= len(text) <= 256 and text.isprintable()
