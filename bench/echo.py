@@ -61,8 +61,8 @@ class EchoApplication:
         if rest:
             echo.data_received(rest)
 
-    def connection_made(self, connection: HttpConnection) -> bool:
-        return True
+    def connection_made(self, connection: HttpConnection) -> None:
+        return None
 
     def connection_lost(self, connection: HttpConnection) -> None:
         pass

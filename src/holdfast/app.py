@@ -7,10 +7,12 @@ import logging
 import ssl
 
 from holdfast.admission.access import Access
+from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig
 from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
 from holdfast.server.api import Api, ApiLimits
+from holdfast.server.bounds import Bounds, collect
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import HttpConnection, Limits
 from holdfast.server.operations import Operations
@@ -62,7 +64,13 @@ class Gateway:
             await self.aclose()
             raise
         self._routes = {name: self._route(model) for name, model in models.items()}
-        self.registry = Registry(config.streams, self._routes, self.timers)
+        self.admission = Admission(
+            config.limits,
+            config.queue,
+            {name: model.max_concurrency for name, model in models.items()},
+            self.timers,
+        )
+        self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
         server, streams = config.server, config.streams
         self.sessions = Sessions(
             self.registry,
@@ -88,8 +96,10 @@ class Gateway:
                 max_connections=server.max_connections,
                 detach_grace_http=streams.detach_grace_http,
                 sse_keep_alive=server.sse_keep_alive,
+                connection_rate=server.max_connections_per_second_per_address,
             ),
-            Operations(self.pool_statistics),
+            self.admission,
+            Operations(self.pool_statistics, self.bounds),
         )
         await self._listen()
         for runtime in self._providers.values():
@@ -121,6 +131,18 @@ class Gateway:
     def pool_statistics(self) -> list[ProviderStatistics]:
         """What `GET /v1/pool` shows."""
         return [provider.statistics() for provider in self._providers.values()]
+
+    def bounds(self, tenant: str, key: str | None) -> Bounds:
+        """What `GET /v1/limits` shows to this caller."""
+        return collect(
+            self.config,
+            self.registry,
+            self.sessions,
+            self.admission,
+            connections=len(self.api.connections) + len(self.sessions.open),
+            caller=(tenant, key),
+            now=self.timers.now(),
+        )
 
     async def _listen(self) -> None:
         server = self.config.server

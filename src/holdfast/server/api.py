@@ -11,10 +11,13 @@ from typing import Any
 import msgspec
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.limiter import network_of
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
+from holdfast.admission.queue import Admission
 from holdfast.core.log import Cursor
 from holdfast.core.messages import SUBPROTOCOL
+from holdfast.core.rate_limit import ArrivalRates
 from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
 from holdfast.errors import (
     Draining,
@@ -22,6 +25,8 @@ from holdfast.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
+    RateLimited,
 )
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
@@ -31,6 +36,7 @@ from holdfast.server.sse import HEADERS as SSE_HEADERS
 from holdfast.server.sse import SseReader, end_error, end_http_status
 from holdfast.streams.registry import Registry
 from holdfast.streams.stream import Stream
+from holdfast.streams.ticket import Caller
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import parse_request
 
@@ -52,6 +58,8 @@ class ApiLimits(msgspec.Struct, frozen=True):
     max_connections: int
     detach_grace_http: float
     sse_keep_alive: float
+    #: New connections per second and address; None for no limit.
+    connection_rate: int | None = None
 
 
 class Api:
@@ -65,6 +73,7 @@ class Api:
         timers: Timers,
         flusher: Flusher,
         limits: ApiLimits,
+        admission: Admission,
         operations: Operations,
     ) -> None:
         self._registry = registry
@@ -73,6 +82,9 @@ class Api:
         self._timers = timers
         self._flusher = flusher
         self._limits = limits
+        self._admission = admission
+        rate = limits.connection_rate
+        self._arrivals = None if rate is None else ArrivalRates(rate)
         self._created = int(time.time())
         self.connections: set[HttpConnection] = set()
         self.is_draining = False
@@ -82,6 +94,7 @@ class Api:
         }
         self._routes: list[tuple[re.Pattern[str], dict[str, _Handler]]] = [
             (re.compile(r"/v1/chat/completions"), {"POST": self._chat_completions}),
+            (re.compile(r"/v1/limits"), {"GET": operations.limits}),
             (re.compile(r"/v1/models"), {"GET": self._models}),
             (re.compile(r"/v1/pool"), {"GET": operations.pool}),
             (re.compile(r"/v1/streams/([^/]+)"), {"GET": self._read_stream, "DELETE": self._cancel_stream}),
@@ -90,9 +103,14 @@ class Api:
 
     # -- the listener's side --
 
-    def connection_made(self, connection: HttpConnection) -> bool:
+    def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
         self.connections.add(connection)
-        return len(self.connections) + len(self._sessions.open) <= self._limits.max_connections
+        if len(self.connections) + len(self._sessions.open) > self._limits.max_connections:
+            return Overloaded("the gateway has as many connections as it may have", retry_after=1.0)
+        rates = self._arrivals
+        if rates is not None and not rates.take(network_of(connection.address), self._timers.now()):
+            return RateLimited("too many new connections from this address", retry_after=1.0)
+        return None
 
     def connection_lost(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
@@ -146,12 +164,19 @@ class Api:
             connection.refuse(status, [*headers, *accepted.headers], body)
             return
         negotiated = SUBPROTOCOL in accepted.subprotocols
+        try:
+            leases = self._admission.connect(principal.tenant, principal.key_id)
+        except RateLimited as exc:
+            connection.refuse(*error_response(exc))
+            return
         transport = connection.give_away()
         self.connection_lost(connection)
         if transport is None:
+            for lease in leases:
+                lease.release()
             return
         transport.write(switching_protocols(accepted, subprotocol=SUBPROTOCOL if negotiated else None))
-        session = SessionProtocol(transport, self._sessions, principal, negotiated=negotiated)
+        session = SessionProtocol(transport, self._sessions, principal, negotiated=negotiated, leases=leases)
         if rest:
             session.data_received(rest)
 
@@ -193,13 +218,18 @@ class Api:
             name, request_id = "idempotency-key", request.header(b"idempotency-key")
         if request_id is not None and not 1 <= len(request_id) <= 256:
             raise InvalidRequest(f"{name} must have 1 to 256 characters", param=name)
-        stream, _duplicate = self._registry.create(
-            principal.tenant,
-            chat,
-            request_id=request_id,
-            detach_grace=self._limits.detach_grace_http,
-            keeps_running=policy == "continue",
-        )
+        caller = Caller(principal.tenant, principal.key_id)
+        try:
+            stream, _duplicate = self._registry.create(
+                principal.tenant,
+                chat,
+                request_id=request_id,
+                detach_grace=self._limits.detach_grace_http,
+                keeps_running=policy == "continue",
+                caller=caller,
+            )
+        finally:  # a refusal tells what is left as well
+            exchange.headers += self._admission.headers(caller.tenant, caller.key)
         if chat.stream:
             self._stream_sse(stream, exchange, completions=True)
         else:
@@ -292,6 +322,9 @@ class Waiter:
     def wake(self, cursor: Cursor) -> None:
         if not self._future.done() and (self._stream.is_ended or not self._wants_end):
             self._future.set_result(None)
+
+    def moved(self, cursor: Cursor) -> None:
+        pass
 
     def _disconnected(self) -> None:
         self._stream.lose(self._cursor)

@@ -21,7 +21,6 @@ from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidRequest,
-    Overloaded,
     PayloadTooLarge,
 )
 from holdfast.timers import Deadline, Timers
@@ -94,8 +93,8 @@ class Application(Protocol):
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         """Answer a WebSocket handshake, or take the transport over; `rest` came behind the request."""
 
-    def connection_made(self, connection: HttpConnection) -> bool:
-        """Count a connection; False refuses it."""
+    def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
+        """Count a connection; an error refuses it."""
 
     def connection_lost(self, connection: HttpConnection) -> None: ...
 
@@ -262,8 +261,9 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
-        if not self._app.connection_made(self):
-            self._refuse(503, Overloaded("the gateway has as many connections as it may have", retry_after=1.0))
+        refusal = self._app.connection_made(self)
+        if refusal is not None:
+            self._refuse(refusal.http_status, refusal)
             return
         self._set_timer(self._limits.header_timeout, self._head_timed_out)
 
@@ -533,6 +533,12 @@ class HttpConnection(asyncio.Protocol):
         """Close unless an answer is under way; for shutting down."""
         if self._exchange is None:
             self._close()
+
+    @property
+    def address(self) -> str:
+        """The peer's address, without its port; empty where there is none."""
+        peer = None if self.transport is None else self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     def write(self, data: bytes) -> None:
         if self.transport is not None:

@@ -7,20 +7,29 @@ from collections.abc import Callable
 import msgspec
 
 from holdfast.admission.auth import Principal
+from holdfast.server.bounds import Bounds
 from holdfast.server.http import Exchange, Request
 from holdfast.upstream.statistics import ProviderStatistics
+
+_JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
 
 class Operations:
     """The handlers of the operations' paths; each is called by the API with an authenticated caller."""
 
-    def __init__(self, pool_statistics: Callable[[], list[ProviderStatistics]]) -> None:
+    def __init__(
+        self,
+        pool_statistics: Callable[[], list[ProviderStatistics]],
+        bounds: Callable[[str, str | None], Bounds],
+    ) -> None:
         self._pool_statistics = pool_statistics
+        self._bounds = bounds
 
     async def pool(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         """`GET /v1/pool`: per provider its connections, breaker, waiters and counters."""
-        exchange.respond(
-            200,
-            [(b"content-type", b"application/json"), (b"cache-control", b"no-store")],
-            msgspec.json.encode({"providers": self._pool_statistics()}),
-        )
+        exchange.respond(200, _JSON, msgspec.json.encode({"providers": self._pool_statistics()}))
+
+    async def limits(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        """`GET /v1/limits`: every bound with its present use, and those of the caller's own key and tenant."""
+        bounds = self._bounds(principal.tenant, principal.key_id)
+        exchange.respond(200, _JSON, msgspec.json.encode(bounds))

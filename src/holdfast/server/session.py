@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 
 import msgspec
 
@@ -13,12 +14,14 @@ from holdfast.admission.principal import Principal
 from holdfast.core import messages as m
 from holdfast.core import session_server as core
 from holdfast.core.log import Cursor
+from holdfast.core.rate_limit import Lease
 from holdfast.core.websocket import text_frame
 from holdfast.errors import HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams, Unauthorized
 from holdfast.server.flusher import Flusher
 from holdfast.server.websocket import Liveness, WebSocketProtocol
 from holdfast.streams.registry import Registry
 from holdfast.streams.stream import Stream
+from holdfast.streams.ticket import Caller
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import parse_request
 
@@ -66,6 +69,8 @@ class SessionProtocol(WebSocketProtocol):
         "_created",
         "_hello",
         "_is_marked",
+        "_leases",
+        "_moved",
         "_ready",
         "_sessions",
         "_streams",
@@ -75,7 +80,13 @@ class SessionProtocol(WebSocketProtocol):
     )
 
     def __init__(
-        self, transport: asyncio.Transport, sessions: Sessions, principal: Principal, *, negotiated: bool
+        self,
+        transport: asyncio.Transport,
+        sessions: Sessions,
+        principal: Principal,
+        *,
+        negotiated: bool,
+        leases: Sequence[Lease] = (),
     ) -> None:
         limits = sessions.limits
         self._sessions = sessions
@@ -88,6 +99,10 @@ class SessionProtocol(WebSocketProtocol):
         # Streams that this client created: its acknowledgement of their end shortens their retention.
         self._created: set[str] | None = None
         self._is_marked = False
+        # What it holds of the connections of its key and tenant.
+        self._leases = leases
+        # Cursors whose streams have moved in the queue since the client was told.
+        self._moved: dict[Cursor, None] = {}
         super().__init__(transport, sessions.timers, max_message=limits.max_message, liveness=limits.liveness)
         self._hello = sessions.timers.after(limits.hello_timeout, self._hello_timed_out)
         sessions.open.add(self)
@@ -133,6 +148,7 @@ class SessionProtocol(WebSocketProtocol):
                 parse_request(event.request, stream=True),
                 request_id=request_id,
                 detach_grace=limits.detach_grace,
+                caller=Caller(self.principal.tenant, self.principal.key_id),
             )
             cursor = stream.attach(self, credit=event.credit)
         except HoldfastError as exc:
@@ -143,7 +159,13 @@ class SessionProtocol(WebSocketProtocol):
             self._created = set()
         self._created.add(stream.id)
         self.session.send(
-            m.Accepted(stream.origin.request_id, stream.id, epoch=stream.log.epoch, duplicate=duplicate)
+            m.Accepted(
+                stream.origin.request_id,
+                stream.id,
+                epoch=stream.log.epoch,
+                duplicate=duplicate,
+                queue_position=stream.queue_position,
+            )
         )
 
     def _welcome(self, hello: core.HelloReceived) -> None:
@@ -180,7 +202,7 @@ class SessionProtocol(WebSocketProtocol):
         self._created.add(stream.id)
         return m.StreamState(
             stream.id,
-            "ended" if stream.is_ended else "running",
+            stream.status,
             epoch=stream.log.epoch,
             next=cursor.position,
         )
@@ -194,7 +216,7 @@ class SessionProtocol(WebSocketProtocol):
         self.session.send(
             m.Attached(
                 stream.id,
-                "ended" if stream.is_ended else "running",
+                stream.status,
                 epoch=stream.log.epoch,
                 next=cursor.position,
             )
@@ -241,6 +263,7 @@ class SessionProtocol(WebSocketProtocol):
     def _drop(self, cursor: Cursor) -> None:
         """Forget a cursor that has left the session without leaving its stream to itself."""
         self._ready.pop(cursor, None)
+        self._moved.pop(cursor, None)
         self._streams.pop(cursor).release(cursor)
 
     # -- to the client --
@@ -250,6 +273,10 @@ class SessionProtocol(WebSocketProtocol):
         if not self._is_marked:
             self._is_marked = True
             self._sessions.flusher.add(self)
+
+    def moved(self, cursor: Cursor) -> None:
+        self._moved[cursor] = None
+        self._mark()
 
     def _mark(self) -> None:
         if not self._is_marked:
@@ -266,6 +293,8 @@ class SessionProtocol(WebSocketProtocol):
             if session.waiting > _MAX_WAITING:
                 self.abort()
             return
+        if self._moved:
+            self._tell_positions()
         out = [text_frame(message) for message in session.data_to_send()] if session.waiting else []
         ready = self._ready
         if ready:
@@ -274,6 +303,14 @@ class SessionProtocol(WebSocketProtocol):
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             if ready and self.is_writable:
                 self._mark()
+
+    def _tell_positions(self) -> None:
+        """Say where streams stand now: a client that does not read is told later, and once."""
+        moved, self._moved = self._moved, {}
+        for cursor in moved:
+            stream = self._streams.get(cursor)
+            if stream is not None and stream.queue_position is not None:
+                self.session.send(m.Queued(stream.id, stream.queue_position))
 
     def _read_cursors(self, out: list[bytes]) -> None:
         ready = self._ready
@@ -329,6 +366,8 @@ class SessionProtocol(WebSocketProtocol):
     def connection_closed(self) -> None:
         self._hello.cancel()
         self._sessions.open.discard(self)
+        for lease in self._leases:
+            lease.release()
         self._leave_streams()
 
     def _leave_streams(self) -> None:
@@ -336,6 +375,7 @@ class SessionProtocol(WebSocketProtocol):
         if self.token is not None and sessions.by_token.get((self.principal.tenant, self.token)) is self:
             del sessions.by_token[self.principal.tenant, self.token]
         self._ready.clear()
+        self._moved.clear()
         self.session.connection_lost()
         streams, self._streams = self._streams, {}
         for cursor, stream in streams.items():

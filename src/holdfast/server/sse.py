@@ -89,6 +89,9 @@ class SseReader:
             self._is_marked = True
             self._flusher.add(self)
 
+    def moved(self, cursor: Cursor) -> None:
+        pass  # a place in the queue has no form in SSE; the comments go on
+
     def _mark(self) -> None:
         self.wake(self._cursor)
 

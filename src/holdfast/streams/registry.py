@@ -9,11 +9,20 @@ from dataclasses import dataclass
 
 from holdfast.config import StreamsConfig
 from holdfast.core.log import Log
-from holdfast.errors import Draining, DuplicateRequest, Overloaded, UnknownModel, UnknownStream
+from holdfast.errors import (
+    Cancelled,
+    Draining,
+    DuplicateRequest,
+    HoldfastError,
+    Overloaded,
+    UnknownModel,
+    UnknownStream,
+)
 from holdfast.streams.memory import LogMemory
 from holdfast.streams.pump import Pump
 from holdfast.streams.route import Route
 from holdfast.streams.stream import Origin, Stream
+from holdfast.streams.ticket import Admission, Caller, Ticket
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import ChatRequest
 
@@ -33,10 +42,14 @@ class RegistryStatistics:
 class Registry:
     """Owns the streams. All methods are synchronous but `aclose`, and belong to the loop's thread."""
 
-    def __init__(self, config: StreamsConfig, models: Mapping[str, Route], timers: Timers) -> None:
+    def __init__(
+        self, config: StreamsConfig, models: Mapping[str, Route], timers: Timers, admission: Admission
+    ) -> None:
         self._config = config
         self._models = models
         self._timers = timers
+        self._admission = admission
+        self._tickets: dict[str, Ticket] = {}
         self._streams: dict[str, Stream] = {}
         self._by_request: dict[tuple[str, str], Stream] = {}
         # Ended streams in the order of their end: the first to go when memory runs short.
@@ -60,11 +73,13 @@ class Registry:
         request_id: str | None = None,
         detach_grace: float,
         keeps_running: bool = False,
+        caller: Caller | None = None,
     ) -> tuple[Stream, bool]:
         """Start a generation, or find the one that this request id has started; the flag says which.
 
-        Raises `UnknownModel`, `DuplicateRequest` (same id, other request), `Overloaded` or `Draining`; then
-        nothing was sent to a provider.
+        It may have to wait for its turn: then it has a `queue_position`. `caller` is whose limits it counts
+        against; without one the tenant's alone. Raises `UnknownModel`, `DuplicateRequest` (same id, other
+        request), `RateLimited`, `QueueFull`, `Overloaded` or `Draining`; then nothing was sent to a provider.
         """
         # Over a session the same bytes ask for a stream that over HTTP ask for a whole answer.
         digest = request.digest + (b"stream" if request.stream else b"whole")
@@ -78,7 +93,9 @@ class Registry:
         route = self._models.get(request.model)
         if route is None:
             raise UnknownModel(f"there is no model {request.model[:100]!r}; see GET /v1/models", param="model")
-        self._admit()
+        self._check_room()
+        caller = caller or Caller(tenant)
+        ticket = self._admission.enter(caller.tenant, caller.key, request)
         stream_id = "st_" + secrets.token_hex(16)
         stream = Stream(
             stream_id=stream_id,
@@ -94,10 +111,32 @@ class Registry:
         self._by_request[tenant, stream.origin.request_id] = stream
         self._created += 1
         self.memory.running += 1
-        task = Pump(stream, request, route, self._timers).start()
-        self._pumps[stream_id] = task
-        task.add_done_callback(lambda _: self._pumps.pop(stream_id, None))
+        self._tickets[stream_id] = ticket
+        if ticket.position is None:
+            self._start(stream, request, route)
+        else:
+            stream.queue_position = ticket.position
+            stream.on_abandoned = lambda: stream.finish("cancelled", error=Cancelled())
+            ticket.wait(_Turn(self, stream, request, route))
         return stream, False
+
+    def _start(self, stream: Stream, request: ChatRequest, route: Route) -> None:
+        task = Pump(stream, request, route, self._timers).start()
+        self._pumps[stream.id] = task
+        task.add_done_callback(lambda _: self._pump_ended(stream))
+
+    def _pump_ended(self, stream: Stream) -> None:
+        """The provider is let go of, so what the stream held of its capacity is free."""
+        del self._pumps[stream.id]
+        # A task that is cancelled before its first step never gets to say so.
+        stream.finish("cancelled", error=Cancelled())
+        self._close_ticket(stream)
+
+    def _close_ticket(self, stream: Stream) -> None:
+        ticket = self._tickets.pop(stream.id, None)
+        end = stream.end
+        if ticket is not None:
+            ticket.close(None if end is None else end.usage, stream.log.next - 1)
 
     def get(self, tenant: str, stream_id: str) -> Stream:
         """Find a stream of this tenant. Raises `UnknownStream`, the same for an absent and a foreign one."""
@@ -117,7 +156,7 @@ class Registry:
 
     # -- bounds --
 
-    def _admit(self) -> None:
+    def _check_room(self) -> None:
         if self._is_draining:
             raise Draining
         if len(self._streams) >= self._config.max_streams:
@@ -141,6 +180,8 @@ class Registry:
         self._ended[stream.id] = stream
         self.memory.running -= 1
         self._schedule_expiry(stream, self._config.retention)
+        if stream.id not in self._pumps:  # it was still waiting for its turn
+            self._close_ticket(stream)
 
     def _schedule_expiry(self, stream: Stream, delay: float) -> None:
         if stream.expiry is not None:
@@ -172,12 +213,20 @@ class Registry:
     async def aclose(self) -> None:
         """Cancel what still runs, and wait until every pump has let go of its provider."""
         self.drain()
+        for stream in list(self._streams.values()):
+            if stream.id not in self._pumps:
+                stream.finish("cancelled", error=Cancelled())
         pumps = list(self._pumps.values())
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         for stream in list(self._streams.values()):
             self._forget(stream)
+
+    @property
+    def largest_log(self) -> int:
+        """Bytes of the log that has most. It looks at all of them."""
+        return max((stream.log.bytes for stream in self._streams.values()), default=0)
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(
@@ -188,3 +237,25 @@ class Registry:
             created=self._created,
             ended=self._ended_total,
         )
+
+
+class _Turn:
+    """A stream that waits for its turn."""
+
+    __slots__ = ("_registry", "_request", "_route", "_stream")
+
+    def __init__(self, registry: Registry, stream: Stream, request: ChatRequest, route: Route) -> None:
+        self._registry = registry
+        self._stream = stream
+        self._request = request
+        self._route = route
+
+    def start(self) -> None:
+        self._stream.queue_position = None
+        self._registry._start(self._stream, self._request, self._route)
+
+    def expire(self, error: HoldfastError) -> None:
+        self._stream.finish("failed", error=error)
+
+    def move(self, position: int) -> None:
+        self._stream.move(position)

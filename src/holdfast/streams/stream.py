@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.log import Cursor, Log
-from holdfast.core.messages import AttemptRecord, EndBody, EndStatus, Usage, decode_end, encode, error_body
+from holdfast.core.messages import (
+    AttemptRecord,
+    EndBody,
+    EndStatus,
+    StreamStatus,
+    Usage,
+    decode_end,
+    encode,
+    error_body,
+)
 from holdfast.errors import Cancelled, HoldfastError
 from holdfast.streams.memory import LogMemory
 from holdfast.timers import Deadline, Timers
@@ -20,6 +29,9 @@ class Reader(Protocol):
     """Whoever holds a cursor. `wake` is called from the pump's turn: it notes the cursor and returns."""
 
     def wake(self, cursor: Cursor) -> None: ...
+
+    def moved(self, cursor: Cursor) -> None:
+        """The stream still waits for its turn, and its `queue_position` has changed."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -56,6 +68,7 @@ class Stream:
         "on_end",
         "on_relief",
         "origin",
+        "queue_position",
     )
 
     def __init__(
@@ -80,6 +93,8 @@ class Stream:
         self.on_end: Callable[[Stream], None] = _ignore
         self.on_relief: Callable[[], None] = _nothing
         self.on_abandoned: Callable[[], None] = _nothing
+        #: How many will be served before this stream; None unless it waits for its turn.
+        self.queue_position: int | None = None
         #: The registry's retention timer.
         self.expiry: Deadline | None = None
         self._timers = timers
@@ -165,6 +180,20 @@ class Stream:
         else:
             self.relieve()
 
+    # -- the queue's side --
+
+    @property
+    def status(self) -> StreamStatus:
+        if self.is_ended:
+            return "ended"
+        return "running" if self.queue_position is None else "queued"
+
+    def move(self, position: int) -> None:
+        """Tell the readers that the stream's place in the queue has changed."""
+        self.queue_position = position
+        for cursor, reader in self._readers.items():
+            reader.moved(cursor)
+
     # -- the pump's side --
 
     def append(self, payloads: list[bytes]) -> None:
@@ -226,6 +255,7 @@ class Stream:
             error=None if error is None else error_body(error),
             attempts=attempts or [],
         )
+        self.queue_position = None
         self._memory.waiting.discard(self)
         self._memory.used += self.log.seal(encode(end))
         self._memory.check()

@@ -1,0 +1,215 @@
+"""The limits of keys and tenants: who has used how much, what a refusal says, and the headers that tell it."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from holdfast.config_limits import LimitConfig, LimitsConfig
+from holdfast.core.rate_limit import Concurrency, Lease, RateLimit, Reservation
+from holdfast.errors import InvalidRequest, RateLimited
+from holdfast.upstream.providers.openai import ChatRequest
+
+#: Bytes of a request's JSON that make about one token. English has four characters to a token, the envelope adds
+#: some, other scripts have more bytes to a character and fewer characters to a token.
+_BYTES_PER_TOKEN = 4
+#: What an image, a recording or a file counts, whatever its encoded size.
+_MEDIA_TOKENS = 1000
+#: Accounts that are kept before those without any use are looked for.
+_MAX_IDLE = 1024
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Account:
+    """What one key or one tenant uses, against its limits."""
+
+    __slots__ = ("connections", "kind", "limits", "name", "requests", "streams", "tokens")
+
+    def __init__(self, kind: str, name: str, limits: LimitConfig) -> None:
+        self.kind = kind
+        self.name = name
+        self.streams = Concurrency()
+        self.connections = Concurrency()
+        self.requests: RateLimit | None = None
+        self.tokens: RateLimit | None = None
+        self.configure(limits)
+
+    def configure(self, limits: LimitConfig) -> None:
+        """Set new limits. What is in use stays counted."""
+        self.limits = limits
+        self.streams.limit = limits.concurrent_streams
+        self.connections.limit = limits.connections
+        self.requests = _rate(self.requests, limits.requests_per_minute)
+        self.tokens = _rate(self.tokens, limits.tokens_per_minute)
+
+    def is_idle(self, now: float) -> bool:
+        rates = (self.requests, self.tokens)
+        return not (self.streams.used or self.connections.used or any(rate and rate.used(now) for rate in rates))
+
+    def refuse(self, what: str, limit: object, key: str, retry_after: float) -> RateLimited:
+        return RateLimited(
+            f"the {self.kind} may {what.format(limit)} ({key} of its limits)", retry_after=retry_after
+        )
+
+
+def _rate(rate: RateLimit | None, limit: int | None) -> RateLimit | None:
+    if limit is None:
+        return None
+    if rate is None:
+        return RateLimit(limit)
+    rate.limit = limit
+    return rate
+
+
+class Accounts:
+    """The accounts of all keys or of all tenants; those without use are forgotten in time."""
+
+    def __init__(self, kind: str, limits_of: Callable[[str], LimitConfig]) -> None:
+        self._kind = kind
+        self._limits_of = limits_of
+        self._accounts: dict[str, Account] = {}
+        self._prune_at = _MAX_IDLE
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._accounts.values())
+
+    def get(self, name: str, now: float) -> Account:
+        account = self._accounts.get(name)
+        if account is None:
+            if len(self._accounts) >= self._prune_at:
+                self._accounts = {name: known for name, known in self._accounts.items() if not known.is_idle(now)}
+                self._prune_at = max(2 * len(self._accounts), _MAX_IDLE)
+            account = self._accounts[name] = Account(self._kind, name, self._limits_of(name))
+        return account
+
+    def configure(self, limits_of: Callable[[str], LimitConfig]) -> None:
+        self._limits_of = limits_of
+        for account in self._accounts.values():
+            account.configure(limits_of(account.name))
+
+
+class Limiter:
+    """Checks one request against the limits of its key and of its tenant; takes from both or from none.
+
+    A caller without a key (this machine, where no keys are configured) counts as one key.
+    """
+
+    def __init__(self, config: LimitsConfig) -> None:
+        self._config = config
+        self.keys = Accounts("key", config.of_key)
+        self.tenants = Accounts("tenant", config.of_tenant)
+
+    def configure(self, config: LimitsConfig) -> None:
+        """Use new limits from now on."""
+        self._config = config
+        self.keys.configure(config.of_key)
+        self.tenants.configure(config.of_tenant)
+
+    def accounts(self, tenant: str, key: str | None, now: float) -> tuple[Account, Account]:
+        return self.keys.get(key or "", now), self.tenants.get(tenant, now)
+
+    def estimate(self, request: ChatRequest) -> tuple[int, int]:
+        """About how many tokens a request has and how many its answer may have, over all its choices."""
+        prompt = _prompt_tokens(request)
+        body = request.body
+        bound = body.get("max_completion_tokens")
+        if bound is None:
+            bound = body.get("max_tokens")
+        answer = bound if type(bound) is int and bound > 0 else self._config.answer_tokens
+        choices = body.get("n")
+        return prompt, answer * (choices if type(choices) is int and choices > 0 else 1)
+
+    def check(self, accounts: tuple[Account, Account], tokens: int, now: float) -> None:
+        """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it."""
+        for account in accounts:
+            limits = account.limits
+            if account.tokens is not None and tokens > account.tokens.limit:
+                raise InvalidRequest(
+                    f"the request may take about {tokens} tokens, and the {account.kind} may use "
+                    f"{account.tokens.limit} per minute; send less, or a smaller `max_tokens`",
+                    param="max_tokens",
+                )
+            if account.requests is not None and (wait := account.requests.retry_after(now)) > 0:
+                what = "ask for {} generations per minute"
+                raise account.refuse(what, limits.requests_per_minute, "requests_per_minute", wait)
+            if account.tokens is not None and (wait := account.tokens.retry_after(now, tokens)) > 0:
+                raise account.refuse(
+                    "use {} tokens per minute", limits.tokens_per_minute, "tokens_per_minute", wait
+                )
+        key = accounts[0]
+        if key.streams.is_full:
+            what = "have {} streams at a time"
+            raise key.refuse(what, key.limits.concurrent_streams, "concurrent_streams", 1.0)
+
+    def take(self, accounts: tuple[Account, Account], tokens: int, now: float) -> list[Reservation]:
+        """Count a request that was checked in this very turn, and set its tokens aside."""
+        reservations = []
+        for account in accounts:
+            if account.requests is not None:
+                account.requests.take(now)
+            if account.tokens is not None and (reservation := account.tokens.reserve(now, tokens)) is not None:
+                reservations.append(reservation)
+        return reservations
+
+    def connect(self, tenant: str, key: str | None, now: float) -> list[Lease]:
+        """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
+        accounts = self.accounts(tenant, key, now)
+        for account in accounts:
+            if account.connections.is_full:
+                raise account.refuse("have {} connections", account.limits.connections, "connections", 1.0)
+        return [lease for account in accounts if (lease := account.connections.acquire()) is not None]
+
+    def headers(self, tenant: str, key: str | None, now: float) -> Headers:
+        """OpenAI's `x-ratelimit-*` of whichever of key and tenant has less left; none without limits."""
+        accounts = self.accounts(tenant, key, now)
+        headers: Headers = []
+        for what in ("requests", "tokens"):
+            rates: list[RateLimit] = [rate for account in accounts if (rate := getattr(account, what)) is not None]
+            if rates:
+                rate = min(rates, key=lambda rate: rate.remaining(now))
+                for name, value in (
+                    ("limit", str(rate.limit)),
+                    ("remaining", str(rate.remaining(now))),
+                    ("reset", _duration(rate.reset_after(now))),
+                ):
+                    headers.append((f"x-ratelimit-{name}-{what}".encode(), value.encode()))
+        return headers
+
+
+def network_of(address: str) -> str:
+    """Whom an address stands for: itself, or an IPv6 /64, which is what one host is usually given."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
+def _prompt_tokens(request: ChatRequest) -> int:
+    size, media = request.size, 0
+    for message in request.body["messages"]:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in ("image_url", "input_audio", "file", "image", "document"):
+                media += 1
+                size -= len(msgspec.json.encode(part))
+    return max(size, 0) // _BYTES_PER_TOKEN + media * _MEDIA_TOKENS + 1
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration as OpenAI does: `0s`, `120ms`, `1.5s`, `6m0s`. Rounded up."""
+    ms = math.ceil(seconds * 1000)
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, ms = divmod(ms, 60_000)
+    text = f"{ms / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    return f"{minutes}m{text}" if minutes else text

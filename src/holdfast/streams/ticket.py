@@ -1,0 +1,40 @@
+"""What the registry asks of admission; `holdfast.admission.queue` answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.core.fair_queue import Turn
+from holdfast.core.messages import Usage
+from holdfast.upstream.providers.openai import ChatRequest
+
+
+class Ticket(Protocol):
+    """What one admitted request holds: a place in the queue or of the capacity, and what it reserved."""
+
+    @property
+    def position(self) -> int | None:
+        """How many will be served before it; None where it may start."""
+
+    def wait(self, turn: Turn) -> None:
+        """Say whom to tell; to be called before the next turn of the loop where there is a position."""
+
+    def close(self, usage: Usage | None, entries: int) -> None:
+        """Give everything back, and settle what was used. Idempotent.
+
+        `entries` counts what was delivered, for an answer without `usage`.
+        """
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Whose limits a request counts against. `key` is None for callers that are not told apart."""
+
+    tenant: str
+    key: str | None = None
+
+
+class Admission(Protocol):
+    def enter(self, tenant: str, key: str | None, request: ChatRequest) -> Ticket:
+        """Let a request in, or give it a place in the queue. Raises what refuses it; then nothing is held."""
