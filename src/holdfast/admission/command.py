@@ -7,6 +7,7 @@ import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 from holdfast.admission.key_store import KeyRecord, KeyStore, NewKey
 from holdfast.admission.keys import create_key
@@ -14,7 +15,8 @@ from holdfast.errors import HoldfastError
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes
 
-_Actions = argparse._SubParsersAction[argparse.ArgumentParser]
+# A string, because argparse's class is generic for type checkers only.
+_Actions: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
