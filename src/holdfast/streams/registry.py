@@ -67,7 +67,7 @@ class Registry:
 
     def create(
         self,
-        tenant: str,
+        owner: str,
         request: ChatRequest,
         *,
         request_id: str | None = None,
@@ -84,7 +84,7 @@ class Registry:
         # Over a session the same bytes ask for a stream that over HTTP ask for a whole answer.
         digest = request.digest + (b"stream" if request.stream else b"whole")
         if request_id is not None:
-            known = self._by_request.get((tenant, request_id))
+            known = self._by_request.get((owner, request_id))
             if known is not None:
                 if known.origin.digest != digest:
                     raise DuplicateRequest(param="request_id")
@@ -94,12 +94,12 @@ class Registry:
         if route is None:
             raise UnknownModel(f"there is no model {request.model[:100]!r}; see GET /v1/models", param="model")
         self._check_room()
-        caller = caller or Caller(tenant)
+        caller = caller or Caller(owner)
         ticket = self._admission.enter(caller.tenant, caller.key, request)
         stream_id = "st_" + secrets.token_hex(16)
         stream = Stream(
             stream_id=stream_id,
-            origin=Origin(tenant, request_id or stream_id, request.model, digest),
+            origin=Origin(owner, request_id or stream_id, request.model, digest),
             log=Log(stream_id, max_bytes=self._config.log_bytes),
             memory=self.memory,
             detach_grace=detach_grace,
@@ -108,7 +108,7 @@ class Registry:
         stream.keeps_running = keeps_running
         stream.on_end = self._stream_ended
         self._streams[stream_id] = stream
-        self._by_request[tenant, stream.origin.request_id] = stream
+        self._by_request[owner, stream.origin.request_id] = stream
         self._created += 1
         self.memory.running += 1
         self._tickets[stream_id] = ticket
@@ -138,20 +138,20 @@ class Registry:
         if ticket is not None:
             ticket.close(None if end is None else end.usage, stream.log.next - 1)
 
-    def get(self, tenant: str, stream_id: str) -> Stream:
-        """Find a stream of this tenant. Raises `UnknownStream`, the same for an absent and a foreign one."""
+    def get(self, owner: str, stream_id: str) -> Stream:
+        """Find a stream of this owner. Raises `UnknownStream`, the same for an absent and a foreign one."""
         stream = self._streams.get(stream_id)
-        if stream is None or stream.origin.tenant != tenant:
+        if stream is None or not is_owned(stream.origin.owner, owner):
             raise UnknownStream
         return stream
 
-    def find_request(self, tenant: str, request_id: str) -> Stream | None:
-        return self._by_request.get((tenant, request_id))
+    def find_request(self, owner: str, request_id: str) -> Stream | None:
+        return self._by_request.get((owner, request_id))
 
-    def acknowledged(self, tenant: str, stream_id: str) -> None:
+    def acknowledged(self, owner: str, stream_id: str) -> None:
         """The creator has the end: it is kept for the shorter retention."""
         stream = self._streams.get(stream_id)
-        if stream is not None and stream.origin.tenant == tenant and stream.is_ended:
+        if stream is not None and is_owned(stream.origin.owner, owner) and stream.is_ended:
             self._schedule_expiry(stream, min(self._config.retention_acknowledged, self._config.retention))
 
     # -- bounds --
@@ -163,6 +163,8 @@ class Registry:
             self._evict_oldest()
             if len(self._streams) >= self._config.max_streams:
                 raise Overloaded(f"{self._config.max_streams} streams are running", retry_after=1.0)
+        while self.memory.is_short and self._evict_oldest():
+            pass  # what had a reader when memory ran short may have none now
         if self.memory.is_short:
             raise Overloaded("the memory for logs is used up by running streams", retry_after=1.0)
 
@@ -201,7 +203,7 @@ class Registry:
             stream.expiry = None
         self._streams.pop(stream.id, None)
         self._ended.pop(stream.id, None)
-        self._by_request.pop((stream.origin.tenant, stream.origin.request_id), None)
+        self._by_request.pop((stream.origin.owner, stream.origin.request_id), None)
         self.memory.free(stream.log.bytes)
 
     # -- the end of the process --
@@ -237,6 +239,11 @@ class Registry:
             created=self._created,
             ended=self._ended_total,
         )
+
+
+def is_owned(owner: str, by: str) -> bool:
+    """Whether a caller who owns `by` owns this: a tenant owns what its subjects own, see `Principal.owner`."""
+    return owner == by or owner.startswith(f"{by}\n")
 
 
 class _Turn:

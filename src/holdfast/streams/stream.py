@@ -124,7 +124,9 @@ class Stream:
         for parked in [parked for parked in self._parked if parked.consumed <= after]:
             self._parked.remove(parked)
             parked.close()
-        self._stop_grace()
+        if not self._parked:
+            self._stop_grace()
+        self.relieve()  # the place that it took over may have been what held the provider
         return cursor
 
     def detach(self, cursor: Cursor) -> None:
@@ -137,35 +139,39 @@ class Stream:
         self.relieve()
 
     def release(self, cursor: Cursor) -> None:
-        """A reader is done with this cursor; nothing follows from it."""
-        if self._readers.pop(cursor, None) is not None:
-            cursor.close()
+        """A reader is done with this cursor, and its place need not be kept."""
+        if self._readers.pop(cursor, None) is None:
+            return
+        cursor.close()
+        if self._readers:
+            self.relieve()
+        else:
+            self._reader_left()
 
     def lose(self, cursor: Cursor) -> None:
         """A reader's connection is gone: keep its place for the grace period, then give the stream up."""
         if self._readers.pop(cursor, None) is None:
             return
-        if self.is_ended:
-            cursor.close()
-            return
-        if self.detach_grace > 0:
+        if self.detach_grace > 0 and not self.is_ended:
             self._parked.append(cursor)
         else:
             cursor.close()
-        if not self._readers and not self.keeps_running:
-            if self.detach_grace > 0:
-                self._start_grace()
-            else:
-                self.on_abandoned()
-        elif self._parked:
-            self._start_grace()
+        self._reader_left()
 
-    def _start_grace(self) -> None:
-        self._stop_grace()
-        self._grace = self._timers.after(self.detach_grace, self._grace_over)
+    def _reader_left(self) -> None:
+        if self.is_ended:
+            return
+        is_abandoned = not self._readers and not self.keeps_running
+        if is_abandoned and self.detach_grace <= 0:
+            self.cancel()
+        elif is_abandoned or self._parked:
+            # Anew, even if it runs for an earlier one: each reader that is lost has the whole of it.
+            self._stop_grace()
+            self._grace = self._timers.after(self.detach_grace, self._grace_over)
+        self.relieve()
 
     def _stop_grace(self) -> None:
-        if self._grace is not None and not self._parked:
+        if self._grace is not None:
             self._grace.cancel()
             self._grace = None
 
@@ -176,7 +182,7 @@ class Stream:
         self._parked.clear()
         if not self._readers and not self.keeps_running and not self.is_ended:
             logger.info("stream %s: nobody read it for %g s; cancelled", self.id, self.detach_grace)
-            self.on_abandoned()
+            self.cancel()
         else:
             self.relieve()
 
