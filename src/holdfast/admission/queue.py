@@ -152,13 +152,13 @@ class Admission:
         priority = accounts[0].limits.priority or "normal"
         queue = self.queue
         if waits:
-            ticket.place = queue.push(request.model, tenant, ticket, now=now, cost=cost, priority=priority)
+            ticket.place = queue.push(request.model, tenant, ticket, now=now, cost=prompt, priority=priority)
             ticket.position = queue.position(ticket.place)
             if own_full:
                 queue.hold(tenant)
             self._watch_deadline(now)
         else:
-            ticket.place = queue.serve(request.model, tenant, ticket, now=now, cost=cost, priority=priority)
+            ticket.place = queue.serve(request.model, tenant, ticket, now=now, cost=prompt, priority=priority)
             ticket.begin(model, now)
         return ticket
 

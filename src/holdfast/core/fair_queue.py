@@ -38,13 +38,12 @@ class Turn(Protocol):
 class Place(Generic[T]):
     """A place in the queue, or once there; it has left as soon as `is_waiting` is false."""
 
-    __slots__ = ("_lane", "_lifts", "cost", "deadline", "is_waiting", "item", "number", "priority")
+    __slots__ = ("_lane", "cost", "deadline", "is_waiting", "item", "number", "priority")
 
     def __init__(
         self, lane: _Lane[T], item: T, *, number: int, cost: float, priority: Priority, deadline: float
     ) -> None:
         self._lane = lane
-        self._lifts = 0
         self.item = item
         self.number = number
         self.cost = cost
@@ -57,24 +56,21 @@ class Place(Generic[T]):
         lane = self._lane
         lane.pool.floor = max(lane.pool.floor, lane.counter)
         lane.counter += self.cost / WEIGHTS[self.priority]
-        self._lifts = lane.lifts
 
 
 class _Lane(Generic[T]):
     """One tenant in one pool: what it was served, and who waits."""
 
-    __slots__ = ("classes", "counter", "entry", "lifts", "pool", "tenant", "waiting")
+    __slots__ = ("classes", "counter", "entry", "pool", "tenant", "waiting")
 
     def __init__(self, pool: _Pool[T], tenant: _Tenant[T], counter: float) -> None:
         self.pool = pool
         self.tenant = tenant
         self.counter = counter
-        #: How often it has come anew and was lifted.
-        self.lifts = 0
         self.waiting = 0
         # Ordered dicts, since places leave from the front and from anywhere, both in constant time.
         self.classes: dict[Priority, OrderedDict[Place[T], None]] = {name: OrderedDict() for name in _CLASSES}
-        #: Number of this lane's valid entry in the pool's heap, 0 for none.
+        #: Number of this lane's entry in the pool's heap, 0 for none.
         self.entry = 0
 
     @property
@@ -162,7 +158,7 @@ class FairQueue(Generic[T]):
     def push(
         self, pool: str, tenant: str, item: T, *, now: float, cost: float, priority: Priority = "normal"
     ) -> Place[T]:
-        """Take a place. `cost` is about how many tokens the item will take. Raises RuntimeError when full."""
+        """Take a place. `cost` is how many tokens the item will take at least. Raises RuntimeError when full."""
         if self.is_full or self.is_full_for(tenant):
             raise RuntimeError("push to a full queue")
         lane = self._lane(pool, tenant)
@@ -206,14 +202,12 @@ class FairQueue(Generic[T]):
         return place
 
     def settle(self, place: Place[T], tokens: float) -> None:
-        """Charge what was really served instead of the cost; once for each place that was served."""
-        lane = place._lane
-        less = tokens < place.cost
-        if less and lane.lifts != place._lifts:
-            return  # it was lifted since, over what is to be given back
-        lane.counter += (tokens - place.cost) / WEIGHTS[place.priority]
-        if less and lane.entry:
-            self._enter(lane)  # the heap finds out by itself only what has grown
+        """Charge what was served beyond the cost; once for each place that was served.
+
+        Nothing is given back: others may have been lifted to what was charged, and would then have to wait until
+        this tenant has used it up again.
+        """
+        place._lane.counter += max(tokens - place.cost, 0.0) / WEIGHTS[place.priority]
 
     def expire(self, now: float) -> list[Place[T]]:
         """Take out and return the places whose deadline has passed."""
@@ -297,9 +291,7 @@ class FairQueue(Generic[T]):
             owner = self._tenants.get(tenant) or _Tenant(tenant)
             lane = known.lanes[tenant] = _Lane(known, owner, known.floor)
         elif not lane.waiting:
-            if lane.counter < known.floor:
-                lane.counter = known.floor
-                lane.lifts += 1
+            lane.counter = max(lane.counter, known.floor)
             lane.tenant = self._tenants.get(tenant) or lane.tenant
         return lane
 
@@ -307,21 +299,15 @@ class FairQueue(Generic[T]):
         pool = lane.pool
         lane.entry = self._number()
         heapq.heappush(pool.heap, (lane.counter, lane.entry, lane))
-        if len(pool.heap) > 2 * len(pool.lanes) + _MAX_IDLE:
-            # Lanes whose counter was lowered left their older entries behind.
-            pool.heap = [entry for entry in pool.heap if entry[2].entry == entry[1]]
-            heapq.heapify(pool.heap)
 
     def _lowest(self, pool: _Pool[T]) -> _Lane[T] | None:
         heap = pool.heap
         while heap:
             counter, number, lane = heap[0]
-            if lane.entry != number:
-                heapq.heappop(heap)
-            elif not lane.waiting or lane.tenant.is_held:
+            if not lane.waiting or lane.tenant.is_held:
                 heapq.heappop(heap)
                 lane.entry = 0
-            elif counter < lane.counter:
+            elif counter < lane.counter:  # counters only grow, so what is on top is the lowest once it is right
                 heapq.heapreplace(heap, (lane.counter, number, lane))
             else:
                 return lane
