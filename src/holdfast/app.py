@@ -13,6 +13,7 @@ from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
 from holdfast.server.api import Api, ApiLimits
 from holdfast.server.bounds import Bounds, collect
+from holdfast.server.credentials import AdminApi, TokenApi
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import HttpConnection, Limits
 from holdfast.server.operations import Operations
@@ -101,9 +102,17 @@ class Gateway:
             self.admission,
             Operations(self.pool_statistics, self.bounds),
         )
+        self._add_credential_routes()
         await self._listen()
         for runtime in self._providers.values():
             runtime.start()
+
+    def _add_credential_routes(self) -> None:
+        access, admin_key = self.access, self.config.auth.admin_key
+        self.api.add_routes(TokenApi(access.client_tokens).routes)
+        if admin_key is not None and access.store is not None and access.watcher is not None:
+            admin = AdminApi(admin_key, access.store, access.watcher)
+            self.api.add_routes(admin.routes, guard=admin.authenticate)
 
     def _route(self, model: ModelConfig) -> Route:
         targets = []

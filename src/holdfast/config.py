@@ -265,7 +265,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     @property
     def has_callers(self) -> bool:
         """Whether callers are told apart; without any such setting everyone on this machine may call."""
-        return bool(self.keys) or self.auth.key_store is not None
+        return bool(self.keys) or self.auth.key_store is not None or self.auth.jwt is not None
 
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -320,6 +320,8 @@ def check(config: Config, *, source: str = "configuration") -> None:
         if model.retry.maximum < model.retry.initial:
             raise ConfigError(f'{source}: models."{name}".retry.maximum: expected at least `initial`')
     for name, key in config.keys.items():
+        if not (key.tenant or name).isprintable():
+            raise ConfigError(f"{source}: keys.{name!r}: expected a tenant's name of printable characters")
         if not _HASH.fullmatch(key.hash):
             raise ConfigError(
                 f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
@@ -332,12 +334,35 @@ def check(config: Config, *, source: str = "configuration") -> None:
             )
     if (server.tls_cert is None) != (server.tls_key is None):
         raise ConfigError(f"{source}: server.tls_cert and server.tls_key go together")
+    _check_auth(f"{source}: auth", config.auth)
     if not config.has_callers and not is_loopback(server.host):
         raise ConfigError(
             f"{source}: server.host is {server.host!r}, but there are no [keys], so anyone who reaches the port "
             "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "
             "127.0.0.1."
         )
+
+
+def _check_auth(where: str, auth: AuthConfig) -> None:
+    """The messages name no value: most of them are secrets."""
+    if auth.token_secret is not None and len(auth.token_secret) < 32:
+        raise ConfigError(f"{where}.token_secret: expected at least 32 characters, such as `openssl rand -hex 32`")
+    if auth.admin_key is not None:
+        if auth.key_store is None:
+            raise ConfigError(f"{where}.admin_key: the admin API needs auth.key_store as well")
+        if not _HASH.fullmatch(auth.admin_key) and len(auth.admin_key) < 32:
+            raise ConfigError(f"{where}.admin_key: expected at least 32 characters (see `holdfast keys create`)")
+    if auth.jwt is not None:
+        if (auth.jwt.jwks_url is None) == (auth.jwt.jwks_file is None):
+            raise ConfigError(f"{where}.jwt: expected either jwks_url or jwks_file")
+        if auth.jwt.jwks_url is not None:
+            url = urlsplit(auth.jwt.jwks_url)
+            if not url.hostname or (
+                url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname))
+            ):
+                raise ConfigError(f"{where}.jwt.jwks_url: expected https://host/path, or http on this machine")
+        if not auth.jwt.audience:
+            raise ConfigError(f"{where}.jwt.audience: expected at least one audience")
 
 
 def _check_provider(where: str, provider: ProviderConfig) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import time
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.client_tokens import ClientTokens
+from holdfast.admission.jwks import Jwks, file_fetcher, url_fetcher
+from holdfast.admission.jwt_verifier import JwtVerifier
 from holdfast.admission.key_store import KeyStore
 from holdfast.admission.key_watcher import KeyWatcher
 from holdfast.admission.keys import KeyTable, config_keys
 from holdfast.admission.origins import OriginRules
 from holdfast.config import Config
+from holdfast.config_auth import JwtConfig
+from holdfast.errors import ConfigError
 from holdfast.timers import Timers
 
 
@@ -18,19 +23,45 @@ class Access:
 
     def __init__(self, config: Config, timers: Timers) -> None:
         is_local = not config.has_callers
+        auth = config.auth
         self.table = KeyTable()
         self.table.replace("config", config_keys(config.keys), time.time())
-        self.origins = OriginRules(config.server.allowed_origins, is_local=is_local)
-        self.authenticator = Authenticator(self.table, self.origins, is_local=is_local)
-        self._watcher: KeyWatcher | None = None
-        if config.auth.key_store is not None:
-            self._watcher = KeyWatcher(KeyStore(config.auth.key_store), self.table, timers)
+        self.client_tokens = ClientTokens(auth.token_secret, self.table, clock=time.time)
+        self._jwt = auth.jwt
+        self._jwks = None if auth.jwt is None else _jwks(auth.jwt, timers)
+        verifier = None
+        if auth.jwt is not None and self._jwks is not None:
+            verifier = JwtVerifier(auth.jwt, self._jwks, clock=time.time)
+        self.authenticator = Authenticator(
+            self.table,
+            OriginRules(config.server.allowed_origins, is_local=is_local),
+            self.client_tokens,
+            verifier,
+            is_local=is_local,
+        )
+        self.store = None if auth.key_store is None else KeyStore(auth.key_store)
+        self.watcher = None if self.store is None else KeyWatcher(self.store, self.table, timers)
 
     async def start(self) -> None:
         """Read what is kept outside of the configuration. Raises `ConfigError`."""
-        if self._watcher is not None:
-            self._watcher.start()
+        if self.watcher is not None:
+            self.watcher.start()
+        if self._jwks is not None:
+            await self._jwks.start()
+            if self._jwt is not None and self._jwt.jwks_file is not None and not self._jwks.has_keys:
+                raise ConfigError(f"auth.jwt.jwks_file: {self._jwt.jwks_file} cannot be used; see the log")
 
     async def aclose(self) -> None:
-        if self._watcher is not None:
-            await self._watcher.aclose()
+        if self.watcher is not None:
+            await self.watcher.aclose()
+        if self._jwks is not None:
+            await self._jwks.aclose()
+
+
+def _jwks(config: JwtConfig, timers: Timers) -> Jwks:
+    if config.jwks_url is not None:
+        fetch, source = url_fetcher(config.jwks_url), config.jwks_url
+    else:
+        source = config.jwks_file or ""
+        fetch = file_fetcher(source)
+    return Jwks(fetch, source=source, max_age=config.refresh, timers=timers)

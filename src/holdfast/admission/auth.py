@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from holdfast.admission.keys import KeyTable, create_key
 from holdfast.admission.origins import OriginRules
@@ -11,6 +12,11 @@ from holdfast.admission.principal import Principal
 from holdfast.errors import InvalidRequest, Unauthorized
 
 __all__ = ["Authenticator", "Principal", "create_key"]
+
+#: An entry of `Sec-WebSocket-Protocol` that begins so carries a token: browsers can set no other header.
+TOKEN_SUBPROTOCOL = "holdfast.token."  # noqa: S105 - a prefix
+#: How client tokens begin; see `client_tokens`.
+_CLIENT_TOKEN = "hft_"  # noqa: S105 - a prefix
 
 #: Query parameters that look like credentials: URLs end up in logs, so such a request is refused.
 _CREDENTIAL_PARAMETERS = frozenset(
@@ -32,25 +38,45 @@ _CREDENTIAL_PARAMETERS = frozenset(
     }
 )
 #: How our own credentials begin, wherever in a query they stand.
-_PREFIXES = ("hf_", "hft_")
+_PREFIXES = ("hf_", _CLIENT_TOKEN, TOKEN_SUBPROTOCOL)
 _USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
 
 _LOCAL = Principal("local")
 
 
+class TokenReader(Protocol):
+    """Reads client tokens."""
+
+    def read(self, token: str, origin: str | None) -> Principal: ...
+
+
+class TokenVerifier(Protocol):
+    """Reads an issuer's tokens; raises `KeysPending` where that has to wait."""
+
+    def verify(self, token: str) -> Principal: ...
+
+
 class Authenticator:
-    """Finds the principal of a request. With `is_local` everyone who gets past the origin rules is one caller."""
+    """Finds the principal of a request.
+
+    With `is_local` everyone who gets past the origin rules is one caller, whatever the credential; a client token
+    alone is looked at, so that a page can be tried out with it.
+    """
 
     def __init__(
         self,
         table: KeyTable,
         origins: OriginRules,
+        client_tokens: TokenReader,
+        verifier: TokenVerifier | None = None,
         *,
         is_local: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._table = table
         self._origins = origins
+        self._client_tokens = client_tokens
+        self._verifier = verifier
         self._is_local = is_local
         self._clock = clock
 
@@ -58,17 +84,35 @@ class Authenticator:
         """Return the origin of a page that may call, None for other clients. Raises `Forbidden`."""
         return self._origins.check(_fields(headers))
 
-    def authenticate(self, headers: Iterable[tuple[bytes, bytes]], query: Mapping[str, str]) -> Principal:
-        """Return the caller. Raises `Unauthorized`, `Forbidden`, or `InvalidRequest` (credential in the URL)."""
+    def authenticate(
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        query: Mapping[str, str],
+        subprotocols: Iterable[str] = (),
+    ) -> Principal:
+        """Return the caller. `subprotocols` is a WebSocket's offer, which may hold a token.
+
+        Raises `Unauthorized`, `Forbidden`, `InvalidRequest` (credential in the URL), or `KeysPending`.
+        """
         _refuse_credentials_in_url(query)
         fields = _fields(headers)
-        self._origins.check(fields)
+        origin = self._origins.check(fields)
+        credential = _credential(fields)
+        is_subprotocol = False
+        if not credential:
+            credential = _token_of(subprotocols)
+            is_subprotocol = bool(credential)
         if self._is_local:
-            return _LOCAL
-        token = _credential(fields)
-        if not token:
+            return self._client_tokens.read(credential, origin) if credential.startswith(_CLIENT_TOKEN) else _LOCAL
+        if not credential:
             raise Unauthorized("send a key as `Authorization: Bearer ...` or `x-api-key: ...`")
-        key = self._table.find(token, self._clock())
+        if credential.startswith(_CLIENT_TOKEN):
+            return self._client_tokens.read(credential, origin)
+        if self._verifier is not None and credential.count(".") == 2:
+            return self._verifier.verify(credential)
+        if is_subprotocol:
+            raise Unauthorized("a subprotocol carries tokens only: a key does not belong into a browser")
+        key = self._table.find(credential.encode("latin-1"), self._clock())
         if key is None:
             raise Unauthorized("the key is not known here")
         return key.principal
@@ -77,12 +121,18 @@ class Authenticator:
 def _refuse_credentials_in_url(query: Mapping[str, str]) -> None:
     """Raises `InvalidRequest`, which names the parameter and never its value."""
     for name, value in query.items():
-        if name.lower() in _CREDENTIAL_PARAMETERS or value.startswith(_PREFIXES):
-            shown = "a parameter" if name.startswith(_PREFIXES) else f"`{name[:50]}`"
+        is_name_secret = name.startswith(_PREFIXES)
+        if is_name_secret or name.lower() in _CREDENTIAL_PARAMETERS or value.startswith(_PREFIXES):
+            shown = "a parameter" if is_name_secret else f"`{name[:50]}`"
             raise InvalidRequest(
                 f"{shown} in the URL looks like a credential; send it as `Authorization: Bearer ...`",
-                param=None if name.startswith(_PREFIXES) else name[:50],
+                param=None if is_name_secret else name[:50],
             )
+
+
+def bearer_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the credential that the headers carry, "" for none. Raises `InvalidRequest` where they contradict."""
+    return _credential(_fields(headers))
 
 
 def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -94,8 +144,15 @@ def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return fields
 
 
-def _credential(fields: Mapping[bytes, bytes]) -> bytes:
+def _credential(fields: Mapping[bytes, bytes]) -> str:
     scheme, _, token = fields.get(b"authorization", b"").partition(b" ")
     if scheme.lower() != b"bearer":
         token = fields.get(b"x-api-key", b"")
-    return token.strip()
+    return token.strip().decode("latin-1")
+
+
+def _token_of(subprotocols: Iterable[str]) -> str:
+    tokens = [name.removeprefix(TOKEN_SUBPROTOCOL) for name in subprotocols if name.startswith(TOKEN_SUBPROTOCOL)]
+    if len(tokens) > 1:
+        raise InvalidRequest("more than one subprotocol carries a token")
+    return tokens[0] if tokens else ""

@@ -18,7 +18,7 @@ from holdfast.admission.principal import Principal, Scopes
 from holdfast.config_auth import KeyConfig
 
 PREFIX = "hf_"
-_HASH_PREFIX = "sha256:"
+HASH_PREFIX = "sha256:"
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 #: Which secret of which key: rotation gives a key its next generation.
@@ -36,14 +36,14 @@ def create_key() -> tuple[str, str]:
 
 def hash_key(key: str) -> str:
     """Hash a key for storage. The key is random, so a plain SHA-256 needs no salt or stretching."""
-    return _HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
+    return HASH_PREFIX + hashlib.sha256(key.encode()).hexdigest()
 
 
 def parse_hash(text: str) -> bytes:
     """Return the digest of a stored hash. Raises `ValueError`, without the text, for anything else."""
     if _HASH.fullmatch(text) is None:
         raise ValueError("expected `sha256:` and 64 hex digits")
-    return bytes.fromhex(text.removeprefix(_HASH_PREFIX))
+    return bytes.fromhex(text.removeprefix(HASH_PREFIX))
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ class KeyTable:
     def __init__(self) -> None:
         self._sources: dict[str, dict[bytes, Key]] = {}
         self._by_digest: dict[bytes, Key] = {}
-        self._ids: set[SecretId] = set()
+        self._by_id: dict[SecretId, Key] = {}
         self.on_removed: Callable[[set[SecretId]], None] = _ignore
 
     def __len__(self) -> int:
@@ -89,8 +89,8 @@ class KeyTable:
             return None
         return key
 
-    def is_active(self, secret: SecretId) -> bool:
-        return secret in self._ids
+    def get(self, secret: SecretId) -> Key | None:
+        return self._by_id.get(secret)
 
     def replace(self, source: str, keys: Iterable[Key], now: float) -> None:
         """Put these keys in the place of all that the source gave before; expired ones do not count."""
@@ -111,8 +111,8 @@ class KeyTable:
 
     def _rebuild(self) -> None:
         self._by_digest = {digest: key for keys in self._sources.values() for digest, key in keys.items()}
-        before, self._ids = self._ids, {key.id for key in self._by_digest.values()}
-        removed = before - self._ids
+        before, self._by_id = self._by_id, {key.id: key for key in self._by_digest.values()}
+        removed = before.keys() - self._by_id.keys()
         if removed:
             self.on_removed(removed)
 

@@ -10,6 +10,9 @@ import msgspec
 from holdfast.config_limits import LimitConfig
 from holdfast.errors import Forbidden, Unauthorized
 
+#: Begins the key id of a caller who has no key but a subject, and the tenant where the subject is one of its own.
+SUBJECT_PREFIX = "sub:"
+
 #: Both bound what is generated; which of them a provider reads is the provider's matter, so both are checked.
 _TOKEN_FIELDS = ("max_completion_tokens", "max_tokens")
 
@@ -33,7 +36,8 @@ class Scopes(msgspec.Struct, frozen=True):
 class Principal(msgspec.Struct, frozen=True):
     """The caller of one request. Streams belong to the tenant, and within it to the subject if there is one.
 
-    `key_id` is the API key that the credential is, or was made with; `generation` says which of the key's secrets.
+    `key_id` is the API key that the credential is, or was made with, and of an issuer's token `sub:` and the
+    subject. `generation` says which of the key's secrets.
     `expires` (Unix seconds) is set where the credential is a token.
     """
 

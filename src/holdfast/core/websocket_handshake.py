@@ -88,6 +88,11 @@ def check_upgrade(
     return UpgradeAccepted(keys[0], [name.decode("ascii") for name in subprotocols])
 
 
+def offered_subprotocols(headers: Sequence[Header]) -> list[str]:
+    """The client's offer, before it was judged: whoever asks for it takes what it knows and leaves the rest."""
+    return [name.decode("latin-1") for name in _elements(headers, b"sec-websocket-protocol")]
+
+
 def accept_token(key: bytes) -> bytes:
     """Compute `Sec-WebSocket-Accept` from `Sec-WebSocket-Key` (RFC 6455 section 4.2.2)."""
     return b64encode(sha1(key + _GUID, usedforsecurity=False).digest())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.jwks import KeysPending
 from holdfast.admission.limiter import network_of
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
@@ -18,7 +20,12 @@ from holdfast.admission.queue import Admission
 from holdfast.core.log import Cursor
 from holdfast.core.messages import SUBPROTOCOL
 from holdfast.core.rate_limit import ArrivalRates
-from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
+from holdfast.core.websocket_handshake import (
+    UpgradeRejected,
+    check_upgrade,
+    offered_subprotocols,
+    switching_protocols,
+)
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -31,6 +38,7 @@ from holdfast.errors import (
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
 from holdfast.server.operations import Operations
+from holdfast.server.routes import Handler, Routes
 from holdfast.server.session import SessionProtocol, Sessions
 from holdfast.server.sse import HEADERS as SSE_HEADERS
 from holdfast.server.sse import SseReader, end_error, end_http_status
@@ -39,6 +47,8 @@ from holdfast.streams.stream import Stream
 from holdfast.streams.ticket import Caller
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import parse_request
+
+logger = logging.getLogger("holdfast")
 
 JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
 
@@ -49,7 +59,6 @@ DEFAULT_POLL = 25.0
 _READ_BYTES = 1024 * 1024
 
 _CURSOR = re.compile(r"(?:([0-9]{1,10})-)?(-1|[0-9]{1,16})")
-_Handler = Callable[[Request, Exchange, Principal, str], Awaitable[None]]
 
 
 class ApiLimits(msgspec.Struct, frozen=True):
@@ -92,7 +101,10 @@ class Api:
             "/healthz": self._healthz,
             "/readyz": self._readyz,
         }
-        self._routes: list[tuple[re.Pattern[str], dict[str, _Handler]]] = [
+        # Upgrades that wait for the keys of a token's issuer.
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._guards: dict[re.Pattern[str], Callable[[Request], Principal]] = {}
+        self._routes: Routes = [
             (re.compile(r"/v1/chat/completions"), {"POST": self._chat_completions}),
             (re.compile(r"/v1/limits"), {"GET": operations.limits}),
             (re.compile(r"/v1/models"), {"GET": self._models}),
@@ -100,6 +112,12 @@ class Api:
             (re.compile(r"/v1/streams/([^/]+)"), {"GET": self._read_stream, "DELETE": self._cancel_stream}),
             (re.compile(r"/v1/ws/stream"), {"GET": self._needs_upgrade}),
         ]
+
+    def add_routes(self, routes: Routes, *, guard: Callable[[Request], Principal] | None = None) -> None:
+        """Serve more paths. `guard` authenticates their requests instead of the callers' authenticator."""
+        self._routes += routes
+        if guard is not None:
+            self._guards |= {pattern: guard for pattern, _ in routes}
 
     # -- the listener's side --
 
@@ -135,12 +153,23 @@ class Api:
             if handler is None:
                 _refuse_method(request, exchange, handlers)
                 return
-            principal = self._authenticator.authenticate(request.headers, request.query)
+            guard = self._guards.get(pattern)
+            principal = guard(request) if guard is not None else await self._authenticate(request)
             await handler(request, exchange, principal, match[1] if match.groups() else "")
             return
         raise NotFound(f"there is nothing at {request.path[:200]}")
 
-    def _preflight(self, request: Request, exchange: Exchange, handlers: dict[str, _Handler]) -> None:
+    async def _authenticate(self, request: Request) -> Principal:
+        try:
+            return self._authenticator.authenticate(request.headers, request.query)
+        except KeysPending as pending:
+            await pending.wait()
+        try:
+            return self._authenticator.authenticate(request.headers, request.query)
+        except KeysPending as pending:
+            raise pending.refusal() from pending
+
+    def _preflight(self, request: Request, exchange: Exchange, handlers: dict[str, Handler]) -> None:
         """Tell a browser what its page may send. It asks without credentials: the Origin alone decides."""
         origin = self._authenticator.check_origin(request.headers)
         if origin is None:
@@ -150,11 +179,38 @@ class Api:
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         try:
+            self._upgrade(request, connection, rest)
+        except KeysPending as pending:
+            # What the client sends meanwhile stays in the socket, for the session.
+            connection.pause_reading()
+            task = asyncio.get_running_loop().create_task(
+                self._upgrade_later(pending, request, connection, rest), name="websocket handshake"
+            )
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
+
+    async def _upgrade_later(
+        self, pending: KeysPending, request: Request, connection: HttpConnection, rest: bytes
+    ) -> None:
+        await pending.wait()
+        connection.resume_reading()
+        try:
+            self._upgrade(request, connection, rest)
+        except KeysPending as again:
+            connection.refuse(*error_response(again.refusal()))
+        except Exception:
+            logger.exception("a WebSocket handshake failed")
+            connection.abort()
+
+    def _upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
+        try:
             if request.path != "/v1/ws/stream":
                 raise NotFound(f"there is no WebSocket at {request.path[:200]}; try /v1/ws/stream")
             if self.is_draining:
                 raise Draining
-            principal = self._authenticator.authenticate(request.headers, request.query)
+            principal = self._authenticator.authenticate(
+                request.headers, request.query, offered_subprotocols(request.headers)
+            )
         except HoldfastError as exc:
             connection.refuse(*error_response(exc))
             return
@@ -194,7 +250,7 @@ class Api:
     async def _models(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         models = [
             {"id": name, "object": "model", "created": self._created, "owned_by": "holdfast"}
-            for name in self._registry.models
+            for name in principal.scopes.filter_models(self._registry.models)
         ]
         _respond_json(exchange, {"object": "list", "data": models})
 
@@ -218,10 +274,11 @@ class Api:
             name, request_id = "idempotency-key", request.header(b"idempotency-key")
         if request_id is not None and not 1 <= len(request_id) <= 256:
             raise InvalidRequest(f"{name} must have 1 to 256 characters", param=name)
+        principal.authorize(chat.model, chat.body, time.time())
         caller = Caller(principal.tenant, principal.key_id)
         try:
             stream, _duplicate = self._registry.create(
-                principal.tenant,
+                principal.owner,
                 chat,
                 request_id=request_id,
                 detach_grace=self._limits.detach_grace_http,
@@ -275,7 +332,7 @@ class Api:
     async def _read_stream(
         self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
     ) -> None:
-        stream = self._registry.get(principal.tenant, stream_id)
+        stream = self._registry.get(principal.owner, stream_id)
         epoch, after = _cursor_of(request)
         live = request.query.get("live", "sse")
         timeout = _poll_timeout(request)
@@ -301,7 +358,7 @@ class Api:
     async def _cancel_stream(
         self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
     ) -> None:
-        stream = self._registry.get(principal.tenant, stream_id)
+        stream = self._registry.get(principal.owner, stream_id)
         stream.cancel()
         end = stream.end
         _respond_json(exchange, {"stream": stream.id, "status": None if end is None else end.status})

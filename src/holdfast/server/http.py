@@ -544,6 +544,14 @@ class HttpConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.write(data)
 
+    def pause_reading(self) -> None:
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.transport is not None:
+            self.transport.resume_reading()
+
     def give_away(self) -> asyncio.Transport | None:
         """Leave the transport to another protocol; this object is of no further use."""
         self._stop_timer()

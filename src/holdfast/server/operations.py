@@ -27,9 +27,11 @@ class Operations:
 
     async def pool(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         """`GET /v1/pool`: per provider its connections, breaker, waiters and counters."""
+        principal.require_server()
         exchange.respond(200, _JSON, msgspec.json.encode({"providers": self._pool_statistics()}))
 
     async def limits(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         """`GET /v1/limits`: every bound with its present use, and those of the caller's own key and tenant."""
+        principal.require_server()
         bounds = self._bounds(principal.tenant, principal.key_id)
         exchange.respond(200, _JSON, msgspec.json.encode(bounds))

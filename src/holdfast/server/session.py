@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -143,9 +144,11 @@ class SessionProtocol(WebSocketProtocol):
         request_id = event.request_id
         limits, registry = self._sessions.limits, self._sessions.registry
         try:
+            request = parse_request(event.request, stream=True)
+            self.principal.authorize(request.model, request.body, time.time())
             stream, duplicate = registry.create(
-                self.principal.tenant,
-                parse_request(event.request, stream=True),
+                self.principal.owner,
+                request,
                 request_id=request_id,
                 detach_grace=limits.detach_grace,
                 caller=Caller(self.principal.tenant, self.principal.key_id),
@@ -170,13 +173,13 @@ class SessionProtocol(WebSocketProtocol):
 
     def _welcome(self, hello: core.HelloReceived) -> None:
         sessions, limits = self._sessions, self._sessions.limits
-        tenant = self.principal.tenant
-        older = sessions.by_token.get((tenant, hello.session)) if hello.session else None
+        owner = self.principal.owner
+        older = sessions.by_token.get((owner, hello.session)) if hello.session else None
         if older is not None:
             older.supersede()
         token = hello.session if older is not None and hello.session else secrets.token_urlsafe(24)
         self.token = token
-        sessions.by_token[tenant, token] = self
+        sessions.by_token[owner, token] = self
         streams = [self._resume(resume) for resume in hello.streams]
         self.session.send(
             m.Welcome(
@@ -225,7 +228,8 @@ class SessionProtocol(WebSocketProtocol):
     def _open_cursor(self, resume: m.Resume) -> tuple[Stream, Cursor]:
         if self.session.is_full and resume.stream not in self.session.cursors:
             raise TooManyStreams
-        stream = self._sessions.registry.get(self.principal.tenant, resume.stream)
+        self.principal.check_expiry(time.time())
+        stream = self._sessions.registry.get(self.principal.owner, resume.stream)
         cursor = stream.attach(self, after=resume.after, epoch=resume.epoch, credit=resume.credit)
         self._add(stream, cursor)
         return stream, cursor
@@ -238,14 +242,14 @@ class SessionProtocol(WebSocketProtocol):
         self._ready[cursor] = None
 
     def _cancel(self, event: core.CancelReceived) -> None:
-        registry, tenant = self._sessions.registry, self.principal.tenant
+        registry, owner = self._sessions.registry, self.principal.owner
         if event.stream is not None:
             try:
-                registry.get(tenant, event.stream).cancel()
+                registry.get(owner, event.stream).cancel()
             except HoldfastError as exc:
                 self.session.send_error(exc, stream=event.stream)
         elif event.request_id is not None:
-            stream = registry.find_request(tenant, event.request_id)
+            stream = registry.find_request(owner, event.request_id)
             # An unknown request id was refused or has long ended: its answer told, or will tell.
             if stream is not None:
                 stream.cancel()
@@ -258,7 +262,7 @@ class SessionProtocol(WebSocketProtocol):
         for stream_id in event.ended:
             if self._created is not None and stream_id in self._created:
                 self._created.discard(stream_id)
-                self._sessions.registry.acknowledged(self.principal.tenant, stream_id)
+                self._sessions.registry.acknowledged(self.principal.owner, stream_id)
 
     def _drop(self, cursor: Cursor) -> None:
         """Forget a cursor that has left the session without leaving its stream to itself."""
@@ -372,8 +376,8 @@ class SessionProtocol(WebSocketProtocol):
 
     def _leave_streams(self) -> None:
         sessions = self._sessions
-        if self.token is not None and sessions.by_token.get((self.principal.tenant, self.token)) is self:
-            del sessions.by_token[self.principal.tenant, self.token]
+        if self.token is not None and sessions.by_token.get((self.principal.owner, self.token)) is self:
+            del sessions.by_token[self.principal.owner, self.token]
         self._ready.clear()
         self._moved.clear()
         self.session.connection_lost()

@@ -78,8 +78,9 @@ class Registry:
         """Start a generation, or find the one that this request id has started; the flag says which.
 
         It may have to wait for its turn: then it has a `queue_position`. `caller` is whose limits it counts
-        against; without one the tenant's alone. Raises `UnknownModel`, `DuplicateRequest` (same id, other
-        request), `RateLimited`, `QueueFull`, `Overloaded` or `Draining`; then nothing was sent to a provider.
+        against; without one those of a tenant of the owner's name. Raises `UnknownModel`, `DuplicateRequest`
+        (same id, other request), `RateLimited`, `QueueFull`, `Overloaded` or `Draining`; then nothing was sent to
+        a provider.
         """
         # Over a session the same bytes ask for a stream that over HTTP ask for a whole answer.
         digest = request.digest + (b"stream" if request.stream else b"whole")

@@ -38,7 +38,7 @@ class Reader(Protocol):
 class Origin:
     """Who asked for a generation, and for what. `digest` tells a repeated request from another one."""
 
-    tenant: str
+    owner: str
     request_id: str
     model: str
     digest: bytes
