@@ -42,7 +42,7 @@ MakePath = Callable[..., Awaitable[Path]]
 
 @pytest.fixture
 async def make_path() -> AsyncIterator[MakePath]:
-    """Make gateways with given `server`, `streams` and `provider` settings; all are closed at the end."""
+    """Make gateways with given `server`, `streams`, `provider` and `model` settings; all are closed at the end."""
     paths: list[Path] = []
 
     async def make(
@@ -50,6 +50,7 @@ async def make_path() -> AsyncIterator[MakePath]:
         server: dict[str, object] | None = None,
         streams: dict[str, object] | None = None,
         provider: dict[str, object] | None = None,
+        model: dict[str, object] | None = None,
         **config: object,
     ) -> Path:
         simulated = SimulatedProvider()
@@ -60,7 +61,7 @@ async def make_path() -> AsyncIterator[MakePath]:
             providers={
                 "sim": msgspec.convert({"base_url": simulated.base_url, **(provider or {})}, ProviderConfig)
             },
-            models={"demo": ModelConfig(route=["sim/demo"])},
+            models={"demo": msgspec.convert({"route": ["sim/demo"], **(model or {})}, ModelConfig)},
             **config,  # type: ignore[arg-type]
         )
         gateway = Gateway(settings)
@@ -74,7 +75,7 @@ async def make_path() -> AsyncIterator[MakePath]:
 
 
 async def close_path(path: Path) -> None:
-    """Close, and assert that no task, connection or log is left."""
+    """Close, and assert that no task, connection, log, lease or place in the queue is left."""
     await path.gateway.aclose()
     await path.provider.aclose()
     gateway = path.gateway
@@ -83,6 +84,7 @@ async def close_path(path: Path) -> None:
     assert not gateway.sessions.by_token
     statistics = gateway.registry.statistics()
     assert (statistics.streams, statistics.log_bytes) == (0, 0)
+    assert set(gateway.admission.held.values()) == {0}, gateway.admission.held
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for _ in range(100):  # transports close in later turns of the loop
         left = [task for task in left if not task.done()]

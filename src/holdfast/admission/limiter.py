@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from holdfast.config_limits import LimitConfig, LimitsConfig
+from holdfast.config_limits import LimitConfig, LimitsConfig, merged
 from holdfast.core.rate_limit import Concurrency, Lease, RateLimit, Reservation
 from holdfast.errors import InvalidRequest, RateLimited
 from holdfast.upstream.providers.openai import ChatRequest
@@ -56,6 +56,10 @@ class Account:
         )
 
 
+def _no_limits(key: str) -> None:
+    return None
+
+
 def _rate(rate: RateLimit | None, limit: int | None) -> RateLimit | None:
     if limit is None:
         return None
@@ -100,28 +104,39 @@ class Limiter:
 
     def __init__(self, config: LimitsConfig) -> None:
         self._config = config
-        self.keys = Accounts("key", config.of_key)
+        #: The limits that a key brings along, which go before those of the configuration.
+        self.own_limits: Callable[[str], LimitConfig | None] = _no_limits
+        self.keys = Accounts("key", self._of_key)
         self.tenants = Accounts("tenant", config.of_tenant)
 
     def configure(self, config: LimitsConfig) -> None:
         """Use new limits from now on."""
         self._config = config
-        self.keys.configure(config.of_key)
+        self.keys.configure(self._of_key)
         self.tenants.configure(config.of_tenant)
+
+    def _of_key(self, name: str) -> LimitConfig:
+        return merged(self.own_limits(name), self._config.of_key(name))
 
     def accounts(self, tenant: str, key: str | None, now: float) -> tuple[Account, Account]:
         return self.keys.get(key or "", now), self.tenants.get(tenant, now)
 
-    def estimate(self, request: ChatRequest) -> tuple[int, int]:
-        """About how many tokens a request has and how many its answer may have, over all its choices."""
+    def estimate(self, accounts: tuple[Account, Account], request: ChatRequest) -> tuple[int, int]:
+        """About how many tokens a request has, and how many with its answer, over all its choices.
+
+        A request that does not bound its answer is taken to stay within the limits that it is within itself.
+        """
         prompt = _prompt_tokens(request)
         body = request.body
         bound = body.get("max_completion_tokens")
         if bound is None:
             bound = body.get("max_tokens")
-        answer = bound if type(bound) is int and bound > 0 else self._config.answer_tokens
         choices = body.get("n")
-        return prompt, answer * (choices if type(choices) is int and choices > 0 else 1)
+        count = choices if type(choices) is int and choices > 0 else 1
+        if type(bound) is int and bound > 0:
+            return prompt, prompt + bound * count
+        limits = [account.tokens.limit for account in accounts if account.tokens is not None]
+        return prompt, max(min([prompt + self._config.answer_tokens * count, *limits]), prompt)
 
     def check(self, accounts: tuple[Account, Account], tokens: int, now: float) -> None:
         """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it."""

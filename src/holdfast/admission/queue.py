@@ -136,8 +136,7 @@ class Admission:
         """
         now = self._timers.now()
         accounts = self.limiter.accounts(tenant, key, now)
-        prompt, answer = self.limiter.estimate(request)
-        cost = prompt + answer
+        prompt, cost = self.limiter.estimate(accounts, request)
         model = self.models[request.model]
         own_full = accounts[1].streams.is_full
         waits = model.is_full or own_full
@@ -183,6 +182,18 @@ class Admission:
             self.queue.cancel(place)
             self._has_moved(ticket.model, now)
         self._let_in(ticket.model, ticket.tenant, now)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """What is held now, by its kind: all zero when nothing runs, waits or is connected."""
+        accounts = [*self.limiter.keys, *self.limiter.tenants]
+        return {
+            "models": sum(model.used for model in self.models.values()),
+            "streams": sum(account.streams.used for account in accounts),
+            "connections": sum(account.connections.used for account in accounts),
+            "reservations": sum(account.tokens.held for account in accounts if account.tokens is not None),
+            "places": len(self.queue),
+        }
 
     # -- the queue --
 
