@@ -219,6 +219,14 @@ class Draining(HoldfastError):
     meaning = "This gateway process is shutting down; connect again."
 
 
+class Shutdown(HoldfastError):
+    code = "shutdown"
+    http_status = 503
+    close_code = None
+    retryable = True
+    meaning = "The gateway process was stopped while the stream ran; what came before is all there is."
+
+
 # -- the provider --------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ class Script:
     cut_before: str | None = None  # cut instead of sending the first message of this type
     close_before: tuple[str, int] | None = None  # the same with a close code
     goaway: tuple[int, int] | None = None  # right behind `welcome`
+    streams: m.StreamsOnGoaway = "move"  # what `goaway` says of them
     max_message: int = 16 * 1024 * 1024
 
 
@@ -131,7 +132,7 @@ class Connection:
             m.Welcome(m.VERSION, "ss_1", "scripted", m.Heartbeat(20_000, 10_000), limits, streams=states)
         )
         if self.script.goaway is not None:
-            self.session.send(m.Goaway("drain", self.script.goaway))
+            self.session.send(m.Goaway("drain", self.script.goaway, self.script.streams))
 
     def _open(self, resume: m.Resume) -> Log:
         generation = self.gateway.by_id.get(resume.stream)

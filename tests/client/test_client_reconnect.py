@@ -442,6 +442,125 @@ async def test_gateway_that_sends_everybody_away_is_given_up(
     assert len(gateway.connections) <= 4  # the first was of use: it took the request
 
 
+STAY = m.Goaway("drain", (5_000, 10_000), "stay")
+
+
+async def test_goaway_whose_streams_stay_keeps_them_and_asks_for_new_ones_elsewhere(
+    gateway: ScriptedGateway, make_client: MakeClient
+) -> None:
+    states: list[ConnectionState] = []
+    client = make_client(on_state=states.append, max_retries=0)
+    old = client.stream_chat(HELLO, model="demo")
+    async with old:
+        await gateway.until(lambda: gateway.generations)
+        gateway.generations[0].say("a")
+        assert await anext(old) == "a"
+        gateway.last.send(STAY)
+        await gateway.until(lambda: "goaway" in gateway.last.sent)
+        gateway.generations[0].say("b")
+        assert await anext(old) == "b"
+        assert len(gateway.connections) == 1  # nothing asked for another one
+        gateway.on_create = answers("new")
+        assert await read(client) == "new"
+        assert len(gateway.connections) == gateway.open_count == 2
+        gateway.generations[0].say("c")
+        gateway.generations[0].end()
+        assert [text async for text in old] == ["c"]
+        await gateway.until(lambda: gateway.open_count == 1)
+        assert gateway.connections[0].socket.protocol.close_code == 1000
+    assert await read(client) == "new"
+    assert len(gateway.connections) == 2
+    assert client.state is ConnectionState.OPEN
+    assert [state.value for state in states] == ["connecting", "open", "connecting", "open"]
+
+
+async def test_goaway_whose_streams_stay_ends_an_idle_connection_and_the_next_call_connects(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    gateway.on_create = answers("x")
+    assert await read(client) == "x"
+    gateway.last.send(STAY)
+    await gateway.until(lambda: gateway.open_count == 0)
+    assert await read(client) == "x"
+    assert len(gateway.connections) == 2
+
+
+async def test_request_that_crosses_goaway_whose_streams_stay_is_made_once_on_a_new_connection(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    gateway.on_create = answers("x")
+    await client.connect()
+    gateway.refusals.append(Draining())
+    gateway.last.session.send(STAY)  # written with the answer to the request
+    assert await read(client) == "x"
+    assert len(gateway.connections) == 2
+    assert len(gateway.generations) == 1
+    first, second = gateway.of_type(m.Create)
+    assert first == second
+
+
+async def test_stream_that_stays_is_cancelled_on_its_own_connection(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    stream = client.stream_chat(HELLO, model="demo")
+    async with stream:
+        await gateway.until(lambda: gateway.generations)
+        gateway.generations[0].say("a")
+        assert await anext(stream) == "a"
+        gateway.last.send(STAY)
+        await gateway.until(lambda: "goaway" in gateway.last.sent)
+        await client.cancel(stream.id or "")
+        assert gateway.generations[0].is_cancelled
+        assert len(gateway.connections) == 1
+
+
+async def test_stream_that_stays_is_resumed_after_a_cut(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    async with client.stream_chat(HELLO, model="demo") as stream:
+        await gateway.until(lambda: gateway.generations)
+        gateway.generations[0].say("a")
+        assert await anext(stream) == "a"
+        gateway.last.send(STAY)
+        await gateway.until(lambda: "goaway" in gateway.last.sent)
+        gateway.last.cut()
+        gateway.generations[0].say("b")
+        gateway.generations[0].end()
+        assert [text async for text in stream] == ["b"]
+    await gateway.until(lambda: gateway.open_count == 0)
+
+
+async def test_gateways_that_keep_no_new_request_are_given_up(
+    gateway: ScriptedGateway, make_client: MakeClient
+) -> None:
+    client = make_client(max_retries=2)
+    gateway.scripts.extend([Script(goaway=(0, 0), streams="stay")] * 10)
+    gateway.refusals.extend([Draining()] * 10)
+    with pytest.raises(Draining, match="sends its clients away"):
+        await read(client)
+    assert len(gateway.connections) == 3
+
+
+async def test_closing_a_client_ends_streams_on_all_its_connections(
+    gateway: ScriptedGateway, make_client: MakeClient
+) -> None:
+    client = make_client()
+    old = client.stream_chat(HELLO, model="demo")
+    await old.__aenter__()
+    await gateway.until(lambda: gateway.generations)
+    gateway.last.send(STAY)
+    await gateway.until(lambda: "goaway" in gateway.last.sent)
+    new = client.stream_chat(HELLO, model="demo")
+    await new.__aenter__()
+    await gateway.until(lambda: len(gateway.generations) == 2)
+    await client.aclose()
+    await gateway.until(lambda: all(generation.is_cancelled for generation in gateway.generations))
+    assert client.state is ConnectionState.CLOSED
+    for stream in (old, new):
+        with pytest.raises(Cancelled):
+            await anext(stream)
+
+
 async def test_client_that_is_closed_while_it_reconnects_stops(
     gateway: ScriptedGateway, make_client: MakeClient
 ) -> None:

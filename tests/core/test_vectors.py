@@ -141,7 +141,10 @@ class ClientRunner:
             case client.SessionError():
                 return {"event": "session_error", "code": code_of(event)}
             case client.GoawayReceived():
-                return {"event": "goaway", "reason": event.reason, "window_ms": list(event.window_ms)}
+                window = list(event.window_ms)
+                return {"event": "goaway", "reason": event.reason, "window_ms": window, "streams": event.streams}
+            case client.StreamReturned():
+                return {"event": "returned", "stream": self.name(event.stream)}
             case client.ConnectionFailed():
                 return {"event": "connection_failed"}
 

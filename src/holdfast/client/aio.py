@@ -13,8 +13,8 @@ from typing import Any, Self, TypeAlias
 import msgspec
 
 from holdfast.client.config import WebSocketConfig
+from holdfast.client.connections import Connections
 from holdfast.client.events import ConnectionState
-from holdfast.client.runner import Runner
 from holdfast.client.streams import EventStream, Reader, TextStream
 from holdfast.core.messages import MAX_NAME, MAX_SEQ
 from holdfast.errors import Cancelled, InvalidRequest, LogTrimmed
@@ -43,11 +43,11 @@ class StreamingAIClient:
         self.config = config if config is not None else WebSocketConfig()
         self._on_state = on_state
         self._callbacks: set[asyncio.Task[None]] = set()
-        self._runner = Runner(self.config, self._tell)
+        self._connections = Connections(self.config, self._tell)
 
     @property
     def state(self) -> ConnectionState:
-        return self._runner.state
+        return self._connections.state
 
     # -- streams --
 
@@ -110,14 +110,14 @@ class StreamingAIClient:
 
     async def connect(self) -> None:
         """Connect now rather than with the first call. Raises what that call would."""
-        await self._runner.connected()
+        await self._connections.connected()
 
     async def aclose(self) -> None:
         """Cancel the generations that this client has asked for and close the connection. Idempotent.
 
         Whoever still reads a stream gets `Cancelled`.
         """
-        await self._runner.aclose()
+        await self._connections.aclose()
         callbacks = self._callbacks - {asyncio.current_task()}
         if callbacks:
             await asyncio.wait(callbacks)
@@ -151,7 +151,7 @@ class StreamingAIClient:
             request_id = secrets.token_hex(16)
         _check_name("request_id", request_id)
         return Reader(
-            self._runner,
+            self._connections,
             request=_encoder.encode(request),
             request_id=request_id,
             window=self.config.stream_window,
@@ -163,12 +163,12 @@ class StreamingAIClient:
             raise InvalidRequest(
                 f"after: must be an entry's number, or -1 for all; found {after!r}", param="after"
             )
-        return Reader(self._runner, stream_id=stream_id, after=after, window=self.config.stream_window)
+        return Reader(self._connections, stream_id=stream_id, after=after, window=self.config.stream_window)
 
     async def _cancel_id(self, stream_id: str) -> None:
         # Connected first: a reader in a `hello` may be refused, for a trimmed log, before the cancel is sent.
-        await self._runner.connected()
-        reader = self._runner.reader_of(stream_id)
+        await self._connections.connected()
+        reader = self._connections.reader_of(stream_id)
         if reader is not None:
             await self._cancel_reader(reader)
             return
@@ -186,7 +186,7 @@ class StreamingAIClient:
             return
         watcher = asyncio.get_running_loop().create_future()
         reader.watchers.append(watcher)
-        self._runner.cancel(reader)
+        self._connections.cancel(reader)
         await watcher
         # A request that had not been sent yet ends as cancelled at once.
         if reader.error is not None and not isinstance(reader.error, Cancelled):

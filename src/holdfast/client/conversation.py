@@ -33,6 +33,7 @@ class Conversation:
         self.is_leaving = False
         #: When the gateway asked this connection to leave, None before it did.
         self.leave_at: float | None = None
+        self._leaves_when_idle = False
         self._session = session
         self._link = link
         self._config = config
@@ -87,6 +88,8 @@ class Conversation:
     def flush(self) -> None:
         """Write what the session has to say, in order; look when it wants to be called again."""
         self._outgoing.extend(self._session.data_to_send())
+        if self._leaves_when_idle and self._session.is_idle and not self.is_leaving:
+            self.leave()
         if self._outgoing:
             self._news.set()
         self._schedule()
@@ -100,6 +103,10 @@ class Conversation:
         """Leave at `moment` of the loop's clock, or when the gateway closes."""
         self.leave_at = moment
         self._schedule()
+
+    def leave_when_idle(self) -> None:
+        """Leave as soon as no stream waits or runs; the next `flush` looks."""
+        self._leaves_when_idle = True
 
     # -- reading --
 
@@ -122,7 +129,7 @@ class Conversation:
                 case session_events.Welcomed():
                     self._welcomed_at = self._loop.time()
                     self._deliver(event)
-                case session_events.GoawayReceived():
+                case session_events.GoawayReceived() | session_events.StreamReturned():
                     self._deliver(event)
                 case _:
                     self._has_progress = True

@@ -1,4 +1,4 @@
-"""Keeps a session connected for as long as a stream needs it: reconnects, backs off, gives up."""
+"""Keeps one session connected for as long as a stream needs it: reconnects, backs off, gives up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from typing import Protocol
 
 from holdfast import __version__
 from holdfast.client.config import WebSocketConfig
@@ -36,17 +37,36 @@ _ENVELOPE = 1024
 _LONGEST_GOAWAY = 3600.0
 
 
-class Runner:
-    """All streams of one client and the task that keeps them connected.
+class Successor(Protocol):
+    """Where a runner's new work goes when its gateway sends it away."""
 
-    The task lives while a stream waits or runs and while a connection is open; an idle client that loses its
-    connection has no task, and the next call connects. `on_state` hears of each change.
+    def sent_away(self, runner: Runner, *, was_of_use: bool) -> None: ...
+
+    def returned(self, reader: Reader) -> None:
+        """The gateway has not started the reader's request."""
+
+
+class Runner:
+    """The streams of one session and the task that keeps them connected.
+
+    The task lives while a stream waits or runs and while a connection is open; an idle session that loses its
+    connection has no task, and the next call connects. `on_state` is called after each change of `state`. The
+    first connection is made after `delay` seconds.
     """
 
-    def __init__(self, config: WebSocketConfig, on_state: Callable[[ConnectionState], None]) -> None:
+    def __init__(
+        self,
+        config: WebSocketConfig,
+        on_state: Callable[[], None],
+        successor: Successor,
+        *,
+        delay: float = 0.0,
+    ) -> None:
         self.state = ConnectionState.DISCONNECTED
         self._config = config
         self._on_state = on_state
+        self._successor = successor
+        self._delay = delay
         self._rng = random.SystemRandom()
         self._backoff = Backoff(config.initial_backoff, config.max_backoff)
         self._session = self._new_session()
@@ -55,6 +75,8 @@ class Runner:
         self._task: asyncio.Task[None] | None = None
         self._conversation: Conversation | None = None
         self._is_closed = False
+        # The gateway goes and the streams stay: no new work, and the connection is left when the last has ended.
+        self._is_sent_away = False
         self._was_welcomed = False
         # Of the last connection: whether it was of use, and when it was asked to leave.
         self._was_healthy = False
@@ -79,6 +101,7 @@ class Runner:
         except ValueError as exc:
             raise InvalidRequest(f"{exc}; use another client for a second reader of it") from exc
         reader.stream = stream
+        reader.carrier = self
         self._readers[stream] = reader
         self._get_going()
 
@@ -161,6 +184,7 @@ class Runner:
 
     async def _run(self) -> None:
         try:
+            await asyncio.sleep(self._delay)
             while self._is_needed and not self._is_closed:
                 await self._connect_and_wait()
         except asyncio.CancelledError:
@@ -215,6 +239,8 @@ class Runner:
             raise LinkFailed(ConnectionLost(message)) from exc
         conversation = Conversation(self._session, link, config, self._deliver)
         self._conversation = conversation
+        if self._is_sent_away:
+            conversation.leave_when_idle()
         try:
             await conversation.run(deadline)
         finally:
@@ -246,7 +272,7 @@ class Runner:
     def _set_state(self, state: ConnectionState) -> None:
         if state is not self.state:
             self.state = state
-            self._on_state(state)
+            self._on_state()
 
     # -- from the session --
 
@@ -269,7 +295,11 @@ class Runner:
             case session_events.Welcomed():
                 self._welcome(event)
             case session_events.GoawayReceived():
-                self._plan_to_leave(event)
+                self._sent_away(event)
+            case session_events.StreamReturned():
+                reader = self._readers.pop(event.stream, None)
+                if reader is not None:
+                    self._successor.returned(reader)
 
     def _deliver_entries(self, event: session_events.EntriesReceived) -> None:
         reader = self._readers.get(event.stream)
@@ -290,9 +320,16 @@ class Runner:
                 waiter.set_result(None)
         self._set_state(ConnectionState.OPEN)
 
-    def _plan_to_leave(self, event: session_events.GoawayReceived) -> None:
+    def _sent_away(self, event: session_events.GoawayReceived) -> None:
         conversation = self._conversation
-        if conversation is not None and conversation.leave_at is None:
+        if conversation is None:
+            return
+        if event.streams == "stay":
+            # No need to wait for the window: the next connection is made when there is something to ask for.
+            self._is_sent_away = True
+            self._successor.sent_away(self, was_of_use=conversation.is_healthy)
+            conversation.leave_when_idle()
+        elif conversation.leave_at is None:
             start, stop = (min(max(milliseconds / 1000, 0.0), _LONGEST_GOAWAY) for milliseconds in event.window_ms)
             delay = self._rng.uniform(start, max(start, stop))
             conversation.leave_later(asyncio.get_running_loop().time() + delay)

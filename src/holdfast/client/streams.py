@@ -37,12 +37,12 @@ class Reader:
     """
 
     __slots__ = (
-        "_carrier",
         "_loop",
         "_taken",
         "_text",
         "_waiter",
         "buffered",
+        "carrier",
         "end",
         "entries",
         "error",
@@ -85,7 +85,8 @@ class Reader:
         self.position: int | None = None
         #: Resolved when nothing more will come.
         self.watchers: list[asyncio.Future[None]] = []
-        self._carrier = carrier
+        #: The client, and from `start` on the connection that has taken the stream.
+        self.carrier = carrier
         self._loop: asyncio.AbstractEventLoop | None = None
         self._taken = 0
         self._text = io.StringIO()
@@ -119,7 +120,7 @@ class Reader:
 
     def _grant(self, size: int) -> None:
         if self.stream is not None and size:
-            self._carrier.consume(self.stream, size)
+            self.carrier.consume(self.stream, size)
 
     def queued(self, position: int) -> None:
         self.position = position
@@ -150,7 +151,7 @@ class Reader:
     def start(self) -> None:
         """Send the request, or as soon as there is a connection. Idempotent."""
         if self._loop is None and not self.is_left:
-            self._carrier.start(self)
+            self.carrier.start(self)
             self._loop = asyncio.get_running_loop()
 
     async def ready(self, *, wants_position: bool = False) -> bool:
@@ -230,7 +231,7 @@ class Reader:
         self.is_left = True
         if not self.is_over:
             self.error = error
-            self._carrier.leave(self)
+            self.carrier.leave(self)
         self.drain()
         self.entries.clear()
         self.buffered = 0

@@ -174,8 +174,18 @@ class SessionError:
 
 @dataclass(slots=True, frozen=True)
 class GoawayReceived:
+    """Where `streams` is `stay`, the session takes no new request; those that run stay until they end."""
+
     reason: str
     window_ms: tuple[int, int]
+    streams: m.StreamsOnGoaway
+
+
+@dataclass(slots=True, frozen=True)
+class StreamReturned:
+    """The server goes, and has not started this request: the session forgets it. Ask another connection."""
+
+    stream: ClientStream
 
 
 @dataclass(slots=True, frozen=True)
@@ -197,5 +207,6 @@ Event: TypeAlias = (
     | StreamFailed
     | SessionError
     | GoawayReceived
+    | StreamReturned
     | ConnectionFailed
 )

@@ -26,6 +26,7 @@ MAX_CREDIT: Final = 2**31 - 1
 
 StreamStatus = Literal["queued", "running", "ended"]
 ResumeStatus = Literal["queued", "running", "ended", "refused"]
+StreamsOnGoaway = Literal["move", "stay"]
 EndStatus = Literal["completed", "failed", "incomplete", "cancelled"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
@@ -230,10 +231,14 @@ class Error(Message, tag="error"):
 
 
 class Goaway(Message, tag="goaway"):
-    """Connect again at a random moment of `window_ms` = [from, to]; running streams are resumed there."""
+    """Connect again at a random moment of `window_ms` = [from, to].
+
+    Running streams `move` to that connection, or `stay` on this one until they end.
+    """
 
     reason: str
     window_ms: tuple[int, int] = (0, 0)
+    streams: StreamsOnGoaway = "move"
 
 
 ClientMessage = Hello | Create | Attach | Detach | Ack | Credit | Cancel | Ping | Pong

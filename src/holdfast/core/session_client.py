@@ -23,6 +23,7 @@ from holdfast.core.client_stream import (
     StreamEnded,
     StreamFailed,
     StreamQueued,
+    StreamReturned,
     Welcomed,
 )
 from holdfast.errors import (
@@ -48,6 +49,7 @@ __all__ = [
     "StreamEnded",
     "StreamFailed",
     "StreamQueued",
+    "StreamReturned",
     "Welcomed",
 ]
 
@@ -87,6 +89,7 @@ class ClientSession:
         self._pong_deadline: float | None = None
         self._ack_deadline: float | None = None
         self._is_going_away = False
+        self._streams_stay = False  # on a connection that goes away
 
     @property
     def is_idle(self) -> bool:
@@ -182,7 +185,7 @@ class ClientSession:
         """Greet: one message resumes every running stream."""
         self.connection_lost()
         self.state = State.GREETING
-        self._is_going_away = False
+        self._is_going_away = self._streams_stay = False
         self._last_received = now
         # What does not fit into one message is attached after `welcome`.
         self._greeted = dict(islice(self._by_id.items(), m.MAX_STREAMS_PER_MESSAGE))
@@ -240,8 +243,7 @@ class ClientSession:
             case m.Error():
                 return self._receive_error(message)
             case m.Goaway():
-                self._is_going_away = True
-                return [GoawayReceived(message.reason, message.window_ms)]
+                return self._receive_goaway(message)
             case m.Ping():
                 self._send(m.Pong(t=message.t))
         return []  # a pong is a sign of life, and that is all
@@ -269,6 +271,10 @@ class ClientSession:
             if self._by_id.get(stream.id or "") is stream:
                 events += self._fail_stream(stream, ProtocolError("`welcome` does not mention the stream"))
         self._catch_up()
+        if self._streams_stay:
+            # The `goaway` came first, so nothing that waits for an answer was sent on this connection.
+            waiting = [stream for stream in self._by_request.values() if stream.id is None]
+            events += [self._return(stream) for stream in waiting]
         return events
 
     def _catch_up(self) -> None:
@@ -347,6 +353,21 @@ class ClientSession:
         self._forget(stream)
         return [StreamEnded(stream, end)]
 
+    def _receive_goaway(self, goaway: m.Goaway) -> list[Event]:
+        self._is_going_away = True
+        self._streams_stay = goaway.streams == "stay"
+        events: list[Event] = [GoawayReceived(goaway.reason, goaway.window_ms, goaway.streams)]
+        if self._streams_stay and self.state is State.OPEN:
+            unsent = [stream for stream in self._by_request.values() if not stream.is_sent]
+            events += [self._return(stream) for stream in unsent]
+        return events
+
+    def _return(self, stream: ClientStream) -> Event:
+        self._forget(stream)
+        if stream.is_cancelled:
+            return StreamFailed(stream, Cancelled("cancelled before it was started"))
+        return StreamReturned(stream)
+
     def _receive_error(self, message: m.Error) -> list[Event]:
         error = from_wire(message.code, message.message, retry_after=message.retry_after)
         if message.stream is None and message.request_id is None:
@@ -360,7 +381,7 @@ class ClientSession:
         if is_refused_by_drain and not stream.is_cancelled:
             # The create crossed the `goaway`: nothing was started, and the next connection takes it.
             stream.is_sent = False
-            return []
+            return [self._return(stream)] if self._streams_stay else []
         return self._fail_stream(stream, error)
 
     # -- time --
