@@ -30,13 +30,14 @@ LOG_BYTES = 128 * 1024
 ONE_READ = 256 * 1024
 #: About 13 MB: more than the sockets' buffers on the whole way hold.
 TOKENS = 50_000
-PACED = {"tokens": 60, "interval_ms": 5}
 
 
 @pytest.fixture
 async def path(make_path):
     # The idle timeout is far shorter than the readers pause.
-    return await make_path(streams={"log_bytes": LOG_BYTES}, provider={"timeouts": {"idle": 0.15}})
+    return await make_path(
+        streams={"log_bytes": LOG_BYTES}, provider={"timeouts": {"first_byte": 0.3, "idle": 0.3}}
+    )
 
 
 def narrow_socket(port):
@@ -139,22 +140,23 @@ async def unread_sse(path):
         yield blocked
 
 
-async def paced_gaps(path):
+async def paced_gaps(path, tokens):
     """Read a paced stream on a connection of its own; return the seconds between its tokens, sorted."""
     async with await Session.open(path.url) as session:
-        stream = (await session.create(f"paced-{time.monotonic_ns()}", chat(PACED)))["stream"]
+        request = chat({"tokens": tokens, "interval_ms": 5})
+        stream = (await session.create(f"paced-{time.monotonic_ns()}", request))["stream"]
         got, times = [], []
         while (message := await session.receive())["type"] != "end":
             got += [message["data"]] if message["type"] == "event" else message["data"]
             times.append(time.monotonic())
         await session.send(type="ack", streams={stream: message["seq"]})
-    assert content(got) == answer(PACED["tokens"])
+    assert content(got) == answer(tokens)
     return sorted(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 @pytest.mark.parametrize("kind", [without_credit, without_ack, unread_websocket, unread_sse])
 async def test_reader_that_stops_holds_the_provider_back_and_nobody_else(path, kind):
-    alone = await paced_gaps(path)
+    alone = await paced_gaps(path, 60)
     async with kind(path) as blocked:
         await blocked.wait_until_full()
         most = 0
@@ -166,12 +168,12 @@ async def test_reader_that_stops_holds_the_provider_back_and_nobody_else(path, k
                 await asyncio.sleep(0)
 
         watching = asyncio.create_task(watch())
-        beside = await paced_gaps(path)  # meanwhile the idle timeout passes twice
+        beside = await paced_gaps(path, 140)  # meanwhile the idle timeout passes twice
         watching.cancel()
         # 95 of 100 gaps are as they were; the machine may be busy, so this is no benchmark.
         assert beside[len(beside) * 95 // 100] < 3 * alone[len(alone) * 95 // 100] + 0.05
         stood_at = blocked.log.next
-        assert most <= LOG_BYTES + ONE_READ + 60 * 500  # and the paced streams
+        assert most <= LOG_BYTES + ONE_READ + 200 * 500  # and the paced streams
         assert path.provider.statistics().streaming == 1
         assert blocked.log.next == stood_at
         assert stood_at < TOKENS / 2
