@@ -71,6 +71,7 @@ class Gateway:
             {name: model.max_concurrency for name, model in models.items()},
             self.timers,
         )
+        self.admission.limiter.own_limits = self.access.table.limits_of
         self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
         server, streams = config.server, config.streams
         self.sessions = Sessions(

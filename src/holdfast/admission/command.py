@@ -9,9 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
+
 from holdfast.admission.key_store import KeyRecord, KeyStore, NewKey
 from holdfast.admission.keys import create_key
-from holdfast.errors import HoldfastError
+from holdfast.config_limits import LimitConfig
+from holdfast.errors import HoldfastError, InvalidRequest
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes
 
@@ -68,6 +71,12 @@ def _add_create(actions: _Actions) -> None:
     create.add_argument(
         "--max-tokens", type=int, metavar="N", help="with --store: most tokens that a request may ask for"
     )
+    create.add_argument(
+        "--limit",
+        action="append",
+        metavar="NAME=VALUE",
+        help="with --store: a limit of this key, such as requests_per_minute=60; may be repeated",
+    )
     create.set_defaults(run=_create)
 
 
@@ -79,22 +88,39 @@ def _add_store(
 
 def _create(args: argparse.Namespace) -> int:
     if args.store is None:
-        if args.tenant or args.model or args.max_tokens:
-            return _fail(
-                "--tenant, --model and --max-tokens go with --store; else write them into the configuration"
-            )
+        if args.tenant or args.model or args.max_tokens or args.limit:
+            return _fail("these options go with --store; without it write them into the configuration")
         return _create_for_config(args.name)
     store = KeyStore(args.store)
     store.prepare()
     try:
         record, key = store.create(
-            NewKey(name=args.name, tenant=args.tenant, models=args.model, max_tokens=args.max_tokens)
+            NewKey(
+                name=args.name,
+                tenant=args.tenant,
+                models=args.model,
+                max_tokens=args.max_tokens,
+                limits=_limits(args.limit),
+            )
         )
     except HoldfastError as exc:
         return _fail(exc.message)
     _show_key(key)
     print(f"\nIts id is {record.id}; it is in force.", file=sys.stderr)
     return 0
+
+
+def _limits(options: list[str] | None) -> LimitConfig | None:
+    if not options:
+        return None
+    values: dict[str, int | str] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        values[name] = int(value) if value.isascii() and value.isdigit() else value
+    try:
+        return msgspec.convert(values, LimitConfig)
+    except msgspec.ValidationError as exc:
+        raise InvalidRequest(f"--limit: {exc}") from exc
 
 
 def _create_for_config(name: str) -> int:

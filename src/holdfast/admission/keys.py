@@ -16,6 +16,7 @@ import msgspec
 
 from holdfast.admission.principal import Principal, Scopes
 from holdfast.config_auth import KeyConfig
+from holdfast.config_limits import LimitConfig
 
 PREFIX = "hf_"
 HASH_PREFIX = "sha256:"
@@ -71,6 +72,7 @@ class KeyTable:
         self._sources: dict[str, dict[bytes, Key]] = {}
         self._by_digest: dict[bytes, Key] = {}
         self._by_id: dict[SecretId, Key] = {}
+        self._limits: dict[str, LimitConfig] = {}
         self.on_removed: Callable[[set[SecretId]], None] = _ignore
 
     def __len__(self) -> int:
@@ -92,6 +94,10 @@ class KeyTable:
     def get(self, secret: SecretId) -> Key | None:
         return self._by_id.get(secret)
 
+    def limits_of(self, key_id: str) -> LimitConfig | None:
+        """The limits that a key brings along, None for those of the configuration alone."""
+        return self._limits.get(key_id)
+
     def replace(self, source: str, keys: Iterable[Key], now: float) -> None:
         """Put these keys in the place of all that the source gave before; expired ones do not count."""
         self._sources[source] = {key.digest: key for key in keys if key.expires is None or key.expires > now}
@@ -112,6 +118,9 @@ class KeyTable:
     def _rebuild(self) -> None:
         self._by_digest = {digest: key for keys in self._sources.values() for digest, key in keys.items()}
         before, self._by_id = self._by_id, {key.id: key for key in self._by_digest.values()}
+        self._limits = {
+            key.id[0]: key.principal.limits for key in self._by_id.values() if key.principal.limits is not None
+        }
         removed = before.keys() - self._by_id.keys()
         if removed:
             self.on_removed(removed)
