@@ -36,7 +36,7 @@ def test_key_is_random_and_hashed():
 
 @pytest.mark.parametrize("text", ["", "sha256:", "sha256:" + "0" * 63, "sha256:" + "G" * 64, "md5:" + "0" * 64])
 def test_text_that_is_no_hash_is_refused_without_repeating_it(text):
-    with pytest.raises(ValueError, match="^expected `sha256:` and 64 hex digits$"):
+    with pytest.raises(ValueError, match=r"^expected `sha256:` and 64 hex digits$"):
         parse_hash(text)
 
 

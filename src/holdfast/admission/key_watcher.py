@@ -73,7 +73,7 @@ class KeyWatcher:
         if self._reading is not None:
             return  # the connection is in use
         try:
-            is_changed = self._connection is None or self._is_replaced() or self._data_version() != self._version
+            is_changed = self._is_failing or self._is_replaced() or self._data_version() != self._version
         except (OSError, sqlite3.Error):
             is_changed = True  # the reader says what is wrong
         if is_changed:
