@@ -161,6 +161,26 @@ class Admission:
             ticket.begin(model, now)
         return ticket
 
+    def configure(self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None]) -> None:
+        """Use new settings from now on. Who runs or waits stays; who can be let in now is let in.
+
+        Models that are gone are kept for what still runs on them.
+        """
+        now = self._timers.now()
+        self.limiter.configure(limits)
+        self.queue.max_waiting = queue.max_waiting
+        self.queue.max_waiting_per_tenant = queue.max_waiting_per_tenant
+        self.queue.timeout = queue.deadline
+        for name, limit in models.items():
+            self.models.setdefault(name, Concurrency()).limit = limit
+        for account in self.limiter.tenants:
+            if account.streams.is_full:
+                self.queue.hold(account.name)
+            else:
+                self.queue.resume(account.name)
+        for name in self.models:
+            self._serve(name, now)
+
     def connect(self, tenant: str, key: str | None) -> list[Lease]:
         """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
         return self.limiter.connect(tenant, key, self._timers.now())

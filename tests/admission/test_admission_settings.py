@@ -1,0 +1,167 @@
+"""New settings while requests run and wait; what a request is thought to cost; and whom an address stands for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from holdfast.admission.limiter import network_of
+from holdfast.admission.queue import Admission, Ticket
+from holdfast.config_limits import LimitConfig, LimitsConfig, QueueConfig, merged
+from holdfast.errors import HoldfastError, RateLimited
+from holdfast.timers import Timers
+from holdfast.upstream.providers.openai import ChatRequest
+
+
+class Turn:
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.errors: list[HoldfastError] = []
+        self.positions: list[int] = []
+
+    def start(self) -> None:
+        self.started += 1
+
+    def expire(self, error: HoldfastError) -> None:
+        self.errors.append(error)
+
+    def move(self, position: int) -> None:
+        self.positions.append(position)
+
+
+@pytest.fixture
+async def timers() -> AsyncIterator[Timers]:
+    timers = Timers(asyncio.get_running_loop())
+    yield timers
+    timers.close()
+
+
+def request(**body: Any) -> ChatRequest:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **body}
+    return ChatRequest("demo", True, body, False, b"", len(msgspec.json.encode(body)))
+
+
+def enter(admission: Admission, tenant: str = "t") -> tuple[Ticket, Turn]:
+    ticket, turn = admission.enter(tenant, None, request()), Turn()
+    if ticket.position is not None:
+        ticket.wait(turn)
+    return ticket, turn
+
+
+async def test_raised_concurrency_lets_in_who_waits(timers: Timers) -> None:
+    admission = Admission(LimitsConfig(), QueueConfig(), {"demo": 1}, timers)
+    tickets = [enter(admission) for _ in range(4)]
+    assert [turn.started for _, turn in tickets] == [0, 0, 0, 0]
+    admission.configure(LimitsConfig(), QueueConfig(), {"demo": 3, "new": None})
+    assert [turn.started for _, turn in tickets] == [0, 1, 1, 0]
+    for ticket, _ in tickets:
+        ticket.close(None, 0)
+    assert set(admission.held.values()) == {0}
+
+
+async def test_lowered_limit_of_a_tenant_holds_for_who_waits(timers: Timers) -> None:
+    def limits(streams: int) -> LimitsConfig:
+        return LimitsConfig(tenant=LimitConfig(concurrent_streams=streams))
+
+    admission = Admission(limits(3), QueueConfig(), {"demo": 2}, timers)
+    tickets = [enter(admission) for _ in range(4)]
+    admission.configure(limits(1), QueueConfig(), {"demo": 2})
+    tickets[0][0].close(None, 0)
+    assert [turn.started for _, turn in tickets] == [0, 0, 0, 0]
+    tickets[1][0].close(None, 0)
+    assert [turn.started for _, turn in tickets] == [0, 0, 1, 0]
+    admission.configure(limits(2), QueueConfig(), {"demo": 2})
+    assert [turn.started for _, turn in tickets] == [0, 0, 1, 1]
+
+
+async def test_new_rate_counts_what_was_used_under_the_old_one(timers: Timers) -> None:
+    admission = Admission(LimitsConfig(requests_per_minute=5), QueueConfig(), {"demo": None}, timers)
+    for _ in range(3):
+        enter(admission)
+    admission.configure(LimitsConfig(requests_per_minute=3), QueueConfig(), {"demo": None})
+    with pytest.raises(RateLimited):
+        enter(admission)
+    admission.configure(LimitsConfig(), QueueConfig(), {"demo": None})
+    enter(admission)
+    assert admission.headers("t", None) == []
+
+
+async def test_estimate_of_a_request(timers: Timers) -> None:
+    admission = Admission(LimitsConfig(answer_tokens=500), QueueConfig(), {"demo": None}, timers)
+    accounts = admission.limiter.accounts("t", None, 0.0)
+
+    def estimate(**body: Any) -> tuple[int, int]:
+        prompt, cost = admission.limiter.estimate(accounts, request(**body))
+        return prompt, cost - prompt
+
+    prompt, answer = estimate()
+    assert (10 < prompt < 40, answer) == (True, 500)
+    assert estimate(max_tokens=7)[1] == 7
+    assert estimate(max_tokens=7, max_completion_tokens=9)[1] == 9
+    assert estimate(max_tokens=7, n=3)[1] == 21
+    assert estimate(max_tokens="many", n=-1)[1] == 500
+    media = [
+        {"type": "input_audio", "input_audio": {"data": "A" * 100_000}},
+        {"type": "text", "text": "x" * 4000},
+        7,
+    ]
+    prompt, _ = estimate(messages=[{"role": "user", "content": media}])
+    assert 2000 < prompt < 2050
+
+
+async def test_accounts_without_use_are_forgotten(timers: Timers) -> None:
+    admission = Admission(LimitsConfig(requests_per_minute=1), QueueConfig(), {"demo": None}, timers)
+    enter(admission, "busy")[0]
+    for number in range(5000):
+        admission.headers(f"t{number}", None)
+    assert len(list(admission.limiter.tenants)) <= 1024
+    assert any(account.name == "busy" for account in admission.limiter.tenants)
+
+
+async def test_reset_is_written_as_openai_does(timers: Timers) -> None:
+    admission = Admission(
+        LimitsConfig(requests_per_minute=2, tokens_per_minute=900), QueueConfig(), {"demo": None}, timers
+    )
+    assert dict(admission.headers("t", None)) == {
+        b"x-ratelimit-limit-requests": b"2",
+        b"x-ratelimit-remaining-requests": b"2",
+        b"x-ratelimit-reset-requests": b"0s",
+        b"x-ratelimit-limit-tokens": b"900",
+        b"x-ratelimit-remaining-tokens": b"900",
+        b"x-ratelimit-reset-tokens": b"0s",
+    }
+    enter(admission)
+    assert dict(admission.headers("t", None))[b"x-ratelimit-reset-requests"] in (b"1m0s", b"59.999s")
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("/run/socket", "/run/socket"),
+    ],
+)
+def test_address_stands_for_its_network(address: str, network: str) -> None:
+    assert network_of(address) == network
+
+
+def test_limit_of_a_key_overrides_the_default_and_zero_lifts_it() -> None:
+    limits = LimitsConfig(
+        requests_per_minute=10,
+        tokens_per_minute=100,
+        keys={"k": LimitConfig(requests_per_minute=0, connections=2)},
+    )
+    of_key = limits.of_key("k")
+    assert (of_key.requests_per_minute, of_key.tokens_per_minute, of_key.connections) == (None, 100, 2)
+    assert limits.of_key("other") == limits.of_key(None) == merged(None, limits)
+    assert limits.of_tenant("any") == LimitConfig()
