@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from holdfast.simulate.faults import AnyConnectionFault, RandomFailures
+from holdfast.simulate.request_log import RequestLog
 from holdfast.simulate.server import SimulatedProvider
 from holdfast.simulate.tls import server_context
 
@@ -57,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help='a storm, such as \'{"status": {"429": 0.3}, "hang_handshake": 0.01, "reset": 0.01, "seed": 1}\'',
     )
+    add(
+        "--log",
+        metavar="FILE",
+        help="append one JSON line for each chat completion that begins, is refused or ends",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,12 +88,14 @@ async def _serve(args: argparse.Namespace) -> None:
     faults = [_decode("--connection-fault", text, AnyConnectionFault) for text in args.connection_fault or ()]
     storm = args.random_failures and _decode("--random-failures", args.random_failures, RandomFailures)
     context = _ssl_context(args)
+    log = _open_log(args.log) if args.log is not None else None
     provider = SimulatedProvider(
         models=tuple(args.model or ("demo",)),
         max_concurrent_streams=args.max_concurrent_streams,
         initial_window_size=args.initial_window_size,
         connection_faults=faults,
         random_failures=storm or None,
+        log=log,
     )
     alpn = ("http/1.1",) if args.http1_only else ("h2", "http/1.1")
     await provider.start(args.host, args.port, ssl_context=context, alpn=alpn)
@@ -96,6 +104,15 @@ async def _serve(args: argparse.Namespace) -> None:
         await stop.wait()
     finally:
         await provider.aclose()
+        if log is not None:
+            log.close()
+
+
+def _open_log(path: str) -> RequestLog:
+    try:
+        return RequestLog(path)
+    except OSError as exc:
+        raise UsageError(f"--log {path}: {exc}") from exc
 
 
 def _decode(option: str, text: str, kind: Any) -> Any:

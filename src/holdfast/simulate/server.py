@@ -10,6 +10,7 @@ from holdfast.simulate.connection import Connection
 from holdfast.simulate.control import Control, FaultPlan
 from holdfast.simulate.faults import ConnectionFault, RandomFailures
 from holdfast.simulate.pacer import Pacer
+from holdfast.simulate.request_log import RequestLog
 from holdfast.simulate.service import Service
 from holdfast.simulate.statistics import Counters, Statistics
 
@@ -29,8 +30,12 @@ class SimulatedProvider:
         initial_window_size: int = 65_535,
         connection_faults: Sequence[ConnectionFault] = (),
         random_failures: RandomFailures | None = None,
+        log: RequestLog | None = None,
     ) -> None:
-        """`connection_faults` hit every connection; `arm` and `arm_current` hit chosen ones."""
+        """`connection_faults` hit every connection; `arm` and `arm_current` hit chosen ones.
+
+        `log` is told of every chat completion; it belongs to the caller, who closes it last.
+        """
         self._loop = asyncio.get_running_loop()
         self._plan = FaultPlan()
         self._connections: set[Connection] = set()
@@ -41,7 +46,7 @@ class SimulatedProvider:
         self.port = 0
         self.pacer = Pacer(self._loop)
         self.counters = Counters()
-        self.service = Service(self.pacer, self.counters, self._plan, models)
+        self.service = Service(self.pacer, self.counters, self._plan, models, log)
         self.ssl_context: ssl.SSLContext | None = None
         self.protocols: tuple[str, ...] = ("h2", "http/1.1")
         self.max_concurrent_streams = max_concurrent_streams

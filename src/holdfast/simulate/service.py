@@ -6,6 +6,7 @@ import email.utils
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -16,13 +17,22 @@ from holdfast.simulate.faults import Status
 from holdfast.simulate.generation import Generation, WholeGeneration
 from holdfast.simulate.pacer import Pacer
 from holdfast.simulate.request import ChatRequest, RequestError, decode_request, error_body, error_type
+from holdfast.simulate.request_log import RequestLog
 from holdfast.simulate.statistics import Counters, Outcome
 
 
 class Service:
     """Routes requests; everything that it needs comes from its provider."""
 
-    def __init__(self, pacer: Pacer, counters: Counters, plan: FaultPlan, models: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        pacer: Pacer,
+        counters: Counters,
+        plan: FaultPlan,
+        models: tuple[str, ...],
+        log: RequestLog | None = None,
+    ) -> None:
+        self._log = log
         self._pacer = pacer
         self._counters = counters
         self._plan = plan
@@ -77,18 +87,23 @@ class Service:
             exchange.reply(exc.status, _error(exc), headers)
             self._counters.request_ended("failed")
             return
-        if fault is not None:
-            self._counters.request_faults[str(fault.__struct_config__.tag)] += 1
+        kind = None if fault is None else str(fault.__struct_config__.tag)
+        if kind is not None:
+            self._counters.request_faults[kind] += 1
+        if self._log is not None:
+            (self._log.refused if isinstance(fault, Status) else self._log.began)(number, key, kind)
         if isinstance(fault, Status):
             exchange.reply(fault.status, *_refusal(fault, headers))
             self._counters.request_ended("failed")
             return
         answer = Answer(chat, answer_id=f"chatcmpl-simulated-{number}", created=int(time.time()))
-        generation = _kind(chat)(self._pacer, exchange, answer, fault, headers, self._ended)
+        generation = _kind(chat)(self._pacer, exchange, answer, fault, headers, partial(self._ended, number, key))
         self._counters.changed()
         generation.start()
 
-    def _ended(self, generation: Generation, outcome: Outcome) -> None:
+    def _ended(self, number: int, key: str | None, generation: Generation, outcome: Outcome) -> None:
+        if self._log is not None:
+            self._log.ended(number, key, outcome, generation.sent_tokens)
         self._counters.request_ended(outcome, generation.sent_tokens)
 
     # -- the rest --------------------------------------------------------------------------------------

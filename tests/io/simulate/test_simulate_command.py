@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import re
 import signal
 import ssl
@@ -136,3 +137,32 @@ def test_self_signed_without_cryptography_is_explained(capsys, monkeypatch):
 def test_address_that_cannot_be_bound_is_explained(capsys):
     assert run(parsed("--host", "203.0.113.1")) == 1
     assert "cannot listen on 203.0.113.1" in capsys.readouterr().err
+
+
+async def test_log_has_a_line_for_each_completion_that_begins_ends_or_is_refused(tmp_path):
+    log = tmp_path / "requests.jsonl"
+    refusal = {"tokens": 3, "fault": {"kind": "status", "status": 503, "times": 1}}
+    async with Served("--log", str(log)) as served, httpx.AsyncClient() as client:
+        url = f"{served.base_url}/chat/completions"
+        for _ in range(2):
+            await client.post(url, json={**chat_body(refusal), "user": "one"})
+        assert await served.stop(signal.SIGTERM) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    times = [line.pop("at") for line in lines]
+    assert times == sorted(times)
+    assert lines == [
+        {"event": "refused", "number": 1, "key": "one", "fault": "status"},
+        {"event": "began", "number": 2, "key": "one"},
+        {"event": "ended", "number": 2, "key": "one", "outcome": "completed", "tokens": 3},
+    ]
+
+
+async def test_log_that_cannot_be_written_is_a_usage_error(tmp_path):
+    served = Served("--log", str(tmp_path / "absent" / "log"))
+    served.process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SCRIPT, "--port", "0", *served.options, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(20):
+        _, stderr = await served.process.communicate()
+    assert served.process.returncode == 2
+    assert stderr.startswith(b"holdfast simulate: --log ")
