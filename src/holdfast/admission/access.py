@@ -28,10 +28,10 @@ class Access:
         self.table.replace("config", config_keys(config.keys), time.time())
         self.client_tokens = ClientTokens(auth.token_secret, self.table, clock=time.time)
         self._jwt = auth.jwt
-        self._jwks = None if auth.jwt is None else _jwks(auth.jwt, timers)
+        self.jwks = None if auth.jwt is None else _jwks(auth.jwt, timers)
         verifier = None
-        if auth.jwt is not None and self._jwks is not None:
-            verifier = JwtVerifier(auth.jwt, self._jwks, clock=time.time)
+        if auth.jwt is not None and self.jwks is not None:
+            verifier = JwtVerifier(auth.jwt, self.jwks, clock=time.time)
         self.authenticator = Authenticator(
             self.table,
             OriginRules(config.server.allowed_origins, is_local=is_local),
@@ -46,16 +46,16 @@ class Access:
         """Read what is kept outside of the configuration. Raises `ConfigError`."""
         if self.watcher is not None:
             self.watcher.start()
-        if self._jwks is not None:
-            await self._jwks.start()
-            if self._jwt is not None and self._jwt.jwks_file is not None and not self._jwks.has_keys:
+        if self.jwks is not None:
+            await self.jwks.start()
+            if self._jwt is not None and self._jwt.jwks_file is not None and not self.jwks.has_keys:
                 raise ConfigError(f"auth.jwt.jwks_file: {self._jwt.jwks_file} cannot be used; see the log")
 
     async def aclose(self) -> None:
         if self.watcher is not None:
             await self.watcher.aclose()
-        if self._jwks is not None:
-            await self._jwks.aclose()
+        if self.jwks is not None:
+            await self.jwks.aclose()
 
 
 def _jwks(config: JwtConfig, timers: Timers) -> Jwks:

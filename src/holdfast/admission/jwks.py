@@ -131,7 +131,7 @@ def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:
     """
     try:
         decoded: Any = msgspec.json.decode(raw)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, RecursionError) as exc:
         raise ValueError(f"not valid JSON: {exc}") from exc
     entries = decoded.get("keys") if isinstance(decoded, dict) else None
     if not isinstance(entries, list):
