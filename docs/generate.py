@@ -180,6 +180,9 @@ def _bounds(meta: msgspec.Meta) -> str:
 def _default(field: msgspec.structs.FieldInfo, *, in_bytes: bool) -> str:
     if field.required:
         return "required"
+    made = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else None
+    if made and isinstance(made, list):
+        return f"`{msgspec.json.encode(made).decode()}`"
     if field.default is msgspec.NODEFAULT or field.default is None:
         return "none"
     if isinstance(field.default, bool):

@@ -2,65 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from pages import ROOT
+from programs import Programs
 
 from holdfast.simulate.prose import prose
 
 ANSWER = "".join(prose("hi"))
 
 
-@pytest.fixture(scope="module")
-def greeting() -> Iterator[str]:
-    """What a gateway that serves the demo prints; it runs as long as the tests of this module."""
-    command = [sys.executable, "-m", "holdfast.cli", "serve", "--port", "0"]
-    gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert gateway.stdout is not None
-    lines = []
-    for line in gateway.stdout:
-        lines.append(line)
-        if line.startswith("Ctrl-C"):
-            break
-    yield "".join(lines)
-    gateway.terminate()
-    gateway.communicate()
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=env)
+def test_printed_python_prints_the_answer(programs: Programs) -> None:
+    assert programs.output("greeted python") == ANSWER
 
 
-def test_printed_python_prints_the_answer(greeting: str) -> None:
-    program = re.search(r"^from holdfast .*?\n\n", greeting, re.MULTILINE | re.DOTALL)
-    assert program is not None
-    result = run(sys.executable, "-W", "error", "-c", program[0])
-    assert (result.stdout, result.stderr, result.returncode) == (ANSWER, "", 0)
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_printed_curl_commands_get_what_they_ask_for(greeting: str) -> None:
-    health = re.search(r"health +(curl .*)", greeting)
-    chat = re.search(r"^  curl +(curl .*?'\n)", greeting, re.MULTILINE | re.DOTALL)
-    assert health is not None
-    assert chat is not None
-    assert run("sh", "-c", health[1]).stdout == '{"status":"ok"}'
-    events = run("sh", "-c", chat[1]).stdout
-    assert "".join(re.findall(r'"delta":\{"content":"((?:[^"\\]|\\.)*)"', events)) == ANSWER.replace('"', '\\"')
+def test_printed_curl_commands_get_what_they_ask_for(programs: Programs) -> None:
+    health, events = programs.output("greeted health"), programs.output("greeted curl")
+    if health is None or events is None:
+        pytest.skip("curl is not installed")
+    assert health == '{"status":"ok"}'
+    pieces = re.findall(r'"delta":\{"content":("(?:[^"\\]|\\.)*")', events)
+    assert "".join(map(json.loads, pieces)) == ANSWER
     assert events.endswith("data: [DONE]\n\n")
 
 
-def test_printed_chat_command_is_of_this_environment(greeting: str) -> None:
-    chat = re.search(r"chat +(\S+) chat --url (\S+) --model demo", greeting)
+def test_printed_chat_command_is_of_this_environment(programs: Programs) -> None:
+    chat = re.search(r"chat +(\S+) chat --url (\S+) --model demo", programs.greeting)
     assert chat is not None
-    program = shutil.which(chat[1])
-    assert program is not None
+    program = shutil.which(chat[1], path=f"{ROOT}:{os.environ['PATH']}") or str(ROOT / chat[1])
     assert os.path.samefile(os.path.dirname(program), os.path.dirname(sys.executable))
 
 
