@@ -14,6 +14,7 @@ from holdfast.errors import ConfigError
 from holdfast.server.api import Api, ApiLimits
 from holdfast.server.bounds import Bounds, collect
 from holdfast.server.credentials import AdminApi, TokenApi
+from holdfast.server.drain import Drain
 from holdfast.server.flusher import Flusher
 from holdfast.server.http import HttpConnection, Limits
 from holdfast.server.operations import Operations
@@ -192,13 +193,38 @@ class Gateway:
             host = "[::1]"
         return f"{'https' if server.tls_cert else 'http'}://{host}:{self.port}"
 
-    async def aclose(self) -> None:
-        """Stop at once: running streams are cancelled, connections closed, nothing is left behind."""
+    async def drain(self) -> bool:
+        """Take no new work, and wait until running streams have ended and clients are gone.
+
+        Readers and probes are still served. False where `server.drain_timeout` passed first. `aclose` follows.
+        """
+        server = self.config.server
+        drain = Drain(
+            self.api,
+            self.sessions,
+            self.registry,
+            self.timers,
+            timeout=server.drain_timeout,
+            window=server.drain_window,
+        )
+        return await drain.run()
+
+    async def aclose(self, *, grace: float = 0.0) -> None:
+        """Stop at once: running streams end `incomplete`, connections are closed, nothing is left behind.
+
+        Clients have `grace` seconds to take what was written to them.
+        """
         server, self._server = self._server, None
         if server is not None:
             server.close()
         if hasattr(self, "api"):
-            self.api.is_draining = True
+            self.registry.seal()
+            self.api.drain()
+            await asyncio.sleep(0)  # the ends are written at the end of this turn
+            deadline = self.timers.now() + grace
+            while self.timers.now() < deadline and (self.sessions.open or self.api.is_busy):
+                self.sessions.close_idle()
+                await asyncio.sleep(0.01)
             for session in list(self.sessions.open):
                 session.close(1012, "draining")
             await self.registry.aclose()

@@ -30,6 +30,9 @@ except ModuleNotFoundError as exc:
 else:
     HAS_GATEWAY = True
 
+#: Seconds that clients have to take their last bytes when the process ends at once.
+_LAST_GRACE = 1.0
+
 _Command = Callable[[argparse.Namespace], int]
 
 
@@ -109,22 +112,37 @@ def _serve(args: argparse.Namespace) -> int:
 
     async def serve() -> None:
         gateway = Gateway(config)
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
         await gateway.start()
         # Each token allocates a few containers that die young without the collector's help; what a connection
         # or a stream leaves in cycles can wait for a rarer look.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
         print(_greeting(gateway), flush=True)
-        await stop.wait()
-        await gateway.aclose()
+        await _serve_until_told(gateway)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve())
     return 0
+
+
+async def _serve_until_told(gateway: Gateway) -> None:
+    """SIGTERM drains; SIGINT, or a second SIGTERM, ends at once."""
+    loop = asyncio.get_running_loop()
+    leave, stop = asyncio.Event(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, lambda: (stop if leave.is_set() else leave).set())
+    stopping = loop.create_task(stop.wait())
+    leaving = loop.create_task(leave.wait())
+    await asyncio.wait([stopping, leaving], return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set():
+        draining = loop.create_task(gateway.drain())
+        await asyncio.wait([stopping, draining], return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        await asyncio.wait([draining])
+    stopping.cancel()
+    leaving.cancel()
+    await asyncio.wait([stopping, leaving])
+    await gateway.aclose(grace=_LAST_GRACE)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

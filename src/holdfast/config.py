@@ -63,6 +63,16 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
         float,
         Meta(ge=0, le=0.01, description="Under load a turn of the event loop is held back up to this; 0: never."),
     ] = 0.001
+    drain_timeout: Annotated[
+        Grace, Meta(description="After SIGTERM running streams have this long; then they end as `incomplete`.")
+    ] = 600.0
+    drain_window: Annotated[
+        Grace,
+        Meta(
+            description="After SIGTERM clients are told to leave within this; with fewer than 1,000 WebSockets "
+            "within a share of it."
+        ),
+    ] = 30.0
     max_streams_per_session: Annotated[Count, Meta(description="Streams that one session may read at a time.")] = (
         1024
     )

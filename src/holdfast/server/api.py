@@ -133,6 +133,17 @@ class Api:
     def connection_lost(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
 
+    def drain(self) -> None:
+        """Say to probes that this process goes, and close what is idle; new work is the registry's to refuse."""
+        self.is_draining = True
+        for connection in list(self.connections):
+            connection.close_idle()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an HTTP answer is under way."""
+        return any(connection.is_busy for connection in self.connections)
+
     async def handle(self, request: Request, exchange: Exchange) -> None:
         public = self._public.get(request.path)
         if public is not None:
@@ -206,11 +217,11 @@ class Api:
         try:
             if request.path != "/v1/ws/stream":
                 raise NotFound(f"there is no WebSocket at {request.path[:200]}; try /v1/ws/stream")
-            if self.is_draining:
-                raise Draining
             principal = self._authenticator.authenticate(
                 request.headers, request.query, offered_subprotocols(request.headers)
             )
+            if self.is_draining and not self._registry.has_unfinished(principal.owner):
+                raise Draining(retry_after=1.0)
         except HoldfastError as exc:
             connection.refuse(*error_response(exc))
             return

@@ -98,6 +98,10 @@ class Application(Protocol):
 
     def connection_lost(self, connection: HttpConnection) -> None: ...
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether connections are to be closed behind their answers."""
+
 
 def error_response(error: HoldfastError, *, status: int | None = None) -> tuple[int, Headers, bytes]:
     """Make the answer for an error, in the shape of OpenAI's API so that its SDKs read it."""
@@ -438,6 +442,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _start(self, request: Request, keep_alive: bool) -> None:
         self._stop_timer()
+        keep_alive = keep_alive and not self._app.is_draining
         exchange = self._exchange = Exchange(self, request, keep_alive=keep_alive)
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(request, exchange), name="http request")
@@ -471,6 +476,8 @@ class HttpConnection(asyncio.Protocol):
             self._start(request, keep_alive)
         elif self._deferred is not None:
             self.refuse(*self._deferred)
+        elif self._app.is_draining:
+            self._close()
         else:
             self._set_timer(self._limits.keep_alive_timeout, self._close)
 
@@ -528,6 +535,11 @@ class HttpConnection(asyncio.Protocol):
         self._stop_timer()
         if self.transport is not None:
             self.transport.abort()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is under way."""
+        return self._exchange is not None
 
     def close_idle(self) -> None:
         """Close unless an answer is under way; for shutting down."""

@@ -17,7 +17,7 @@ from holdfast.core import session_server as core
 from holdfast.core.log import Cursor
 from holdfast.core.rate_limit import Lease
 from holdfast.core.websocket import text_frame
-from holdfast.errors import HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams, Unauthorized
+from holdfast.errors import Draining, HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams, Unauthorized
 from holdfast.server.flusher import Flusher
 from holdfast.server.websocket import Liveness, WebSocketProtocol
 from holdfast.streams.registry import Registry
@@ -54,6 +54,20 @@ class Sessions:
         self.limits = limits
         self.open: set[SessionProtocol] = set()
         self.by_token: dict[tuple[str, str], SessionProtocol] = {}
+        #: What clients are told while this process goes, None before.
+        self.goaway: m.Goaway | None = None
+
+    def drain(self, goaway: m.Goaway) -> None:
+        """Tell every client, also those that come from now on."""
+        self.goaway = goaway
+        for session in list(self.open):
+            session.send_away(goaway)
+
+    def close_idle(self) -> None:
+        """Close the sessions on which nothing runs and nothing is left to be written."""
+        for session in list(self.open):
+            if session.is_idle:
+                session.close(1012, "draining")
 
     def revoke(self, removed: set[SecretId]) -> None:
         """End the sessions that were opened with these secrets, or with tokens that were made with them."""
@@ -181,6 +195,10 @@ class SessionProtocol(WebSocketProtocol):
         self.token = token
         sessions.by_token[owner, token] = self
         streams = [self._resume(resume) for resume in hello.streams]
+        if sessions.goaway is not None and not self._streams:
+            # What the client wants it may find elsewhere; refusals in a welcome would be this process's last word.
+            self.finish(self.session.fail(Draining(retry_after=1.0)))
+            return
         self.session.send(
             m.Welcome(
                 version=m.VERSION,
@@ -194,6 +212,8 @@ class SessionProtocol(WebSocketProtocol):
                 streams=streams,
             )
         )
+        if sessions.goaway is not None:
+            self.session.send(sessions.goaway)
 
     def _resume(self, resume: m.Resume) -> m.StreamState:
         try:
@@ -346,6 +366,23 @@ class SessionProtocol(WebSocketProtocol):
         self._mark()
 
     # -- the end --
+
+    def send_away(self, goaway: m.Goaway) -> None:
+        """Tell the client that this process goes; one that has yet to say hello is told then."""
+        if self.session.state in (core.State.OPEN, core.State.BARE):
+            self.session.send(goaway)
+            self._mark()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the client reads no stream and has been written all that was for it."""
+        return (
+            not self._streams
+            and not self.session.waiting
+            and self.session.state is not core.State.NEW
+            and self.transport is not None
+            and self.transport.get_write_buffer_size() == 0
+        )
 
     def _hello_timed_out(self) -> None:
         self.finish(self.session.fail(HelloTimeout()))

@@ -15,6 +15,7 @@ from holdfast.errors import (
     DuplicateRequest,
     HoldfastError,
     Overloaded,
+    Shutdown,
     UnknownModel,
     UnknownStream,
 )
@@ -159,7 +160,7 @@ class Registry:
 
     def _check_room(self) -> None:
         if self._is_draining:
-            raise Draining
+            raise Draining(retry_after=1.0)
         if len(self._streams) >= self._config.max_streams:
             self._evict_oldest()
             if len(self._streams) >= self._config.max_streams:
@@ -213,12 +214,28 @@ class Registry:
         """Take no new work; running streams go on."""
         self._is_draining = True
 
-    async def aclose(self) -> None:
-        """Cancel what still runs, and wait until every pump has let go of its provider."""
+    @property
+    def unfinished(self) -> int:
+        """Streams that run, and those whose reader is gone and may yet come back for the end."""
+        return sum(map(self._is_unfinished, self._streams.values()))
+
+    def has_unfinished(self, owner: str) -> bool:
+        return any(
+            self._is_unfinished(stream) for stream in self._streams.values() if stream.origin.owner == owner
+        )
+
+    def _is_unfinished(self, stream: Stream) -> bool:
+        return not stream.is_ended or stream.is_awaited(self._timers.now())
+
+    def seal(self) -> None:
+        """End what still runs, with an end that its readers can tell from the provider's."""
         self.drain()
         for stream in list(self._streams.values()):
-            if stream.id not in self._pumps:
-                stream.finish("cancelled", error=Cancelled())
+            stream.finish("incomplete", error=Shutdown())
+
+    async def aclose(self) -> None:
+        """End what still runs, and wait until every pump has let go of its provider."""
+        self.seal()
         pumps = list(self._pumps.values())
         for task in pumps:
             task.cancel()

@@ -54,12 +54,14 @@ class Stream:
 
     __slots__ = (
         "_grace",
+        "_is_awaited",
         "_memory",
         "_parked",
         "_readers",
         "_timers",
         "created",
         "detach_grace",
+        "ended_at",
         "expiry",
         "id",
         "keeps_running",
@@ -86,6 +88,9 @@ class Stream:
         self.log = log
         self._memory = memory
         self.created = timers.now()
+        self.ended_at: float | None = None
+        # It ended while its reader was lost, who has not come back since.
+        self._is_awaited = False
         #: Seconds that the generation goes on without a reader.
         self.detach_grace = detach_grace
         #: Set where the generation shall go on without any reader.
@@ -120,6 +125,7 @@ class Stream:
         """Give a reader a cursor behind entry `after`. Raises like `Log.check`: whole or refused."""
         cursor = self.log.cursor(after, epoch=epoch, credit=credit)
         self._readers[cursor] = reader
+        self._is_awaited = False
         # A reader that comes back at or behind its old cursor's acknowledged place takes over from it.
         for parked in [parked for parked in self._parked if parked.consumed <= after]:
             self._parked.remove(parked)
@@ -156,6 +162,7 @@ class Stream:
             self._parked.append(cursor)
         else:
             cursor.close()
+            self._is_awaited = self.is_ended and not self._readers
         self._reader_left()
 
     def _reader_left(self) -> None:
@@ -262,6 +269,8 @@ class Stream:
             attempts=attempts or [],
         )
         self.queue_position = None
+        self.ended_at = self._timers.now()
+        self._is_awaited = bool(self._parked) and not self._readers and status != "cancelled"
         self._memory.waiting.discard(self)
         self._memory.used += self.log.seal(encode(end))
         self._memory.check()
@@ -272,6 +281,10 @@ class Stream:
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
         self.on_end(self)
+
+    def is_awaited(self, now: float) -> bool:
+        """Whether the stream has ended and a lost reader may still come for the rest, within its grace period."""
+        return self._is_awaited and self.ended_at is not None and now < self.ended_at + self.detach_grace
 
     def cancel(self, reason: str = "") -> None:
         """Stop the generation; its end is `cancelled`. Idempotent."""
