@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -206,7 +207,7 @@ async def test_pauses_shorter_than_the_idle_timeout_are_no_fault(path):
 async def test_idle_timeout_counts_from_the_last_byte_whatever_the_first_may_take(make_path):
     """By default the first byte may take far longer than a pause."""
     path = await make_path(provider={**ONCE, "timeouts": {"idle": 0.2}})
-    async with await Session.open(path.url) as session:
+    async with await Session.open(path.url) as session, asyncio.timeout(3):
         await session.create("r-1", chat({"tokens": 9, "ttft_ms": 300, "fault": {"kind": "stall", **AFTER_5}}))
         entries, end = await session.read()
     assert_delivered(entries, 5)
