@@ -8,7 +8,7 @@ import ssl
 
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
-from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.config import Config, ModelConfig, ProviderConfig, check
 from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
 from holdfast.server.api import Api, ApiLimits
@@ -49,6 +49,8 @@ class Gateway:
     async def start(self) -> None:
         """Listen. Raises `ConfigError` where the address or the TLS files cannot be used."""
         config = self.config
+        # Also for a configuration that was not read from a file: no port is ever open to everyone by mistake.
+        check(config)
         providers, models = dict(config.providers), dict(config.models)
         if not models:
             self._demo = SimulatedProvider()
