@@ -83,7 +83,7 @@ class Programs:
 
     def close(self) -> None:
         for process in self.processes.values():
-            process.terminate()
+            process.kill()
             process.communicate()
 
 
