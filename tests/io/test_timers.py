@@ -1,0 +1,89 @@
+"""The clock of all deadlines, on a loop whose time the test moves."""
+
+from __future__ import annotations
+
+from holdfast.timers import RESOLUTION, Timers
+
+
+class Handle:
+    def __init__(self, when, callback):
+        self.when, self.callback, self.is_cancelled = when, callback, False
+
+    def cancel(self):
+        self.is_cancelled = True
+
+
+class Loop:
+    """`sleep` moves the time and runs one turn, as a loop does that was held up for so long."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.handles = []
+        self.calls = []
+
+    def time(self):
+        return self.now
+
+    def call_later(self, delay, callback):
+        self.handles.append(Handle(self.now + delay, callback))
+        return self.handles[-1]
+
+    def sleep(self, seconds):
+        self.now += seconds
+        due = [handle for handle in self.handles if handle.when <= self.now + 1e-9]
+        self.handles = [handle for handle in self.handles if handle not in due]
+        for handle in due:
+            if not handle.is_cancelled:
+                handle.callback()
+
+    def tick(self, count):
+        for _ in range(count):
+            self.sleep(RESOLUTION)
+
+
+def test_deadline_is_called_within_two_ticks():
+    loop = Loop()
+    calls = []
+    Timers(loop).after(0.2, lambda: calls.append(loop.now))
+    loop.tick(3)
+    assert calls == []
+    loop.tick(3)
+    assert len(calls) == 1
+    assert loop.handles == []
+
+
+def test_deadline_that_passed_in_a_pause_waits_for_what_was_not_read():
+    loop = Loop()
+    timers = Timers(loop)
+    last_read = loop.now
+    blamed = []
+
+    def check():
+        if loop.now - last_read >= 4.0:
+            blamed.append("provider")
+
+    timers.after(4.0, check)
+    loop.sleep(4.7)  # SIGSTOP and SIGCONT: the timer is seen before the sockets are
+    last_read = loop.now  # they are read in the same turn
+    loop.tick(2)
+    assert blamed == []
+    assert timers.pending == 0
+
+
+def test_silence_of_the_peer_is_noticed_after_a_pause():
+    loop = Loop()
+    calls = []
+    Timers(loop).after(4.0, lambda: calls.append(loop.now))
+    loop.sleep(30.0)
+    assert calls == []
+    loop.sleep(5.0)  # a second pause puts nothing off any further
+    assert len(calls) == 1
+
+
+def test_load_puts_nothing_off():
+    loop = Loop()
+    calls = []
+    Timers(loop).after(0.2, lambda: calls.append(loop.now))
+    loop.tick(3)
+    loop.sleep(0.9)
+    assert len(calls) == 1
