@@ -115,6 +115,17 @@ async def test_estimate_of_a_request(timers: Timers) -> None:
     assert 2000 < prompt < 2050
 
 
+async def test_same_key_name_in_two_tenants_is_two_callers(timers: Timers) -> None:
+    config = LimitsConfig(keys={"sub:alice": LimitConfig(requests_per_minute=1)})
+    admission = Admission(config, QueueConfig(), {"demo": None}, timers)
+    for tenant in ("a", "b"):
+        admission.enter(tenant, "sub:alice", request())
+        with pytest.raises(RateLimited):
+            admission.enter(tenant, "sub:alice", request())
+    admission.enter("a", "sub:bob", request())
+    admission.enter("a", None, request())
+
+
 async def test_accounts_without_use_are_forgotten(timers: Timers) -> None:
     admission = Admission(LimitsConfig(requests_per_minute=1), QueueConfig(), {"demo": None}, timers)
     enter(admission, "busy")[0]

@@ -99,7 +99,8 @@ class Accounts:
 class Limiter:
     """Checks one request against the limits of its key and of its tenant; takes from both or from none.
 
-    A caller without a key (this machine, where no keys are configured) counts as one key.
+    Callers of a tenant without a key (this machine, where no keys are configured) count as one key. A subject of an
+    issuer's tokens counts as a key, so keys are told apart by tenant as well: issuers may name subjects alike.
     """
 
     def __init__(self, config: LimitsConfig) -> None:
@@ -115,11 +116,12 @@ class Limiter:
         self.keys.configure(self._of_key)
         self.tenants.configure(config.of_tenant)
 
-    def _of_key(self, name: str) -> LimitConfig:
+    def _of_key(self, account: str) -> LimitConfig:
+        name = account.partition("\n")[2]  # neither a tenant's nor a key's name can hold a line feed
         return merged(self.own_limits(name), self._config.of_key(name))
 
     def accounts(self, tenant: str, key: str | None, now: float) -> tuple[Account, Account]:
-        return self.keys.get(key or "", now), self.tenants.get(tenant, now)
+        return self.keys.get(f"{tenant}\n{key or ''}", now), self.tenants.get(tenant, now)
 
     def estimate(self, accounts: tuple[Account, Account], request: ChatRequest) -> tuple[int, int]:
         """About how many tokens a request has, and how many with its answer, over all its choices.
