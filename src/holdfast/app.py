@@ -47,7 +47,7 @@ class Gateway:
         self._routes: dict[str, Route] = {}
 
     async def start(self) -> None:
-        """Listen. Raises `ConfigError` where the address or the TLS files cannot be used."""
+        """Listen. Raises `ConfigError` where the configuration, the address or the TLS files cannot be used."""
         config = self.config
         # Also for a configuration that was not read from a file: no port is ever open to everyone by mistake.
         check(config)
