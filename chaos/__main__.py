@@ -63,7 +63,10 @@ def _report(folder: Path) -> int:
     counts = Counter(f"{each['target']} {each['kind']}" for each in faults)
     print("faults: " + (", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"))
     print("ends: " + ", ".join(f"{name} {count}" for name, count in verdict.endings.most_common()))
-    print(f"readings {verdict.readings}; asked again of a new process {verdict.asked_anew}")
+    print(
+        f"readings {verdict.readings}; generations asked for again: of a new process {verdict.asked_anew}, "
+        f"because a link lost the whole answer {verdict.tried_again}"
+    )
     for finding in verdict.findings[:_SHOWN]:
         print(finding)
     if len(verdict.findings) > _SHOWN:

@@ -71,6 +71,8 @@ class Verdict:
     told_lost: int = 0
     #: Asked for again of a new process, which cannot know what the old one knew.
     asked_anew: int = 0
+    #: Asked for again, as documented, because a fault ate the answer before anything of it was delivered.
+    tried_again: int = 0
     readings: int = 0
     endings: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
@@ -97,6 +99,7 @@ class _Stream:
         self.plan: Record = begin["plan"]
         self.began: float = begin["at"]
         self.identified: float | None = None
+        self.first_entry: float | None = None
         self.readings: list[tuple[int, list[tuple[int, str]]]] = []
         self.end: Record | None = None
         self.oddities: list[str] = []
@@ -113,6 +116,7 @@ class _Stream:
             if not self.readings:
                 self.oddities.append("entries before any reading")
                 return
+            self.first_entry = self.first_entry or record["at"]
             self.readings[-1][1].extend(enumerate(record["texts"], record["seq"]))
         elif event == "end":
             self.end = record
@@ -122,6 +126,7 @@ def check(journals: Iterable[Iterable[Record]], provider: Iterable[Record], faul
     """Judge a run."""
     verdict = Verdict()
     weather = _Weather(faults)
+    first_entries: dict[str, float] = {}
     for journal in journals:
         streams: dict[str, _Stream] = {}
         for record in journal:
@@ -136,8 +141,10 @@ def check(journals: Iterable[Iterable[Record]], provider: Iterable[Record], faul
             else:
                 _find(verdict, "unexplained", 1, f"{request}: {record['event']} before its begin")
         for stream in streams.values():
+            if stream.first_entry is not None:
+                first_entries[stream.request] = stream.first_entry
             _check_stream(stream, verdict, weather)
-    _check_bills(provider, verdict, weather)
+    _check_bills(provider, verdict, weather, first_entries)
     return verdict
 
 
@@ -276,6 +283,13 @@ class _Weather:
             for fault in self._within(began, until)
         )
 
+    def ate_answer(self, began: float, until: float) -> bool:
+        """Whether the provider's link may have lost an answer without a trace."""
+        return any(
+            fault["target"] == "provider_link" and fault["kind"] in BREAKING
+            for fault in self._within(began, until)
+        )
+
     def _within(self, began: float, until: float) -> Iterable[Record]:
         for fault in self.faults:
             if fault["at"] <= until and began <= max(fault["at"], fault.get("until", 0.0)) + AFTERMATH:
@@ -285,7 +299,9 @@ class _Weather:
 # -- what it cost --------------------------------------------------------------------------------------
 
 
-def _check_bills(provider: Iterable[Record], verdict: Verdict, weather: _Weather) -> None:
+def _check_bills(
+    provider: Iterable[Record], verdict: Verdict, weather: _Weather, first_entries: dict[str, float]
+) -> None:
     """A generation of which the provider has written anything is billed; one request has one."""
     began: dict[int, tuple[str, float]] = {}
     billed: dict[str, list[float]] = defaultdict(list)
@@ -303,5 +319,7 @@ def _check_bills(provider: Iterable[Record], verdict: Verdict, weather: _Weather
         for earlier, later in pairwise(times):
             if any(earlier <= at <= later for at, _ in weather.deaths):
                 verdict.asked_anew += 1
+            elif first_entries.get(key, later) >= later and weather.ate_answer(earlier, later):
+                verdict.tried_again += 1
             else:
                 _find(verdict, "billed_twice", 1, f"{key}: generations began at {earlier:.3f} and {later:.3f}")

@@ -117,6 +117,7 @@ class FaultProxy:
 
     def _end_throttle(self) -> None:
         self._rate = None
+        self._free_at = 0.0
 
     def _do_delay(self, fault: dict[str, Any]) -> None:
         self._delay = fault["ms"] / 1000
@@ -167,7 +168,8 @@ class FaultProxy:
     ) -> None:
         left = pair.limit[1] if pair.limit is not None and pair.limit[0] == direction else None
         try:
-            while data := await reader.read(_CHUNK):
+            # With a low rate in small pieces, so that all connections move.
+            while data := await reader.read(_CHUNK if self._rate is None else max(256, self._rate // 20)):
                 if self._delay:
                     await asyncio.sleep(self._delay)
                 if self._rate is not None:
@@ -190,9 +192,11 @@ class FaultProxy:
 
     async def _wait_for_turn(self, size: int) -> None:
         """All connections share the line: each waits until those before it have passed."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         self._free_at = max(self._free_at, now) + size / (self._rate or size * 1000)
-        await asyncio.sleep(min(self._free_at - now, 5.0))
+        while self._rate is not None and (rest := self._free_at - loop.time()) > 0:  # noqa: ASYNC110 - it may end
+            await asyncio.sleep(min(rest, 0.1))
 
 
 async def _main() -> None:

@@ -19,6 +19,8 @@ from chaos.schedule import KINDS, LINKS
 #: Seconds that the last streams get to end when the weather is fine again; a stream has at most 250 tokens.
 _LAST_STREAMS = 60.0
 _START = 30.0
+#: Seconds that a gateway has to drain, after which it is killed.
+_DRAIN = 15.0
 
 CONFIG = """\
 [server]
@@ -134,6 +136,7 @@ class Run:
         self._faults = Journal(folder / "faults.jsonl")
         self._links: dict[str, Process] = {}
         self.clients: dict[str, Process] = {}
+        self._gateways: list[Process] = []
         self._gateway_busy = False
         self._busy: set[asyncio.Task[None]] = set()
 
@@ -152,8 +155,8 @@ class Run:
             self._faults.close()
 
     def _processes(self) -> list[Process]:
-        servers = [getattr(self, name) for name in ("gateway", "provider") if hasattr(self, name)]
-        return [*self.clients.values(), *servers, *self._links.values()]
+        provider = [self.provider] if hasattr(self, "provider") else []
+        return [*self.clients.values(), *self._gateways, *provider, *self._links.values()]
 
     # -- starting --
 
@@ -169,9 +172,6 @@ class Run:
             ports[link] = int(await process.start())
         self._links["provider_link"].order({"kind": "target", "port": _port(self.provider_url)})
         (folder / "gateway.toml").write_text(CONFIG.format(port=ports["provider_link"]))
-        self.gateway = Process(
-            "gateway", folder, "-m", "holdfast.cli", "serve", "--config", folder / "gateway.toml"
-        )
         await self._start_gateway()
         url = f"http://127.0.0.1:{ports['client_link']}"
         self.clients = {kind: self._client(kind, url) for kind in self._kinds}
@@ -184,6 +184,10 @@ class Run:
         return Process(kind, self._folder, "-m", "chaos.clients.worker", kind, *options, "--width", width)
 
     async def _start_gateway(self) -> None:
+        """Start a process, and let new connections go to it; one that drains keeps those that it has."""
+        serve = ("-m", "holdfast.cli", "serve", "--config", self._folder / "gateway.toml")
+        self.gateway = Process("gateway", self._folder, *serve)
+        self._gateways.append(self.gateway)
         url = _url(await self.gateway.start())
         self._links["client_link"].order({"kind": "target", "port": _port(url)})
 
@@ -237,13 +241,22 @@ class Run:
                 gateway.signal(signal.SIGCONT)
                 return
             self._faults.write(target="gateway", kind=kind, until=now + seconds + 1.0)
-            gateway.signal(signal.SIGKILL if kind == "kill" else signal.SIGTERM)
-            if not await gateway.wait(10):
-                self._faults.write(target="run", kind="failed", message="the gateway ignores SIGTERM")
+            if kind == "kill":
                 gateway.signal(signal.SIGKILL)
                 await gateway.wait(10)
-            await asyncio.sleep(seconds)
-            await self._start_gateway()
+                await asyncio.sleep(seconds)
+                await self._start_gateway()
+                return
+            gateway.signal(signal.SIGTERM)
+            if fault["rolling"]:
+                await self._start_gateway()
+            if not await gateway.wait(_DRAIN):
+                self._faults.write(target="gateway", kind="kill", until=time.monotonic() + 1.0)
+                gateway.signal(signal.SIGKILL)
+                await gateway.wait(10)
+            if not fault["rolling"]:
+                await asyncio.sleep(seconds)
+                await self._start_gateway()
         finally:
             self._gateway_busy = False
 

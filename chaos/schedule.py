@@ -40,12 +40,13 @@ _FAULTS: list[tuple[int, str, str, dict[str, Any]]] = [
     (2, "provider_link", "reset", {}),
     (3, "provider_link", "reset_at", {"direction": ["down", "up"], "offset": (0, 30_000), "count": (1, 3)}),
     (2, "provider_link", "black_hole", _BLACK_HOLE),
-    (2, "provider_link", "throttle", {"bytes_per_second": (8_000, 60_000), "seconds": (1.0, 5.0)}),
-    (2, "provider_link", "delay", {"ms": (20, 400), "seconds": (1.0, 5.0)}),
+    # Shorter than the gateway's deadlines: what only slows may end nothing.
+    (2, "provider_link", "throttle", {"bytes_per_second": (8_000, 60_000), "seconds": (0.5, 2.5)}),
+    (2, "provider_link", "delay", {"ms": (20, 400), "seconds": (0.5, 2.5)}),
     (2, "provider", "goaway", {}),
     (2, "gateway", "stop", {"seconds": (0.3, 7.0)}),
     (2, "gateway", "kill", {"seconds": (0.1, 2.0)}),
-    (1, "gateway", "term", {"seconds": (0.1, 2.0)}),
+    (1, "gateway", "term", {"seconds": (0.1, 2.0), "rolling": [True, False]}),
     (6, "client", "kill", {"seconds": (0.1, 2.5)}),
 ]  # fmt: skip
 

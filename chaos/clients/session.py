@@ -128,8 +128,8 @@ class SessionClient:
             elif answer["status"] == "refused":
                 running.end("failed", answer["error"]["code"], message=answer["error"]["message"])
             else:
-                running.journal.read_from(answer["next"] - 1)
-                if answer["next"] != running.journal.after + 1 and not running.journal.is_over:
+                running.journal.read_from(answer.get("next", 0) - 1)
+                if answer.get("next", 0) != running.journal.after + 1 and not running.journal.is_over:
                     # The journal has the gap or the repetition now, and the checker finds it.
                     running.journal.lost(f"resumed at {answer['next']}")
 

@@ -60,7 +60,16 @@ def verdict_of(*clients, provider=(), faults=()):
 
 
 def counts(verdict):
-    names = ("lost", "doubled", "reordered", "billed_twice", "unexplained", "told_lost", "asked_anew")
+    names = (
+        "lost",
+        "doubled",
+        "reordered",
+        "billed_twice",
+        "unexplained",
+        "told_lost",
+        "asked_anew",
+        "tried_again",
+    )
     return {name: getattr(verdict, name) for name in names if getattr(verdict, name)}
 
 
@@ -202,6 +211,24 @@ def test_generation_asked_twice_of_the_new_process_is_found():
     provider = [*generation(1, at=102.0), *generation(2, at=103.0)]
     verdict = verdict_of(
         Client().read(*range(7)).end(), provider=provider, faults=[fault("gateway", "kill", 101.0)]
+    )
+    assert counts(verdict) == {"billed_twice": 1}
+
+
+def test_generation_after_one_that_a_link_lost_whole_is_counted_apart():
+    client = Client()
+    client.at = 103.0
+    provider = [*generation(1, tokens=2, outcome="cancelled"), *generation(2, at=102.0)]
+    lost = [fault("provider_link", "cut", 101.0)]
+    assert counts(verdict_of(client.read(*range(7)).end(), provider=provider, faults=lost)) == {"tried_again": 1}
+    slow = [fault("provider_link", "throttle", 101.0, until=103.0)]
+    assert counts(verdict_of(client, provider=provider, faults=slow)) == {"billed_twice": 1}
+
+
+def test_second_generation_behind_a_delivered_entry_is_found_in_any_weather():
+    provider = [*generation(1, tokens=2, outcome="cancelled"), *generation(2, at=102.0)]
+    verdict = verdict_of(
+        Client().read(*range(7)).end(), provider=provider, faults=[fault("provider_link", "cut", 101.0)]
     )
     assert counts(verdict) == {"billed_twice": 1}
 
