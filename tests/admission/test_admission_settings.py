@@ -44,7 +44,7 @@ async def timers() -> AsyncIterator[Timers]:
 
 def request(**body: Any) -> ChatRequest:
     body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **body}
-    return ChatRequest("demo", True, body, False, b"", len(msgspec.json.encode(body)))
+    return ChatRequest(body["model"], True, body, False, b"", len(msgspec.json.encode(body)))
 
 
 def enter(admission: Admission, tenant: str = "t") -> tuple[Ticket, Turn]:
@@ -63,6 +63,19 @@ async def test_raised_concurrency_lets_in_who_waits(timers: Timers) -> None:
     for ticket, _ in tickets:
         ticket.close(None, 0)
     assert set(admission.held.values()) == {0}
+
+
+async def test_tenant_that_fills_up_on_one_model_is_held_on_the_other(timers: Timers) -> None:
+    limits = LimitsConfig(tenant=LimitConfig(concurrent_streams=1))
+    admission = Admission(limits, QueueConfig(), {"demo": 1, "other": None}, timers)
+    first, _ = enter(admission, "a")
+    waiting, turn = enter(admission, "b")
+    other = admission.enter("b", None, request(model="other"))
+    assert (waiting.position, other.position) == (0, None)
+    first.close(None, 0)
+    assert turn.started == 0
+    other.close(None, 0)
+    assert turn.started == 1
 
 
 async def test_lowered_limit_of_a_tenant_holds_for_who_waits(timers: Timers) -> None:

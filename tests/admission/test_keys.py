@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.admission import keys as keys_module
 from holdfast.admission.key_store import KeyStore, NewKey, read_active
-from holdfast.admission.keys import Key, KeyTable, create_key, hash_key, parse_hash
+from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, hash_key, parse_hash
 from holdfast.admission.principal import Principal
 from holdfast.config_limits import LimitConfig
 from holdfast.errors import ConfigError, InternalError, InvalidRequest, NotFound
@@ -44,11 +44,11 @@ def test_key_is_found_while_it_is_in_the_table():
     table = KeyTable()
     token, key = entry()
     assert table.find(token, 0) is None
-    table.replace("store", [key], 0)
+    table.replace("store", KeySet([key], 0))
     assert table.find(token, 0) is key
     assert table.find(token + b"x", 0) is None
     assert table.find(b"", 0) is None
-    table.replace("store", [], 0)
+    table.replace("store", KeySet([], 0))
     assert table.find(token, 0) is None
 
 
@@ -56,10 +56,10 @@ def test_removed_secret_is_reported_once():
     table, removed = KeyTable(), []
     table.on_removed = removed.append
     (_, one), (_, two) = entry("one"), entry("two")
-    table.replace("store", [one, two], 0)
-    table.replace("config", [entry("other")[1]], 0)
-    table.replace("store", [two], 0)
-    table.replace("store", [two], 0)
+    table.replace("store", KeySet([one, two], 0))
+    table.replace("config", KeySet([entry("other")[1]], 0))
+    table.replace("store", KeySet([two], 0))
+    table.replace("store", KeySet([two], 0))
     assert removed == [{("one", 1)}]
 
 
@@ -67,7 +67,7 @@ def test_expired_secret_is_refused_at_once_and_reported_when_swept():
     table, removed = KeyTable(), []
     table.on_removed = removed.append
     token, key = entry(expires=10.0)
-    table.replace("store", [key], 0)
+    table.replace("store", KeySet([key], 0))
     assert table.find(token, 9.9) is key
     assert table.find(token, 10.0) is None
     assert removed == []
@@ -88,7 +88,7 @@ def test_lookup_of_unknown_and_of_wrong_key_does_the_same_work(monkeypatch):
     monkeypatch.setattr(keys_module.hmac, "compare_digest", record)
     table = KeyTable()
     token, key = entry()
-    table.replace("store", [key], 0)
+    table.replace("store", KeySet([key], 0))
     for tried in (token, b"x" * len(token), token[:-1] + b"!"):
         compared.clear()
         table.find(tried, 0)
@@ -131,7 +131,7 @@ def active(store):
 def found(store, key):
     with closing(store.connect()) as connection:
         table = KeyTable()
-        table.replace("store", read_active(connection), store._clock())
+        table.replace("store", KeySet(read_active(connection), store._clock()))
     return table.find(key.encode(), store._clock())
 
 

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from holdfast.admission import client_tokens
 from holdfast.admission.client_tokens import ClientTokens, TokenRequest
-from holdfast.admission.keys import Key, KeyTable, create_key, parse_hash
+from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, parse_hash
 from holdfast.admission.principal import Principal, Scopes
 from holdfast.config import KeyConfig
 from holdfast.config_auth import AuthConfig
@@ -231,7 +231,7 @@ def made():
     """A maker of tokens with its table of keys, clock and caller."""
     table, clock = KeyTable(), Clock()
     principal = Principal("acme", key_id="web", generation=1)
-    table.replace("store", [Key(parse_hash(HASH), principal)], 0)
+    table.replace("store", KeySet([Key(parse_hash(HASH), principal)], 0))
     return ClientTokens(SECRET, table, clock=clock), table, clock, principal
 
 
@@ -251,7 +251,7 @@ def test_token_ends_at_its_time_and_with_its_key(made):
     with pytest.raises(Unauthorized, match="expired"):
         tokens.read(token, None)
     clock.now -= 60
-    table.replace("store", [], 0)
+    table.replace("store", KeySet([], 0))
     with pytest.raises(Unauthorized, match="no longer good"):
         tokens.read(token, None)
 

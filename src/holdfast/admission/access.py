@@ -10,7 +10,7 @@ from holdfast.admission.jwks import Jwks, file_fetcher, url_fetcher
 from holdfast.admission.jwt_verifier import JwtVerifier
 from holdfast.admission.key_store import KeyStore
 from holdfast.admission.key_watcher import KeyWatcher
-from holdfast.admission.keys import KeyTable, config_keys
+from holdfast.admission.keys import KeySet, KeyTable, config_keys
 from holdfast.admission.origins import OriginRules
 from holdfast.config import Config
 from holdfast.config_auth import JwtConfig
@@ -25,7 +25,7 @@ class Access:
         is_local = not config.has_callers
         auth = config.auth
         self.table = KeyTable()
-        self.table.replace("config", config_keys(config.keys), time.time())
+        self.table.replace("config", KeySet(config_keys(config.keys), time.time()))
         self.client_tokens = ClientTokens(auth.token_secret, self.table, clock=time.time)
         self._jwt = auth.jwt
         self.jwks = None if auth.jwt is None else _jwks(auth.jwt, timers)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from holdfast.admission.key_store import KeyStore, read_active
-from holdfast.admission.keys import Key, KeyTable
+from holdfast.admission.keys import KeySet, KeyTable
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -97,11 +97,11 @@ class KeyWatcher:
         finally:
             self._reading = None
 
-    def _apply(self, keys: list[Key], version: int) -> None:
+    def _apply(self, keys: KeySet, version: int) -> None:
         self._version = version
-        self._table.replace(_SOURCE, keys, self._clock())
+        self._table.replace(_SOURCE, keys)
 
-    def _read(self) -> tuple[list[Key], int]:
+    def _read(self) -> tuple[KeySet, int]:
         if self._connection is not None and self._is_replaced():
             self._disconnect()
         if self._connection is None:
@@ -109,7 +109,7 @@ class KeyWatcher:
             self._file = self._identity()
         # The version is taken first: a commit between the two is then seen by the next look.
         version = self._data_version()
-        return read_active(self._connection), version
+        return KeySet(read_active(self._connection), self._clock()), version
 
     def _data_version(self) -> int:
         if self._connection is None:

@@ -62,6 +62,19 @@ class Key(msgspec.Struct, frozen=True):
         return f"Key(principal={self.principal!r}, expires={self.expires!r})"
 
 
+class KeySet:
+    """All keys of one source, ready for look-ups. It may be made in another thread; expired keys are left out."""
+
+    __slots__ = ("by_digest", "by_id", "limits", "next_expiry")
+
+    def __init__(self, keys: Iterable[Key], now: float) -> None:
+        good = [key for key in keys if key.expires is None or key.expires > now]
+        self.by_digest = {key.digest: key for key in good}
+        self.by_id = {key.id: key for key in good}
+        self.limits = {key.id[0]: limits for key in good if (limits := key.principal.limits) is not None}
+        self.next_expiry = min((key.expires for key in good if key.expires is not None), default=float("inf"))
+
+
 class KeyTable:
     """The keys in force, from all sources. It belongs to the loop's thread.
 
@@ -69,61 +82,56 @@ class KeyTable:
     """
 
     def __init__(self) -> None:
-        self._sources: dict[str, dict[bytes, Key]] = {}
-        self._by_digest: dict[bytes, Key] = {}
-        self._by_id: dict[SecretId, Key] = {}
-        self._limits: dict[str, LimitConfig] = {}
+        self._sources: dict[str, KeySet] = {}
         self.on_removed: Callable[[set[SecretId]], None] = _ignore
 
     def __len__(self) -> int:
-        return len(self._by_digest)
+        return sum(len(keys.by_digest) for keys in self._sources.values())
 
     def find(self, token: bytes, now: float) -> Key | None:
         """Return the key that this token is, if it is in force.
 
-        The table is asked for the token's hash: how long that takes tells nothing about any key, since nobody
+        The sources are asked for the token's hash: how long that takes tells nothing about any key, since nobody
         can choose a token by its hash. The comparison then covers the whole digest in constant time.
         """
         digest = hashlib.sha256(token).digest()
-        key = self._by_digest.get(digest)
+        key = None
+        for keys in self._sources.values():
+            key = keys.by_digest.get(digest, key)
         is_equal = hmac.compare_digest(digest, _NOBODY if key is None else key.digest)
         if not is_equal or key is None or (key.expires is not None and key.expires <= now):
             return None
         return key
 
     def get(self, secret: SecretId) -> Key | None:
-        return self._by_id.get(secret)
+        for keys in self._sources.values():
+            key = keys.by_id.get(secret)
+            if key is not None:
+                return key
+        return None
 
     def limits_of(self, key_id: str) -> LimitConfig | None:
         """The limits that a key brings along, None for those of the configuration alone."""
-        return self._limits.get(key_id)
+        for keys in self._sources.values():
+            limits = keys.limits.get(key_id)
+            if limits is not None:
+                return limits
+        return None
 
-    def replace(self, source: str, keys: Iterable[Key], now: float) -> None:
-        """Put these keys in the place of all that the source gave before; expired ones do not count."""
-        self._sources[source] = {key.digest: key for key in keys if key.expires is None or key.expires > now}
-        self._rebuild()
+    def replace(self, source: str, keys: KeySet) -> None:
+        """Put these keys in the place of all that the source gave before."""
+        before = self._sources.get(source)
+        self._sources[source] = keys
+        if before is not None:
+            removed = before.by_id.keys() - keys.by_id.keys()
+            if removed:
+                self.on_removed(removed)
 
     def expire(self, now: float) -> None:
         """Drop what has expired."""
-        is_stale = False
-        for source, keys in self._sources.items():
-            if any(key.expires is not None and key.expires <= now for key in keys.values()):
-                self._sources[source] = {
-                    digest: key for digest, key in keys.items() if key.expires is None or key.expires > now
-                }
-                is_stale = True
-        if is_stale:
-            self._rebuild()
-
-    def _rebuild(self) -> None:
-        self._by_digest = {digest: key for keys in self._sources.values() for digest, key in keys.items()}
-        before, self._by_id = self._by_id, {key.id: key for key in self._by_digest.values()}
-        self._limits = {
-            key.id[0]: key.principal.limits for key in self._by_id.values() if key.principal.limits is not None
-        }
-        removed = before.keys() - self._by_id.keys()
-        if removed:
-            self.on_removed(removed)
+        for source, keys in list(self._sources.items()):
+            if keys.next_expiry <= now:
+                self.replace(source, KeySet(keys.by_digest.values(), now))
 
 
 def config_keys(keys: Mapping[str, KeyConfig]) -> list[Key]:
