@@ -99,8 +99,8 @@ class Accounts:
 class Limiter:
     """Checks one request against the limits of its key and of its tenant; takes from both or from none.
 
-    Callers of a tenant without a key (this machine, where no keys are configured) count as one key. A subject of an
-    issuer's tokens counts as a key, so keys are told apart by tenant as well: issuers may name subjects alike.
+    Callers of a tenant without a key (this machine, where no keys are configured) count as one key. A subject of
+    an issuer's tokens counts as a key, so keys are told apart by tenant as well: issuers may name subjects alike.
     """
 
     def __init__(self, config: LimitsConfig) -> None:

@@ -159,6 +159,8 @@ class Admission:
         else:
             ticket.place = queue.serve(request.model, tenant, ticket, now=now, cost=prompt, priority=priority)
             ticket.begin(model, now)
+            if accounts[1].streams.is_full:
+                queue.hold(tenant)  # it may be waiting for another model, with room of its own until now
         return ticket
 
     def configure(self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None]) -> None:
