@@ -112,37 +112,46 @@ def _serve(args: argparse.Namespace) -> int:
 
     async def serve() -> None:
         gateway = Gateway(config)
+        signals = _Signals()
         await gateway.start()
         # Each token allocates a few containers that die young without the collector's help; what a connection
         # or a stream leaves in cycles can wait for a rarer look.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
         print(_greeting(gateway), flush=True)
-        await _serve_until_told(gateway)
+        await signals.serve(gateway)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve())
     return 0
 
 
-async def _serve_until_told(gateway: Gateway) -> None:
-    """SIGTERM drains; SIGINT, or a second SIGTERM, ends at once."""
-    loop = asyncio.get_running_loop()
-    leave, stop = asyncio.Event(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGINT, stop.set)
-    loop.add_signal_handler(signal.SIGTERM, lambda: (stop if leave.is_set() else leave).set())
-    stopping = loop.create_task(stop.wait())
-    leaving = loop.create_task(leave.wait())
-    await asyncio.wait([stopping, leaving], return_when=asyncio.FIRST_COMPLETED)
-    if not stop.is_set():
-        draining = loop.create_task(gateway.drain())
-        await asyncio.wait([stopping, draining], return_when=asyncio.FIRST_COMPLETED)
-        draining.cancel()
-        await asyncio.wait([draining])
-    stopping.cancel()
-    leaving.cancel()
-    await asyncio.wait([stopping, leaving])
-    await gateway.aclose(grace=_LAST_GRACE)
+class _Signals:
+    """SIGTERM drains; SIGINT, or a second SIGTERM, ends at once. Make it before what the signals shall end."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._leave, self._stop = asyncio.Event(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._terminate)
+
+    def _terminate(self) -> None:
+        (self._stop if self._leave.is_set() else self._leave).set()
+
+    async def serve(self, gateway: Gateway) -> None:
+        """Return when the gateway is closed."""
+        loop = asyncio.get_running_loop()
+        stopping, leaving = loop.create_task(self._stop.wait()), loop.create_task(self._leave.wait())
+        await asyncio.wait([stopping, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not self._stop.is_set():
+            draining = loop.create_task(gateway.drain())
+            await asyncio.wait([stopping, draining], return_when=asyncio.FIRST_COMPLETED)
+            draining.cancel()
+            await asyncio.wait([draining])
+        stopping.cancel()
+        leaving.cancel()
+        await asyncio.wait([stopping, leaving])
+        await gateway.aclose(grace=_LAST_GRACE)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

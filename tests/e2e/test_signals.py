@@ -1,0 +1,130 @@
+"""What the gateway as a process makes of signals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import urllib.error
+import urllib.request
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedError
+
+from holdfast import StreamingAIClient, WebSocketConfig
+from holdfast.errors import HoldfastError
+from holdfast.simulate.text import text
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@dataclass
+class Command:
+    """`holdfast serve` as a process. Without models it serves `demo` from its built-in provider."""
+
+    process: Process
+    url: str
+
+    def status(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as exc:
+            return exc.code
+
+    async def until_draining(self) -> None:
+        async with asyncio.timeout(10):
+            while await asyncio.to_thread(self.status, "/readyz") != 503:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
+
+    async def exit_code(self) -> int:
+        async with asyncio.timeout(10):
+            return await self.process.wait()
+
+
+@pytest.fixture
+async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Command]]]:
+    processes = []
+
+    async def start(config: str = "") -> Command:
+        file = tmp_path / "holdfast.toml"
+        file.write_text(f"[server]\nport = 0\n{config}")
+        command = [sys.executable, "-m", "holdfast.cli", "serve", "--config", str(file)]
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environ)
+        processes.append(process)
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            match = re.search(r"http://[0-9.:]+", (await process.stdout.readline()).decode())
+        assert match is not None
+        return Command(process, match[0])
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_idle_gateway_exits_at_once_and_cleanly(serve, number):
+    gateway = await serve()
+    gateway.process.send_signal(number)
+    assert await gateway.exit_code() == 0
+
+
+async def test_sigterm_lets_a_running_stream_finish(serve):
+    gateway = await serve()
+    async with StreamingAIClient(WebSocketConfig(gateway.url)) as client:
+        stream = client.stream_chat(HELLO, model="demo", sim={"tokens": 100, "interval_ms": 10, "seed": 3})
+        pieces = [await anext(stream)]
+        gateway.process.send_signal(signal.SIGTERM)
+        await gateway.until_draining()
+        assert await asyncio.to_thread(gateway.status, "/healthz") == 200
+        pieces += [piece async for piece in stream]
+    assert "".join(pieces) == text(3, 100)
+    assert await gateway.exit_code() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_second_signal_ends_running_streams_as_incomplete(serve, second):
+    gateway = await serve()
+    async with connect(f"{gateway.url}/v1/ws/stream".replace("http", "ws", 1), proxy=None) as socket:
+        sim = {"tokens": 100_000, "interval_ms": 10}
+        await socket.send(json.dumps({"model": "demo", "messages": HELLO, "sim": sim}))
+        assert json.loads(await socket.recv())["type"] == "accepted"
+        gateway.process.send_signal(signal.SIGTERM)
+        await gateway.until_draining()
+        gateway.process.send_signal(second)
+        messages = []
+        try:
+            while True:
+                messages.append(json.loads(await socket.recv()))
+        except ConnectionClosedError:
+            pass  # it is not told as a clean end
+        assert socket.close_code == 1012
+    assert messages[-1]["type"] == "end"
+    assert (messages[-1]["status"], messages[-1]["error"]["code"]) == ("incomplete", "shutdown")
+    assert await gateway.exit_code() == 0
+
+
+async def test_drain_timeout_ends_running_streams_as_incomplete(serve):
+    gateway = await serve("drain_timeout = 0.5\n")
+    async with StreamingAIClient(WebSocketConfig(gateway.url)) as client:
+        stream = client.stream_chat(HELLO, model="demo", sim={"tokens": 100_000, "interval_ms": 10})
+        first = await anext(stream)
+        gateway.process.send_signal(signal.SIGTERM)
+        with pytest.raises(HoldfastError) as caught:
+            async for _ in stream:
+                pass
+        assert caught.value.code == "shutdown"
+        assert caught.value.partial.startswith(first)
+    assert await gateway.exit_code() == 0
