@@ -330,8 +330,11 @@ def check(config: Config, *, source: str = "configuration") -> None:
         if model.retry.maximum < model.retry.initial:
             raise ConfigError(f'{source}: models."{name}".retry.maximum: expected at least `initial`')
     for name, key in config.keys.items():
-        if not (key.tenant or name).isprintable():
-            raise ConfigError(f"{source}: keys.{name!r}: expected a tenant's name of printable characters")
+        # Names with this beginning are those of the subjects of an issuer's tokens.
+        if not f"{name}{key.tenant or ''}".isprintable() or name.startswith("sub:"):
+            raise ConfigError(
+                f"{source}: keys.{name!r}: expected printable names, and none that begins with `sub:`"
+            )
         if not _HASH.fullmatch(key.hash):
             raise ConfigError(
                 f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
