@@ -9,7 +9,7 @@ import argparse
 import asyncio
 
 from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
-from holdfast.errors import InvalidRequest, NotFound
+from holdfast.errors import InvalidRequest
 from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
 from holdfast.server.websocket import Liveness, WebSocketProtocol
 from holdfast.timers import Timers
@@ -40,16 +40,22 @@ class EchoProtocol(WebSocketProtocol):
 
 
 class EchoApplication:
+    is_draining = False
+
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
 
     async def handle(self, request: Request, exchange: Exchange) -> None:
-        raise NotFound("this server speaks WebSocket only")
+        rejected = check_upgrade(request.method.encode(), request.http_version, request.headers)
+        if isinstance(rejected, UpgradeRejected):
+            status, headers, body = error_response(InvalidRequest(rejected.message), status=rejected.status)
+            exchange.respond(status, [*headers, *rejected.headers], body)
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
         if isinstance(accepted, UpgradeRejected):
-            connection.refuse(*error_response(InvalidRequest(accepted.message), status=accepted.status))
+            status, headers, body = error_response(InvalidRequest(accepted.message), status=accepted.status)
+            connection.refuse(status, [*headers, *accepted.headers], body)
             return
         transport = connection.give_away()
         if transport is None:

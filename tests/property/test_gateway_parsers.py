@@ -50,6 +50,8 @@ class Transport(asyncio.Transport):
 class Recorder:
     """An application that notes each request and answers it, at once or in a later turn of the loop."""
 
+    is_draining = False
+
     def __init__(self, *, is_slow: bool) -> None:
         self.requests: list[Request] = []
         self.upgrades: list[Request] = []

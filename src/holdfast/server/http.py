@@ -310,6 +310,9 @@ class HttpConnection(asyncio.Protocol):
                 cause = exc.__context__
                 if isinstance(cause, _RefusedError):
                     self._refuse(cause.status, cause.error)
+                elif isinstance(exc, httptools.HttpParserCallbackError):
+                    logger.error("a request could not be taken", exc_info=cause)
+                    self._refuse(500, InternalError())
                 else:
                     self._refuse(400, InvalidRequest(f"not a valid HTTP/1.1 request: {exc}"))
                 return
