@@ -7,7 +7,7 @@ REAL   := .venv-real
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit coverage chaos test-real format lock clean
+.PHONY: help serve test lint types contracts unit coverage chaos test-slow test-real format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ unit: $(VENV)/.test
 
 chaos: $(VENV)/.test ## set up, then run for 10 minutes in bad weather and check every token (ARGS="--minutes 1")
 	$(BIN)/python -m chaos $(ARGS)
+
+test-slow: $(VENV)/.test ## set up, then run the tests that take minutes of real time (not in CI)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # An environment of its own: it compiles llama.cpp (ten minutes and a C++ compiler, the first time only), and what
 # llama-cpp-python depends on has no place beside the gateway. `clean` leaves it alone.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import ssl
 
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
-from holdfast.config import Config, ModelConfig, ProviderConfig, check
+from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, check
 from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
 from holdfast.server.api import Api, ApiLimits
@@ -173,6 +175,7 @@ class Gateway:
                 ssl=_tls(server.tls_cert, server.tls_key),
                 backlog=_BACKLOG,
             )
+            _watch_peers(self._server, server)
         except OSError as exc:
             await self.aclose()
             raise ConfigError(
@@ -244,6 +247,26 @@ class Gateway:
             await self.access.aclose()
         if hasattr(self, "timers"):
             self.timers.close()
+
+
+def _watch_peers(server: asyncio.Server, config: ServerConfig) -> None:
+    """Have the kernel find clients that are gone without a word, where nothing of ours is on its way to them.
+
+    Connections inherit the options of the socket that they are accepted from.
+    """
+    patience = config.ping_interval + config.ping_timeout
+    for listener in server.sockets:
+        with socket.socket(fileno=os.dup(listener.fileno())) as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (
+                ("TCP_KEEPIDLE", max(round(config.ping_interval), 1)),
+                ("TCP_KEEPINTVL", max(round(config.ping_timeout / 3), 1)),
+                ("TCP_KEEPCNT", 3),
+                # Also bounds how long sent bytes may stay unacknowledged, which keep-alive does not look at.
+                ("TCP_USER_TIMEOUT", round(patience * 1000)),
+            ):
+                if hasattr(socket, name):  # not on every system
+                    own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _tls(cert: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -1,0 +1,187 @@
+"""Silence: of a provider, which harms nobody, and of a client that is gone without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gateway_client import Http, Session, answer, chat, content, eventually
+
+from holdfast import StreamingAIClient, WebSocketConfig
+
+HELLO = [{"role": "user", "content": "hi"}]
+#: A provider may be silent for as long as it likes.
+PATIENT = {"timeouts": {"first_byte": 7200, "idle": 7200, "total": 7200}}
+
+
+class VirtualClock:
+    """Lets the loop's clock jump. Between two jumps sockets get the real time that they need."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._offset = 0.0
+        real = loop.time
+        loop.time = lambda: real() + self._offset  # type: ignore[method-assign]
+
+    async def pass_time(self, seconds: float, *, step: float) -> None:
+        while seconds > 0:
+            self._offset += min(step, seconds)
+            seconds -= step
+            # A ping goes out, is answered, and the answer is read: each a few turns of the loop.
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.003)
+
+
+@pytest.fixture
+async def clock() -> VirtualClock:
+    """Name it before the fixtures that look at the clock."""
+    return VirtualClock(asyncio.get_running_loop())
+
+
+async def read_sse(http: Http) -> str:
+    assert (await http.head()).status == 200
+    payloads = [event.data async for event in http.events()]
+    assert payloads.pop() == "[DONE]"
+    return content(payloads)
+
+
+async def read_through_silence(path: Any, ttft: float, wait: Callable[[], Any]) -> None:
+    """A WebSocket, an SSE reader and the SDK ask, wait through the silence, and have the whole answer."""
+    sim = {"tokens": 5, "interval_ms": 0, "ttft_ms": round(ttft * 1000), "seed": 7}
+    async with (
+        await Session.open(path.url) as session,
+        await Http.open(path.url) as http,
+        StreamingAIClient(WebSocketConfig(path.url)) as client,
+    ):
+        heartbeat = {"interval_ms": 20_000, "timeout_ms": 10_000}
+        assert session.welcome["heartbeat"] == heartbeat
+        await session.create("silent", chat(sim))
+        http.request("POST", "/v1/chat/completions", chat(sim))
+        stream = client.stream_chat(HELLO, model="demo", sim=sim)
+        reading = asyncio.create_task(anext(stream))
+        await path.provider.until(lambda s: s.requests == 3)
+        await wait()
+        head = await http.head()
+        assert head.status == 200
+        entries, end = await session.read()
+        assert (content(entries), end["status"]) == (answer(5), "completed")
+        payloads = [event.data async for event in http.events()]
+        assert payloads.pop() == "[DONE]"
+        assert content(payloads) == answer(5)
+        assert http.comments >= ttft // 20  # each 15 s, and the virtual clock jumps 2.5 s at a time
+        assert await reading + "".join([text async for text in stream]) == answer(5)
+        assert path.provider.statistics().requests == 3
+
+
+async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, make_path, monkeypatch):
+    monkeypatch.setattr("gateway_client.DEADLINE", 7200.0)
+    path = await make_path(provider=PATIENT)
+    await read_through_silence(path, 1800.0, lambda: clock.pass_time(1801.0, step=2.5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_provider_that_is_silent_for_90_seconds_cuts_nobody_off(make_path, monkeypatch):
+    monkeypatch.setattr("gateway_client.DEADLINE", 120.0)
+    path = await make_path()
+    await read_through_silence(path, 90.0, lambda: asyncio.sleep(0))
+
+
+async def test_silent_sse_answer_gets_comments_before_its_first_token(make_path):
+    path = await make_path(server={"sse_keep_alive": 0.1})
+    async with await Http.open(path.url) as http:
+        http.request("POST", "/v1/chat/completions", chat({"tokens": 2, "ttft_ms": 600}))
+        assert await read_sse(http) == answer(2)
+        assert 3 <= http.comments <= 6
+
+
+# -- clients that are gone -----------------------------------------------------------------------------
+
+
+class BlackHole:
+    """A proxy that from some moment on takes what comes and passes nothing on; its sockets stay open."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.is_black = False
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection("127.0.0.1", self._port)
+        for source, sink in ((reader, forth), (back, writer)):
+            task = asyncio.create_task(self._pipe(source, sink))
+            self._tasks.add(task)
+
+    async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                if not self.is_black:
+                    sink.write(data)
+        except OSError:
+            pass
+        finally:
+            sink.transport.abort()
+
+
+@pytest.fixture
+async def watched(make_path) -> Any:
+    return await make_path(server={"ping_interval": 0.3, "ping_timeout": 0.3})
+
+
+async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_on(watched):
+    loop = asyncio.get_running_loop()
+    hole = BlackHole(watched.gateway.port)
+    async with hole as url:
+        session = await Session.open(url)
+        accepted = await session.create("gone", chat({"tokens": 100, "interval_ms": 20}))
+        seen = len(await session.entries(1))
+        hole.is_black = True
+        begun = loop.time()
+        await eventually(lambda: not watched.gateway.sessions.open)
+        assert 0.3 <= loop.time() - begun <= 1.2  # interval, timeout, and the timers' resolution
+        assert watched.gateway.registry.statistics().running == 1
+        hello = {"streams": [{"stream": accepted["stream"], "after": seen - 1}]}
+        async with await Session.open(watched.url, hello=hello) as again:
+            assert again.welcome["streams"][0]["status"] == "running"
+            entries, end = await again.read(start=seen)
+        assert answer(100).endswith(content(entries))
+        assert (end["status"], end["seq"]) == ("completed", seen + len(entries))
+        assert watched.provider.statistics().requests == 1
+        await session.drop()
+
+
+async def test_client_that_answers_pings_is_kept_however_silent(watched):
+    async with await Session.open(watched.url) as session:
+        reading = asyncio.create_task(session.socket.recv())
+        await asyncio.wait([reading], timeout=1.5)
+        assert len(watched.gateway.sessions.open) == 1
+        await session.send(type="ping", t=1)
+        assert json.loads(await reading) == {"type": "pong", "t": 1}
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
+async def test_kernel_watches_every_accepted_connection(make_path):
+    path = await make_path(server={"ping_interval": 7.0, "ping_timeout": 3.0})
+    async with await Http.open(path.url) as http:
+        assert (await http.ask("GET", "/healthz")).status == 200
+        (connection,) = path.gateway.api.connections
+        own = connection.transport.get_extra_info("socket")
+        assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]
+        raw = [own.getsockopt(socket.IPPROTO_TCP, option, 4) for option in options]
+        assert [struct.unpack("i", value)[0] for value in raw] == [7, 1, 3, 10_000]
