@@ -10,7 +10,8 @@ import asyncio
 
 from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
 from holdfast.errors import InvalidRequest
-from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
+from holdfast.server.exchange import Exchange, Request, error_response
+from holdfast.server.http import HttpConnection, Limits
 from holdfast.server.websocket import Liveness, WebSocketProtocol
 from holdfast.timers import Timers
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import InvalidRequest
-from holdfast.server.http import MAX_HEAD, Exchange, HttpConnection, Limits, Request
+from holdfast.server.exchange import Exchange, Request
+from holdfast.server.http import MAX_HEAD, HttpConnection, Limits
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import Endpoint, parse_request
 

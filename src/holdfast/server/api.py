@@ -35,8 +35,9 @@ from holdfast.errors import (
     Overloaded,
     RateLimited,
 )
+from holdfast.server.exchange import Exchange, Request, error_response
 from holdfast.server.flusher import Flusher
-from holdfast.server.http import Exchange, HttpConnection, Limits, Request, error_response
+from holdfast.server.http import HttpConnection, Limits
 from holdfast.server.operations import Operations
 from holdfast.server.routes import Handler, Routes
 from holdfast.server.session import SessionProtocol, Sessions

@@ -17,7 +17,7 @@ from holdfast.admission.key_watcher import KeyWatcher
 from holdfast.admission.keys import HASH_PREFIX, hash_key, parse_hash
 from holdfast.admission.principal import Principal
 from holdfast.errors import InvalidRequest, Unauthorized
-from holdfast.server.http import Exchange, Request
+from holdfast.server.exchange import Exchange, Request
 from holdfast.server.routes import Routes
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]

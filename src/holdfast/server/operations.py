@@ -8,7 +8,7 @@ import msgspec
 
 from holdfast.admission.auth import Principal
 from holdfast.server.bounds import Bounds
-from holdfast.server.http import Exchange, Request
+from holdfast.server.exchange import Exchange, Request
 from holdfast.upstream.statistics import ProviderStatistics
 
 _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]

@@ -6,8 +6,8 @@ from holdfast.core.log import Cursor
 from holdfast.core.messages import EndBody
 from holdfast.core.sse import write_event
 from holdfast.errors import HoldfastError, from_wire
+from holdfast.server.exchange import Exchange, error_response
 from holdfast.server.flusher import Flusher
-from holdfast.server.http import Exchange, error_response
 from holdfast.streams.stream import Stream
 from holdfast.timers import Deadline, Timers
 
