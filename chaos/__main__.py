@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import secrets
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -37,8 +38,20 @@ def main() -> int:
         f"seed {schedule['seed']}, {schedule['seconds']:g} s, {len(schedule['faults'])} faults, files in {folder}"
     )
     print(f"again: python -m chaos --schedule {folder / 'schedule.json'}", flush=True)
-    asyncio.run(Run(schedule, folder, kinds=tuple(args.clients or KINDS)).play())
+    try:
+        asyncio.run(_play(Run(schedule, folder, kinds=tuple(args.clients or KINDS))))
+    except asyncio.CancelledError:
+        print("chaos: ended by a signal; nothing was judged", file=sys.stderr)
+        return 130
     return _report(folder)
+
+
+async def _play(run: Run) -> None:
+    """Play it; SIGINT and SIGTERM end it with all its processes."""
+    playing = asyncio.ensure_future(run.play())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, playing.cancel)
+    await playing
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -102,19 +102,19 @@ class _Stream:
         self.first_entry: float | None = None
         self.readings: list[tuple[int, list[tuple[int, str]]]] = []
         self.end: Record | None = None
-        self.oddities: list[str] = []
+        self.oddities: Counter[str] = Counter()
 
     def take(self, record: Record) -> None:
         event = record["event"]
         if self.end is not None:
-            self.oddities.append(f"{event} after the end")
+            self.oddities[f"{event} after the end"] += 1
         elif event == "stream":
             self.identified = record["at"]
         elif event == "read":
             self.readings.append((record["after"], []))
         elif event == "got":
             if not self.readings:
-                self.oddities.append("entries before any reading")
+                self.oddities["entries before any reading"] += 1
                 return
             self.first_entry = self.first_entry or record["at"]
             self.readings[-1][1].extend(enumerate(record["texts"], record["seq"]))
@@ -133,7 +133,7 @@ def check(journals: Iterable[Iterable[Record]], provider: Iterable[Record], faul
             request = record["request"]
             if record["event"] == "begin":
                 if request in streams:
-                    streams[request].oddities.append("begun twice")
+                    streams[request].oddities["begun twice"] += 1
                 else:
                     streams[request] = _Stream(record)
             elif request in streams:
@@ -160,8 +160,8 @@ def _find(verdict: Verdict, what: str, count: int, finding: str) -> None:
 def _check_stream(stream: _Stream, verdict: Verdict, weather: _Weather) -> None:
     verdict.streams += 1
     where = f"{stream.request} ({stream.plan['model']})"
-    for oddity in stream.oddities:
-        _find(verdict, "unexplained", 1, f"{where}: {oddity}")
+    for oddity, times in stream.oddities.items():
+        _find(verdict, "unexplained", 1, f"{where}: {oddity}, {times} times")
     delivered: dict[int, str] = {}
     wrong = Counter[str]()
     missing: set[int] = set()

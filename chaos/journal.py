@@ -20,6 +20,9 @@ class Journal:
     """A file that only grows. Each record gets `at`, the monotonic clock that all processes of a host share."""
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not (written := path.read_bytes()).endswith(b"\n"):
+            # A predecessor was killed within a write: what it did not finish, it did not say.
+            os.truncate(path, written.rfind(b"\n") + 1)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, **record: Any) -> None:

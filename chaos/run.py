@@ -29,6 +29,8 @@ hello_timeout = 5.0
 ping_interval = 2.0
 ping_timeout = 2.0
 sse_keep_alive = 1.0
+drain_timeout = 10.0
+drain_window = 2.0
 
 [providers.h2]
 base_url = "http://127.0.0.1:{port}/v1"
@@ -138,6 +140,7 @@ class Run:
         self.clients: dict[str, Process] = {}
         self._gateways: list[Process] = []
         self._gateway_busy = False
+        self._clients_down: set[str] = set()
         self._busy: set[asyncio.Task[None]] = set()
 
     async def play(self) -> None:
@@ -262,8 +265,9 @@ class Run:
 
     async def _kill_client(self, fault: Record) -> None:
         client = self.clients[fault["name"]]
-        if not client.is_running:
+        if client.name in self._clients_down:
             return
+        self._clients_down.add(client.name)
         self._faults.write(
             target="client", kind="kill", name=fault["name"], until=time.monotonic() + fault["seconds"]
         )
@@ -271,6 +275,7 @@ class Run:
         await client.wait(10)
         await asyncio.sleep(fault["seconds"])
         await client.start()
+        self._clients_down.discard(client.name)
 
     # -- the end --
 

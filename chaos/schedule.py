@@ -46,7 +46,7 @@ _FAULTS: list[tuple[int, str, str, dict[str, Any]]] = [
     (2, "provider", "goaway", {}),
     (2, "gateway", "stop", {"seconds": (0.3, 7.0)}),
     (2, "gateway", "kill", {"seconds": (0.1, 2.0)}),
-    (1, "gateway", "term", {"seconds": (0.1, 2.0), "rolling": [True, False]}),
+    (2, "gateway", "term", {"seconds": (0.1, 2.0), "rolling": [True, False]}),
     (6, "client", "kill", {"seconds": (0.1, 2.5)}),
 ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from chaos.journal import Record, StreamJournal
 from chaos.schedule import body_of
 
 _SLOW_READ = 0.04
+_RETRY = 0.3
 
 
 class BareClient:
@@ -29,14 +30,16 @@ class BareClient:
                 journal.end("given_up", "not_accepted")
                 return
             try:
-                await self._stream(plan, journal)
+                while await self._stream(plan, journal):  # noqa: ASYNC110 - nothing tells when it is back
+                    await asyncio.sleep(_RETRY)
             except (OSError, EOFError, TimeoutError, WebSocketException) as exc:
                 journal.lost(repr(exc))
         if journal.stream_id is None and not journal.is_over:
             journal.end("given_up", "not_accepted")
         await follow(self._http, journal, slow=plan["slow"])
 
-    async def _stream(self, plan: Record, journal: StreamJournal) -> None:
+    async def _stream(self, plan: Record, journal: StreamJournal) -> bool:
+        """Ask once; return whether to ask again, because the gateway has said that it did nothing."""
         async with connect(
             self._url,
             ping_interval=2,
@@ -51,8 +54,11 @@ class BareClient:
                 async with asyncio.timeout(8):
                     first = json.loads(await socket.recv())
                 if first["type"] == "error":
+                    if first["code"] == "draining":
+                        journal.lost("draining")
+                        return True
                     journal.end("failed", first["code"], message=first["message"])
-                    return
+                    return False
                 journal.identify(first["stream"])
                 journal.read_from(-1)
                 while not journal.is_over:
@@ -65,6 +71,7 @@ class BareClient:
                         await asyncio.sleep(_SLOW_READ)
             except ConnectionClosed as exc:
                 journal.lost(repr(exc))
+        return False
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from chaos.journal import Record, StreamJournal
@@ -15,6 +16,7 @@ from holdfast.errors import HoldfastError
 #: A slow reader takes an entry each so many seconds, out of a window of so many bytes.
 _SLOW_READ = 0.04
 _SLOW_WINDOW = 4096
+_MAX_THREADS = 256
 
 
 def _config(url: str, *, slow: bool) -> WebSocketConfig:
@@ -68,9 +70,11 @@ class SyncSdkClient:
 
     def __init__(self, url: str) -> None:
         self._clients = {slow: SyncStreamingAIClient(_config(url, slow=slow)) for slow in (False, True)}
+        # The loop's own pool has a few threads per processor, and a stream that waits for one would seem to hang.
+        self._threads = ThreadPoolExecutor(_MAX_THREADS)
 
     async def run(self, plan: Record, journal: StreamJournal) -> None:
-        await asyncio.to_thread(self._run, plan, journal)
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._run, plan, journal)
 
     def _run(self, plan: Record, journal: StreamJournal) -> None:
         client = self._clients[plan["slow"]]

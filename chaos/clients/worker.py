@@ -55,7 +55,8 @@ def load(path: Path, journal: Journal) -> tuple[deque[tuple[Record, StreamJourna
         if event == "begin":
             unfinished[request] = (record["plan"], StreamJournal(journal, request))
             unfinished[request][1].was_sent = True
-            index = record["plan"]["index"] + 1
+            # Pauses differ, so requests do not begin in the order of their numbers.
+            index = max(index, record["plan"]["index"] + 1)
         elif event == "end":
             unfinished.pop(request, None)
         elif request in unfinished:

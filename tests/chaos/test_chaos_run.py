@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from chaos.clients.worker import load
+from chaos.journal import Journal, StreamJournal, read
 from chaos.schedule import KINDS, make_schedule, request_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +50,33 @@ async def test_short_run_loses_doubles_and_reorders_nothing(tmp_path):
     assert int(sums[2]) >= 20 * len(KINDS)
     assert process.returncode == 0, output
     assert "gateway kill 1" in output, output
+
+
+def test_worker_goes_on_where_a_killed_one_stopped(tmp_path):
+    path = tmp_path / "client.jsonl"
+    journal = Journal(path)
+    streams = {}
+    for index in (0, 2, 1):  # pauses differ, so requests do not begin in the order of their numbers
+        plan = request_plan(3, "sdk", index)
+        streams[index] = StreamJournal(journal, plan["id"])
+        streams[index].begin("sdk", plan)
+    streams[0].end("completed")
+    streams[1].identify("st_1")
+    streams[1].read_from(-1)
+    streams[1].got(0, ["", "amber0"])
+    with path.open("ab") as file:
+        file.write(b'{"at":1,"event":"got","req')
+    journal.close()
+    journal = Journal(path)
+    unfinished, index = load(path, journal)
+    unfinished[1][1].end("completed")
+    journal.close()
+    assert [record["event"] for record in read(path)][-2:] == ["got", "end"]
+    assert index == 3
+    assert [(plan["index"], state.stream_id, state.after) for plan, state in unfinished] == [
+        (2, None, -1),
+        (1, "st_1", 1),
+    ]
 
 
 def test_schedule_follows_from_its_seed():
