@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 REAL   := .venv-real
 ARGS   ?=
 
+# Trust what the machine trusts, as pip does: some networks have a certificate authority of their own.
+export UV_SYSTEM_CERTS ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint types contracts unit coverage chaos test-slow test-real format lock clean
 

@@ -140,7 +140,8 @@ def test_error_ping_and_goaway_may_come_before_welcome() -> None:
     assert isinstance(event.error, Draining)
     assert script.receive("ping", t=5) == []
     assert script.sent() == [{"type": "pong", "t": 5}]
-    assert script.receive("goaway", reason="drain", window_ms=[0, 10]) == [GoawayReceived("drain", (0, 10), "move")]
+    events = script.receive("goaway", reason="drain", window_ms=[0, 10])
+    assert events == [GoawayReceived("drain", (0, 10), "move")]
 
 
 def test_create_waits_for_a_connection_that_stays() -> None:
