@@ -1,0 +1,150 @@
+"""Commands that check and make things, and what `serve` refuses to do."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import tomllib
+from pathlib import Path
+
+import httpx
+import pytest
+from command_line import COMMAND, Server, run, serve
+
+GOOD = """
+[providers.openai]
+base_url = "https://api.openai.com/v1"
+api_key = "env:PATH"
+[models."gpt-4o"]
+route = ["openai/gpt-4o"]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Writes a configuration file."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "holdfast.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_check_of_a_valid_file_says_what_is_in_it(config):
+    result = run("check", "--config", config(GOOD))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "valid" in result.stdout
+    assert "1 providers, 1 models" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[server", ["not valid TOML"]),
+        ("[server]\nprot = 80", ["server.prot", "no such key"]),
+        (GOOD + "[providers.other]\n", ["providers.other", "base_url"]),
+        (GOOD + '[models.m]\nroute = ["nobody/m"]\n', ['models."m".route[0]', "nobody", "openai"]),
+        (GOOD.replace("env:PATH", "env:HOLDFAST_NO_SUCH"), ["providers.openai.api_key", "HOLDFAST_NO_SUCH"]),
+        (GOOD + '[keys.web]\nhash = "secret-key"\n', ["keys.web.hash", "holdfast keys create"]),
+        (GOOD + '[server]\nhost = "0.0.0.0"\n', ["server.host", "holdfast keys create"]),
+    ],
+)
+def test_check_of_a_wrong_file_names_file_key_and_what_is_right(config, text, says):
+    path = config(text)
+    result = run("check", "--config", path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"holdfast: {path}: ")
+    assert result.stderr.count("\n") == 1
+    for part in says:
+        assert part in result.stderr
+    assert "secret-key" not in result.stderr
+
+
+def test_serve_refuses_a_wrong_file_in_the_words_of_check(config):
+    path = config("[server]\nport = 99999")
+    checked, served = run("check", "--config", path), run("serve", "--port", "0", "--config", path)
+    assert "server.port" in served.stderr
+    assert (served.returncode, served.stdout, served.stderr) == (2, "", checked.stderr)
+
+
+def test_check_of_a_file_that_is_not_there_says_so():
+    result = run("check", "--config", "nowhere.toml")
+    assert result.returncode == 2
+    assert "nowhere.toml: cannot be read: No such file" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve", "--prot", "1"]])
+def test_wrong_usage_exits_with_2_and_the_usage(arguments):
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "usage: holdfast" in result.stderr
+
+
+def test_version_is_the_packages():
+    import importlib.metadata
+
+    assert run("--version").stdout.strip() == importlib.metadata.version("holdfast")
+
+
+def test_key_that_was_created_opens_the_gateway_that_has_its_hash(config, tmp_path):
+    result = run("keys", "create", "app")
+    assert result.returncode == 0
+    key = result.stdout.strip()
+    assert re.fullmatch(r"hf_[A-Za-z0-9_-]{43}", key)
+    snippet = result.stderr[result.stderr.index("[keys.app]") :]
+    assert key not in result.stderr
+    assert set(tomllib.loads(snippet)["keys"]) == {"app"}
+    with serve("--config", config(snippet), cwd=tmp_path) as server, httpx.Client(trust_env=False) as client:
+        assert client.get(f"{server.url}/v1/models").status_code == 401
+        for headers in ({"authorization": f"Bearer {key}"}, {"x-api-key": key}):
+            assert client.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_key_of_an_impossible_name_is_refused():
+    result = run("keys", "create", "a.b]")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "letters, digits" in result.stderr
+
+
+def test_serve_refuses_an_open_address_without_keys():
+    result = run("serve", "--port", "0", "--host", "0.0.0.0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "server.host is '0.0.0.0', but there are no [keys]" in result.stderr
+    assert "holdfast keys create" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_serve_takes_an_open_address_with_keys(config, tmp_path):
+    snippet = run("keys", "create").stderr.partition("[keys.")[2]
+    with serve("--host", "0.0.0.0", "--config", config(f"[keys.{snippet}"), cwd=tmp_path) as server:
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200
+
+
+def test_serve_on_a_port_in_use_says_so():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        result = run("serve", "--port", str(port))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "another process" in result.stderr
+    assert "--port 0" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_simulate_serves_what_its_greeting_says_and_stops(tmp_path):
+    with Server("simulate", "--port", "0", cwd=tmp_path, last_line="Ctrl-C") as server:
+        models = httpx.get(f"{server.url}/v1/models", trust_env=False).json()
+        assert [model["id"] for model in models["data"]] == ["demo"]
+        status, seconds = server.stop(signal.SIGINT)
+    assert status in (0, 130)
+    assert seconds < 2
+
+
+def test_command_is_the_one_of_this_environment():
+    assert Path(COMMAND[0]).exists()
