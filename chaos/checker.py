@@ -97,6 +97,7 @@ class _Stream:
     def __init__(self, begin: Record) -> None:
         self.request: str = begin["request"]
         self.plan: Record = begin["plan"]
+        self.client: str = begin["client"]
         self.began: float = begin["at"]
         self.identified: float | None = None
         self.first_entry: float | None = None
@@ -272,7 +273,8 @@ class _Weather:
         if status == "given_up":
             return any(
                 (fault["target"] == "client_link" and fault["kind"] in BREAKING)
-                or fault["target"] in ("gateway", "client")
+                or fault["target"] == "gateway"
+                or (fault["target"] == "client" and fault["name"] == stream.client)
                 for fault in self._within(began, until)
             )
         own = stream.plan["sim"].get("fault")

@@ -29,28 +29,30 @@ class BareClient:
             if journal.was_sent:
                 journal.end("given_up", "not_accepted")
                 return
-            try:
-                while await self._stream(plan, journal):  # noqa: ASYNC110 - nothing tells when it is back
-                    await asyncio.sleep(_RETRY)
-            except (OSError, EOFError, TimeoutError, WebSocketException) as exc:
-                journal.lost(repr(exc))
+            while await self._ask(plan, journal):  # noqa: ASYNC110 - nothing tells when the gateway is back
+                await asyncio.sleep(_RETRY)
         if journal.stream_id is None and not journal.is_over:
             journal.end("given_up", "not_accepted")
         await follow(self._http, journal, slow=plan["slow"])
 
-    async def _stream(self, plan: Record, journal: StreamJournal) -> bool:
-        """Ask once; return whether to ask again, because the gateway has said that it did nothing."""
-        async with connect(
-            self._url,
-            ping_interval=2,
-            ping_timeout=2,
-            open_timeout=4,
-            close_timeout=1,
-            compression=None,
-            max_queue=4,
-        ) as socket:
-            await socket.send(json.dumps(body_of(plan)))
+    async def _ask(self, plan: Record, journal: StreamJournal) -> bool:
+        """Ask once; return whether to ask again: there was no connection, or the gateway says that it did nothing."""
+        try:
+            socket = await connect(
+                self._url,
+                ping_interval=2,
+                ping_timeout=2,
+                open_timeout=4,
+                close_timeout=1,
+                compression=None,
+                max_queue=4,
+            )
+        except (OSError, EOFError, TimeoutError, WebSocketException) as exc:
+            journal.lost(repr(exc))
+            return True
+        async with socket:
             try:
+                await socket.send(json.dumps(body_of(plan)))
                 async with asyncio.timeout(8):
                     first = json.loads(await socket.recv())
                 if first["type"] == "error":
@@ -69,7 +71,7 @@ class BareClient:
                         end_with(message, journal, message["seq"])
                     if plan["slow"]:
                         await asyncio.sleep(_SLOW_READ)
-            except ConnectionClosed as exc:
+            except (ConnectionClosed, TimeoutError) as exc:
                 journal.lost(repr(exc))
         return False
 
