@@ -7,6 +7,9 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Mapping
+
+import msgspec
 
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
@@ -33,6 +36,8 @@ logger = logging.getLogger("holdfast")
 
 #: Connections that the kernel keeps for us until we accept them.
 _BACKLOG = 4096
+#: How often is looked whether a provider that was replaced is still needed, in seconds.
+_RETIRE_INTERVAL = 0.5
 
 
 class Gateway:
@@ -47,6 +52,10 @@ class Gateway:
         self._demo: SimulatedProvider | None = None
         self._providers: dict[str, Provider] = {}
         self._routes: dict[str, Route] = {}
+        # Providers that a reload has replaced, while streams still run on them.
+        self._retired: list[Provider] = []
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._tls: ssl.SSLContext | None = None
 
     async def start(self) -> None:
         """Listen. Raises `ConfigError` where the configuration, the address or the TLS files cannot be used."""
@@ -69,7 +78,7 @@ class Gateway:
         except ConfigError:
             await self.aclose()
             raise
-        self._routes = {name: self._route(model) for name, model in models.items()}
+        self._routes = {name: _route(model, self._providers) for name, model in models.items()}
         self.admission = Admission(
             config.limits,
             config.queue,
@@ -78,19 +87,11 @@ class Gateway:
         )
         self.admission.limiter.own_limits = self.access.table.limits_of
         self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
-        server, streams = config.server, config.streams
         self.sessions = Sessions(
             self.registry,
             self.timers,
             self.flusher,
-            SessionLimits(
-                max_message=server.max_body,
-                max_streams=server.max_streams_per_session,
-                log_bytes=streams.log_bytes,
-                hello_timeout=server.hello_timeout,
-                detach_grace=streams.detach_grace,
-                liveness=Liveness(server.ping_interval, server.ping_timeout),
-            ),
+            _session_limits(config),
         )
         self.access.table.on_removed = self.sessions.revoke
         self.api = Api(
@@ -99,12 +100,7 @@ class Gateway:
             self.access.authenticator,
             self.timers,
             self.flusher,
-            ApiLimits(
-                max_connections=server.max_connections,
-                detach_grace_http=streams.detach_grace_http,
-                sse_keep_alive=server.sse_keep_alive,
-                connection_rate=server.max_connections_per_second_per_address,
-            ),
+            _api_limits(config),
             self.admission,
             Operations(self.pool_statistics, self.bounds),
         )
@@ -120,23 +116,74 @@ class Gateway:
             admin = AdminApi(admin_key, access.store, access.watcher)
             self.api.add_routes(admin.routes, guard=admin.authenticate)
 
-    def _route(self, model: ModelConfig) -> Route:
-        targets = []
-        for entry in model.targets:
-            name, _, target_model = entry.target.partition("/")
-            provider = self._providers[name]
-            targets.append(
-                Target(
-                    name,
-                    target_model,
-                    provider.endpoint,
-                    provider.pool,
-                    provider.config.timeouts,
-                    provider.health,
-                    entry.weight,
-                )
-            )
-        return Route(targets, model.retry)
+    def reload(self, config: Config) -> None:
+        """Use another configuration for new requests and connections; streams that run are not touched.
+
+        What only a start can change is logged and stays. Raises `ConfigError`; then nothing has changed.
+        """
+        check(config)
+        old = self.config
+        if not config.models:
+            raise ConfigError("models: a running gateway keeps at least one; the demo needs a start of its own")
+        if config.has_callers != old.has_callers:
+            raise ConfigError("keys: a gateway changes between callers with and without keys only at its start")
+        kept = {name: getattr(old.server, name) for name in ("host", "port", "max_hold")}
+        if (config.server.tls_cert is None) != (self._tls is None):
+            kept |= {"tls_cert": old.server.tls_cert, "tls_key": old.server.tls_key}
+        server = msgspec.structs.replace(config.server, **kept)
+        _tls(server.tls_cert, server.tls_key)  # raises before anything has changed
+        providers = {
+            name: known
+            if (known := self._providers.get(name)) is not None and known.config == provider
+            else Provider(name, provider, self.timers)
+            for name, provider in config.providers.items()
+        }
+        routes = {name: _route(model, providers) for name, model in config.models.items()}
+        for name, value in kept.items():
+            if value != getattr(config.server, name):
+                logger.warning("server.%s takes effect at the next start", name)
+        if config.auth != old.auth:
+            logger.warning("[auth] takes effect at the next start")
+        self.config = msgspec.structs.replace(config, server=server, auth=old.auth)
+        self._use_providers(providers, routes)
+        self._use_settings(self.config)
+
+    def _use_providers(self, providers: dict[str, Provider], routes: dict[str, Route]) -> None:
+        before, self._providers = self._providers, providers
+        self._routes.clear()  # the registry has the same
+        self._routes.update(routes)
+        for provider in providers.values():
+            if provider not in before.values():
+                provider.start()
+        for provider in before.values():
+            if provider not in providers.values():
+                self._retired.append(provider)
+                task = asyncio.get_running_loop().create_task(self._retire(provider), name="retire a provider")
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, provider: Provider) -> None:
+        """Close a provider when no stream is left that may still use it."""
+        streams = self.registry.running()
+        while any(not stream.is_ended for stream in streams):  # noqa: ASYNC110 - they may take an hour
+            await asyncio.sleep(_RETIRE_INTERVAL)
+        await provider.aclose()
+        self._retired.remove(provider)
+
+    def _use_settings(self, config: Config) -> None:
+        self.access.configure(config)
+        self.admission.configure(
+            config.limits, config.queue, {name: model.max_concurrency for name, model in config.models.items()}
+        )
+        self.registry.configure(config.streams)
+        self.sessions.limits = _session_limits(config)
+        self.api.configure(_api_limits(config))
+        self._http_limits = _http_limits(config)
+        if self._server is not None:
+            _watch_peers(self._server, config.server)
+        cert = config.server.tls_cert
+        if self._tls is not None and cert is not None:
+            self._tls.load_cert_chain(cert, config.server.tls_key)
 
     def has_healthy_route(self, model: str) -> bool:
         """Whether a request for this model would be tried now; False for models that there are not."""
@@ -161,18 +208,14 @@ class Gateway:
 
     async def _listen(self) -> None:
         server = self.config.server
-        limits = Limits(
-            max_body=server.max_body,
-            header_timeout=server.header_timeout,
-            body_timeout=server.body_timeout,
-            keep_alive_timeout=server.keep_alive_timeout,
-        )
+        self._http_limits = _http_limits(self.config)
+        self._tls = _tls(server.tls_cert, server.tls_key)
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: HttpConnection(self.api, self.timers, limits),
+                lambda: HttpConnection(self.api, self.timers, self._http_limits),
                 server.host,
                 server.port,
-                ssl=_tls(server.tls_cert, server.tls_key),
+                ssl=self._tls,
                 backlog=_BACKLOG,
             )
             _watch_peers(self._server, server)
@@ -237,7 +280,10 @@ class Gateway:
                 connection.abort()
             for session in list(self.sessions.open):
                 session.abort()
-        for provider in self._providers.values():
+        for task in list(self._retiring):
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for provider in [*self._providers.values(), *self._retired]:
             await provider.aclose()
         if self._demo is not None:
             await self._demo.aclose()
@@ -247,6 +293,57 @@ class Gateway:
             await self.access.aclose()
         if hasattr(self, "timers"):
             self.timers.close()
+
+
+def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
+    targets = []
+    for entry in model.targets:
+        name, _, target_model = entry.target.partition("/")
+        provider = providers[name]
+        targets.append(
+            Target(
+                name,
+                target_model,
+                provider.endpoint,
+                provider.pool,
+                provider.config.timeouts,
+                provider.health,
+                entry.weight,
+            )
+        )
+    return Route(targets, model.retry)
+
+
+def _session_limits(config: Config) -> SessionLimits:
+    server, streams = config.server, config.streams
+    return SessionLimits(
+        max_message=server.max_body,
+        max_streams=server.max_streams_per_session,
+        log_bytes=streams.log_bytes,
+        hello_timeout=server.hello_timeout,
+        detach_grace=streams.detach_grace,
+        liveness=Liveness(server.ping_interval, server.ping_timeout),
+    )
+
+
+def _api_limits(config: Config) -> ApiLimits:
+    server = config.server
+    return ApiLimits(
+        max_connections=server.max_connections,
+        detach_grace_http=config.streams.detach_grace_http,
+        sse_keep_alive=server.sse_keep_alive,
+        connection_rate=server.max_connections_per_second_per_address,
+    )
+
+
+def _http_limits(config: Config) -> Limits:
+    server = config.server
+    return Limits(
+        max_body=server.max_body,
+        header_timeout=server.header_timeout,
+        body_timeout=server.body_timeout,
+        keep_alive_timeout=server.keep_alive_timeout,
+    )
 
 
 def _watch_peers(server: asyncio.Server, config: ServerConfig) -> None:

@@ -22,6 +22,7 @@ from holdfast.errors import ConfigError
 
 try:
     from holdfast.app import Gateway
+    from holdfast.config_file import ConfigFile
     from holdfast.simulate import command as simulate
 except ModuleNotFoundError as exc:
     if exc.name is None or exc.name.startswith("holdfast"):
@@ -105,6 +106,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _serve(args: argparse.Namespace) -> int:
     if not HAS_GATEWAY:
         return _needs_gateway(args)
+    file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
     config = _load(args)
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
@@ -118,6 +120,8 @@ def _serve(args: argparse.Namespace) -> int:
         # or a stream leaves in cycles can wait for a rarer look.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
+        if file is not None:
+            file.follow(gateway)
         print(_greeting(gateway), flush=True)
         await signals.serve(gateway)
 

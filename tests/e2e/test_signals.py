@@ -128,3 +128,21 @@ async def test_drain_timeout_ends_running_streams_as_incomplete(serve):
         assert caught.value.code == "shutdown"
         assert caught.value.partial.startswith(first)
     assert await gateway.exit_code() == 0
+
+
+async def test_sighup_reloads_and_an_invalid_file_is_refused(serve, tmp_path):
+    model = '\n[providers.a]\nbase_url = "http://127.0.0.1:9/v1"\n[models.{}]\nroute = ["a/a"]\n'
+    gateway = await serve(model.format("first"))
+
+    def models() -> list[str]:
+        with urllib.request.urlopen(f"{gateway.url}/v1/models", timeout=5) as answer:
+            return [entry["id"] for entry in json.load(answer)["data"]]
+
+    assert models() == ["first"]
+    for config, line in ((model.format("second"), b"was reloaded"), ("nonsense", b"the old one stays")):
+        (tmp_path / "holdfast.toml").write_text(f"[server]\nport = 0\n{config}")
+        gateway.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while line not in await gateway.process.stderr.readline():
+                pass
+        assert await asyncio.to_thread(models) == ["second"]

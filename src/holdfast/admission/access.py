@@ -42,6 +42,11 @@ class Access:
         self.store = None if auth.key_store is None else KeyStore(auth.key_store)
         self.watcher = None if self.store is None else KeyWatcher(self.store, self.table, timers)
 
+    def configure(self, config: Config) -> None:
+        """Take the keys and origins of another configuration; what a removed key has opened is ended."""
+        self.authenticator.use_origins(OriginRules(config.server.allowed_origins, is_local=not config.has_callers))
+        self.table.replace("config", KeySet(config_keys(config.keys), time.time()))
+
     async def start(self) -> None:
         """Read what is kept outside of the configuration. Raises `ConfigError`."""
         if self.watcher is not None:

@@ -80,6 +80,10 @@ class Authenticator:
         self._is_local = is_local
         self._clock = clock
 
+    def use_origins(self, origins: OriginRules) -> None:
+        """Judge by other rules from now on."""
+        self._origins = origins
+
     def check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Return the origin of a page that may call, None for other clients. Raises `Forbidden`."""
         return self._origins.check(_fields(headers))

@@ -91,10 +91,8 @@ class Api:
         self._authenticator = authenticator
         self._timers = timers
         self._flusher = flusher
-        self._limits = limits
         self._admission = admission
-        rate = limits.connection_rate
-        self._arrivals = None if rate is None else ArrivalRates(rate)
+        self.configure(limits)
         self._created = int(time.time())
         self.connections: set[HttpConnection] = set()
         self.is_draining = False
@@ -119,6 +117,12 @@ class Api:
         self._routes += routes
         if guard is not None:
             self._guards |= {pattern: guard for pattern, _ in routes}
+
+    def configure(self, limits: ApiLimits) -> None:
+        """Set limits for what comes from now on."""
+        self._limits = limits
+        rate = limits.connection_rate
+        self._arrivals = None if rate is None else ArrivalRates(rate)
 
     # -- the listener's side --
 

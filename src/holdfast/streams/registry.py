@@ -62,6 +62,15 @@ class Registry:
         self._ended_total = 0
         self._is_draining = False
 
+    def configure(self, config: StreamsConfig) -> None:
+        """Use new bounds and times for streams to come, and for what has ended from now on."""
+        self._config = config
+        self.memory.limit = config.memory_bytes
+
+    def running(self) -> list[Stream]:
+        """The streams that have not ended, those that wait for their turn among them."""
+        return [stream for stream in self._streams.values() if not stream.is_ended]
+
     @property
     def models(self) -> list[str]:
         return list(self._models)
@@ -277,7 +286,9 @@ class _Turn:
 
     def start(self) -> None:
         self._stream.queue_position = None
-        self._registry._start(self._stream, self._request, self._route)
+        # The model may have another route by now.
+        route = self._registry._models.get(self._request.model, self._route)
+        self._registry._start(self._stream, self._request, route)
 
     def expire(self, error: HoldfastError) -> None:
         self._stream.finish("failed", error=error)
