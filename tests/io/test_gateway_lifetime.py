@@ -20,6 +20,7 @@ from gateway_client import (
     whole,
 )
 
+from holdfast.server.http import HttpConnection, Limits
 from holdfast.simulate.faults import CloseConnection
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -170,6 +171,36 @@ async def test_http_creator_that_leaves_does_not_cancel_under_another_reader(pat
         await eventually(lambda: stream_of(path, stream).reader_count == 1)
         entries, end = await session.read()
     assert (content(entries), end["status"]) == (answer(60), "completed")
+
+
+class Gone(asyncio.Transport):
+    """The transport of a client that is gone."""
+
+    def write(self, data):
+        pass
+
+    def get_extra_info(self, name, default=None):
+        return default
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("policy", ["cancel", "continue"])
+async def test_client_that_is_gone_before_its_request_begins_holds_nothing(path, streaming, policy):
+    """Request and end of the connection may be seen in one turn of the loop; here they are."""
+    body = json.dumps(chat({"tokens": 3}, stream=streaming)).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\nholdfast-on-disconnect: {policy}\r\n"
+    limits = Limits(max_body=4096, header_timeout=1.0, body_timeout=1.0, keep_alive_timeout=1.0)
+    connection = HttpConnection(path.gateway.api, path.gateway.timers, limits)
+    connection.connection_made(Gone())
+    connection.data_received(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    connection.connection_lost(None)
+    registry = path.gateway.registry
+    await eventually(lambda: registry.statistics().ended == 1)
+    await eventually(lambda: registry.statistics().running == 0)
+    (stream,) = registry._streams.values()
+    assert stream.reader_count == 0
+    assert stream.end.status == ("cancelled" if policy == "cancel" else "completed")
+    assert path.provider.statistics().streaming == 0
 
 
 async def test_requests_behind_the_one_whose_client_leaves_are_never_made(path):
