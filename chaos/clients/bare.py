@@ -36,7 +36,7 @@ class BareClient:
         await follow(self._http, journal, slow=plan["slow"])
 
     async def _ask(self, plan: Record, journal: StreamJournal) -> bool:
-        """Ask once; return whether to ask again: there was no connection, or the gateway says that it did nothing."""
+        """Ask once; return whether to ask again: nothing was sent, or the gateway says that it did nothing."""
         try:
             socket = await connect(
                 self._url,
