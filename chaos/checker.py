@@ -44,8 +44,10 @@ LINK_CODES = _BROKEN | {
     "circuit_open",
 }
 BREAKING = {"cut", "reset", "reset_at", "black_hole"}
-#: Seconds after a fault in which its consequences may still come: the deadlines that are configured for the run.
-AFTERMATH = 6.0
+#: Seconds after a fault in which it may still hit a request that began later. A silence is only noticed by the
+#: deadlines that are configured for the run.
+AFTERMATH = {"black_hole": 6.0}
+_AFTERMATH = 1.0
 #: Seconds that a link may hold back what was said before the other end died.
 HELD_BACK = 8.0
 
@@ -294,7 +296,8 @@ class _Weather:
 
     def _within(self, began: float, until: float) -> Iterable[Record]:
         for fault in self.faults:
-            if fault["at"] <= until and began <= max(fault["at"], fault.get("until", 0.0)) + AFTERMATH:
+            over = max(fault["at"], fault.get("until", 0.0)) + AFTERMATH.get(fault["kind"], _AFTERMATH)
+            if fault["at"] <= until and began <= over:
                 yield fault
 
 

@@ -15,19 +15,19 @@ from chaos.schedule import KINDS, make_schedule, request_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTS = [
-    {"at": 1.0, "target": "client_link", "kind": "cut"},
-    {"at": 1.5, "target": "client_link", "kind": "reset_at", "direction": "down", "offset": 2000, "count": 3},
-    {"at": 2.0, "target": "client_link", "kind": "reset"},
-    {"at": 2.5, "target": "client", "kind": "kill", "name": "session", "seconds": 0.1},
-    {"at": 3.0, "target": "provider_link", "kind": "cut"},
-    {"at": 4.0, "target": "gateway", "kind": "kill", "seconds": 0.1},
+    {"at": 0.5, "target": "client_link", "kind": "cut"},
+    {"at": 0.9, "target": "client_link", "kind": "reset_at", "direction": "down", "offset": 2000, "count": 3},
+    {"at": 1.3, "target": "client_link", "kind": "reset"},
+    {"at": 1.6, "target": "client", "kind": "kill", "name": "session", "seconds": 0.1},
+    {"at": 2.0, "target": "provider_link", "kind": "cut"},
+    {"at": 2.8, "target": "gateway", "kind": "kill", "seconds": 0.1},
 ]
 
 
 @pytest.mark.timeout(150)
 async def test_short_run_loses_doubles_and_reorders_nothing(tmp_path):
     schedule = tmp_path / "schedule.json"
-    schedule.write_text(json.dumps({"seed": 11, "seconds": 6.0, "width": 1, "faults": FAULTS}))
+    schedule.write_text(json.dumps({"seed": 11, "seconds": 4.0, "width": 1, "faults": FAULTS}))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "chaos", "--schedule", schedule, "--out", tmp_path / "run"),
         cwd=ROOT,
