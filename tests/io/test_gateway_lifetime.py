@@ -71,6 +71,7 @@ async def test_closed_session_is_a_dropped_one(make_path):
     path = await make_path(streams={"detach_grace": 0.3})
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat(ENDLESS))
+        await session.entries(1)
     assert 0.3 <= await time_of_cancel(path, since=time.monotonic()) + 0.01 < 0.3 + LATE
 
 
