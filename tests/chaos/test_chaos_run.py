@@ -27,7 +27,7 @@ FAULTS = [
 @pytest.mark.timeout(150)
 async def test_short_run_loses_doubles_and_reorders_nothing(tmp_path):
     schedule = tmp_path / "schedule.json"
-    schedule.write_text(json.dumps({"seed": 11, "seconds": 4.0, "width": 1, "faults": FAULTS}))
+    schedule.write_text(json.dumps({"seed": 145, "seconds": 4.0, "width": 1, "faults": FAULTS}))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "chaos", "--schedule", schedule, "--out", tmp_path / "run"),
         cwd=ROOT,
