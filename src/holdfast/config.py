@@ -160,6 +160,13 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     stream_usage: Annotated[
         bool, Meta(description="Ask for usage on every stream (`stream_options.include_usage`).")
     ] = True
+    requires_finish_reason: Annotated[
+        bool,
+        Meta(
+            description="A streamed answer that ends without a `finish_reason` is `incomplete`. Switch it off for a "
+            "provider that never sends one."
+        ),
+    ] = True
     http2: Annotated[
         Literal["auto", "prior-knowledge", "off"],
         Meta(

@@ -64,7 +64,11 @@ class Attempt:
     ) -> None:
         max_event = stream.log.max_bytes
         self._reader: StreamReader | CompletionReader = (
-            StreamReader(max_event=max_event, hide_usage=not request.wants_usage)
+            StreamReader(
+                max_event=max_event,
+                hide_usage=not request.wants_usage,
+                requires_finish_reason=target.endpoint.requires_finish_reason,
+            )
             if request.stream
             else CompletionReader(max_size=max_event)
         )

@@ -24,6 +24,7 @@ class Provider:
             api_key=config.api_key,
             headers=config.headers,
             stream_usage=config.stream_usage,
+            requires_finish_reason=config.requires_finish_reason,
         )
         self._timers = timers
         self._probe: Probe | None = None

@@ -75,9 +75,18 @@ def parse_request(raw: bytes | str, *, stream: bool | None = None) -> ChatReques
 class Endpoint:
     """How to ask one provider for a completion."""
 
-    def __init__(self, *, base_url: str, api_key: str | None, headers: dict[str, str], stream_usage: bool) -> None:
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: str | None,
+        headers: dict[str, str],
+        stream_usage: bool,
+        requires_finish_reason: bool = True,
+    ) -> None:
         self._path = urlsplit(base_url).path.rstrip("/")
         self._stream_usage = stream_usage
+        self.requires_finish_reason = requires_finish_reason
         self._headers: Headers = [(b"content-type", b"application/json"), (b"user-agent", b"holdfast")]
         if api_key:
             self._headers.append((b"authorization", b"Bearer " + api_key.encode()))
@@ -133,11 +142,22 @@ class StreamReader:
     `receive` gives entries. After it, `is_finished` says that the terminal event came, and `error` what was wrong.
     """
 
-    __slots__ = ("_hide_usage", "_splitter", "error", "finish_reason", "is_finished", "usage")
+    __slots__ = (
+        "_has_answer",
+        "_hide_usage",
+        "_requires_finish_reason",
+        "_splitter",
+        "error",
+        "finish_reason",
+        "is_finished",
+        "usage",
+    )
 
-    def __init__(self, *, max_event: int, hide_usage: bool) -> None:
+    def __init__(self, *, max_event: int, hide_usage: bool, requires_finish_reason: bool = True) -> None:
         self._splitter = EventSplitter(max_event=max_event)
         self._hide_usage = hide_usage
+        self._requires_finish_reason = requires_finish_reason
+        self._has_answer = False
         self.is_finished = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
@@ -156,7 +176,11 @@ class StreamReader:
         entries = []
         for payload in payloads:
             if payload == _DONE:
-                self.is_finished = True
+                if self._has_answer and self.finish_reason is None and self._requires_finish_reason:
+                    # Servers exist that stop an answer for a newer request and still say that it is done.
+                    self.error = UpstreamTruncated("the provider ended the answer without a finish reason")
+                else:
+                    self.is_finished = True
                 break
             # Entries are spliced into messages as they are, so each must be one JSON object in valid UTF-8.
             # The decoder skips over most of it, and refuses anything that could break out of its envelope.
@@ -171,8 +195,10 @@ class StreamReader:
             if chunk.error is not None:
                 self.error = UpstreamError(_error_text(payload) or "the provider reported an error")
                 break
-            if choices and choices[0].finish_reason is not None:
-                self.finish_reason = choices[0].finish_reason
+            if choices:
+                self._has_answer = True
+                if choices[0].finish_reason is not None:
+                    self.finish_reason = choices[0].finish_reason
             if chunk.usage is not None:
                 self.usage = chunk.usage
                 if self._hide_usage and not choices:
