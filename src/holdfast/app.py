@@ -87,6 +87,7 @@ class Gateway:
         )
         self.admission.limiter.own_limits = self.access.table.limits_of
         self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
+        self.registry.requests.content = config.logging.content
         self.sessions = Sessions(
             self.registry,
             self.timers,
@@ -176,6 +177,7 @@ class Gateway:
             config.limits, config.queue, {name: model.max_concurrency for name, model in config.models.items()}
         )
         self.registry.configure(config.streams)
+        self.registry.requests.content = config.logging.content
         self.sessions.limits = _session_limits(config)
         self.api.configure(_api_limits(config))
         self._http_limits = _http_limits(config)

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import gc
 import importlib.metadata
-import logging
 import shutil
 import signal
 import sys
@@ -23,6 +22,7 @@ from holdfast.errors import ConfigError
 try:
     from holdfast.app import Gateway
     from holdfast.config_file import ConfigFile
+    from holdfast.logs import Logs
     from holdfast.simulate import command as simulate
 except ModuleNotFoundError as exc:
     if exc.name is None or exc.name.startswith("holdfast"):
@@ -98,7 +98,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--host", help="address to listen on (overrides server.host)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (overrides server.port)")
     parser.add_argument(
-        "--log-level", default="warning", choices=["debug", "info", "warning", "error"], help="(default: warning)"
+        "--log-level", choices=["debug", "info", "warning", "error"], help="(overrides logging.level)"
     )
     parser.set_defaults(run=_serve)
 
@@ -108,9 +108,9 @@ def _serve(args: argparse.Namespace) -> int:
         return _needs_gateway(args)
     file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
     config = _load(args)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    logs = Logs(config.logging)
+    if file is not None:
+        file.on_reload = lambda config: logs.configure(config.logging)
 
     async def serve() -> None:
         gateway = Gateway(config)
@@ -125,7 +125,7 @@ def _serve(args: argparse.Namespace) -> int:
         print(_greeting(gateway), flush=True)
         await signals.serve(gateway)
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with logs, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve())
     return 0
 
@@ -170,6 +170,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _load(args: argparse.Namespace) -> Config:
     config = load(args.config) if args.config is not None else Config()
     changes = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
+    if args.log_level is not None:
+        log = msgspec.structs.replace(config.logging, level=args.log_level)
+        config = msgspec.structs.replace(config, logging=log)
     if changes:
         config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **changes))
         check(config, source=str(args.config or "command line"))

@@ -20,6 +20,7 @@ from msgspec import Meta, Struct, field
 
 from holdfast.config_auth import AuthConfig, KeyConfig
 from holdfast.config_limits import Count, Grace, LimitsConfig, QueueConfig, Seconds, Size
+from holdfast.config_logging import LoggingConfig
 from holdfast.errors import ConfigError
 
 
@@ -278,6 +279,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     auth: AuthConfig = field(default_factory=AuthConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @property
     def has_callers(self) -> bool:

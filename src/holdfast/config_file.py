@@ -29,6 +29,7 @@ class ConfigFile:
         self._load = load
         self._seen = self._signature()
         self._timer: Deadline | None = None
+        self.on_reload: Callable[[Config], None] = _nothing
 
     def follow(self, gateway: Gateway, *, interval: float = INTERVAL) -> None:
         """Begin, with a gateway that has started. `close` ends it."""
@@ -44,10 +45,12 @@ class ConfigFile:
         """Read the file now. One that cannot be used is refused, and the gateway goes on as it was."""
         self._seen = self._signature()
         try:
-            gateway.reload(self._load())
+            config = self._load()
+            gateway.reload(config)
         except ConfigError as exc:
             logger.error("the configuration was refused, the old one stays: %s", exc.message)
         else:
+            self.on_reload(config)
             logger.warning("the configuration was reloaded from %s", self._path)
 
     def _look(self, gateway: Gateway, interval: float) -> None:
@@ -63,3 +66,7 @@ class ConfigFile:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _nothing(_: Config) -> None:
+    pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 import time
@@ -95,6 +96,7 @@ class Api:
         self.configure(limits)
         self._created = int(time.time())
         self.connections: set[HttpConnection] = set()
+        self._numbers = itertools.count(1)
         self.is_draining = False
         self._public: dict[str, Callable[[Exchange], None]] = {
             "/healthz": self._healthz,
@@ -128,6 +130,7 @@ class Api:
 
     def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
         self.connections.add(connection)
+        connection.number = next(self._numbers)
         if len(self.connections) + len(self._sessions.open) > self._limits.max_connections:
             return Overloaded("the gateway has as many connections as it may have", retry_after=1.0)
         rates = self._arrivals
@@ -249,6 +252,7 @@ class Api:
             return
         transport.write(switching_protocols(accepted, subprotocol=SUBPROTOCOL if negotiated else None))
         session = SessionProtocol(transport, self._sessions, principal, negotiated=negotiated, leases=leases)
+        session.number = connection.number
         if rest:
             session.data_received(rest)
 
@@ -291,7 +295,7 @@ class Api:
         if request_id is not None and not 1 <= len(request_id) <= 256:
             raise InvalidRequest(f"{name} must have 1 to 256 characters", param=name)
         principal.authorize(chat.model, chat.body, time.time())
-        caller = Caller(principal.tenant, principal.key_id)
+        caller = Caller(principal.tenant, principal.key_id, exchange.connection_number)
         try:
             stream, _duplicate = self._registry.create(
                 principal.owner,

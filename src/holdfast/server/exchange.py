@@ -59,6 +59,8 @@ class Request(msgspec.Struct, frozen=True):
 class Connection(Protocol):
     """What carries an exchange."""
 
+    number: int
+
     @property
     def is_writable(self) -> bool:
         """Whether the socket takes more."""
@@ -101,6 +103,10 @@ class Exchange:
         self.is_complete = False
         self.on_writable: Callable[[], None] | None = None
         self.on_disconnect: Callable[[], None] | None = None
+
+    @property
+    def connection_number(self) -> int:
+        return self._connection.number
 
     @property
     def is_writable(self) -> bool:

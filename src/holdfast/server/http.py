@@ -80,6 +80,7 @@ class HttpConnection(asyncio.Protocol):
         "_timers",
         "_url",
         "is_writable",
+        "number",
         "transport",
     )
 
@@ -103,6 +104,8 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._timer: Deadline | None = None
         self.is_writable = True
+        #: Given by the application, for the log.
+        self.number = 0
         self.transport: asyncio.Transport | None = None
 
     # -- asyncio.Protocol --

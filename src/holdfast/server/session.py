@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from holdfast.streams.stream import Stream
 from holdfast.streams.ticket import Caller
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import parse_request
+
+logger = logging.getLogger("holdfast.connections")
 
 #: About how many bytes one message and one flush of a connection carry.
 _MESSAGE_BYTES = 32 * 1024
@@ -89,6 +92,8 @@ class SessionProtocol(WebSocketProtocol):
         "_ready",
         "_sessions",
         "_streams",
+        "number",
+        "opened",
         "principal",
         "session",
         "token",
@@ -108,6 +113,9 @@ class SessionProtocol(WebSocketProtocol):
         self.principal = principal
         self.session = core.ServerSession(negotiated=negotiated, max_streams=limits.max_streams)
         self.token: str | None = None
+        #: Of its connection, for the log.
+        self.number = 0
+        self.opened = sessions.timers.now()
         self._streams: dict[Cursor, Stream] = {}
         # Cursors that may have something to send, in the order in which they became so.
         self._ready: dict[Cursor, None] = {}
@@ -121,6 +129,11 @@ class SessionProtocol(WebSocketProtocol):
         super().__init__(transport, sessions.timers, max_message=limits.max_message, liveness=limits.liveness)
         self._hello = sessions.timers.after(limits.hello_timeout, self._hello_timed_out)
         sessions.open.add(self)
+
+    @property
+    def short_token(self) -> str | None:
+        """As much of the session's token as tells sessions apart in a log."""
+        return None if self.token is None else self.token[:8]
 
     # -- from the client --
 
@@ -165,7 +178,7 @@ class SessionProtocol(WebSocketProtocol):
                 request,
                 request_id=request_id,
                 detach_grace=limits.detach_grace,
-                caller=Caller(self.principal.tenant, self.principal.key_id),
+                caller=Caller(self.principal.tenant, self.principal.key_id, self.number, self.short_token),
             )
             cursor = stream.attach(self, credit=event.credit)
         except HoldfastError as exc:
@@ -407,9 +420,25 @@ class SessionProtocol(WebSocketProtocol):
     def connection_closed(self) -> None:
         self._hello.cancel()
         self._sessions.open.discard(self)
+        if logger.isEnabledFor(logging.INFO):
+            self._log_end()
         for lease in self._leases:
             lease.release()
         self._leave_streams()
+
+    def _log_end(self) -> None:
+        principal = self.principal
+        fields = {
+            "connection": self.number,
+            "session": self.short_token,
+            "tenant": principal.tenant,
+            "key": principal.key_id,
+            "duration": round(self.timers.now() - self.opened, 3),
+            "close_code": self.codec.close_code,
+            "streams_left": len(self._streams),
+        }
+        fields = {name: value for name, value in fields.items() if value is not None}
+        logger.info("connection ended", extra={"fields": fields})
 
     def _leave_streams(self) -> None:
         sessions = self._sessions

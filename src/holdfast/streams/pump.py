@@ -21,6 +21,7 @@ from holdfast.errors import (
     UpstreamTimeout,
 )
 from holdfast.streams.attempt import Attempt
+from holdfast.streams.request_log import attempt_failed
 from holdfast.streams.route import Route, Target
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
@@ -103,6 +104,8 @@ class Pump:
             raise
         health.record(granted, error, timers.now())
         self._record(target, attempt, None if error is None else error.code)
+        if error is not None:
+            attempt_failed(self._stream, self._attempts[-1], error)
         return attempt, error
 
     def _can_try(self, place: int, is_repetition: bool) -> bool:

@@ -21,6 +21,7 @@ from holdfast.errors import (
 )
 from holdfast.streams.memory import LogMemory
 from holdfast.streams.pump import Pump
+from holdfast.streams.request_log import RequestLog
 from holdfast.streams.route import Route
 from holdfast.streams.stream import Origin, Stream
 from holdfast.streams.ticket import Admission, Caller, Ticket
@@ -58,6 +59,7 @@ class Registry:
         self._pumps: dict[str, asyncio.Task[None]] = {}
         self.memory = LogMemory(config.memory_bytes)
         self.memory.evict = self._evict_oldest
+        self.requests = RequestLog()
         self._created = 0
         self._ended_total = 0
         self._is_draining = False
@@ -92,6 +94,20 @@ class Registry:
         (same id, other request), `RateLimited`, `QueueFull`, `Overloaded` or `Draining`; then nothing was sent to
         a provider.
         """
+        caller = caller or Caller(owner)
+        try:
+            stream, is_known = self._create(owner, request, request_id, detach_grace, caller)
+        except HoldfastError as exc:
+            self.requests.refused(caller, request, request_id, exc)
+            raise
+        stream.keeps_running |= keeps_running
+        if not is_known:
+            self.requests.accepted(stream, request)
+        return stream, is_known
+
+    def _create(
+        self, owner: str, request: ChatRequest, request_id: str | None, detach_grace: float, caller: Caller
+    ) -> tuple[Stream, bool]:
         # Over a session the same bytes ask for a stream that over HTTP ask for a whole answer.
         digest = request.digest + (b"stream" if request.stream else b"whole")
         if request_id is not None:
@@ -99,13 +115,11 @@ class Registry:
             if known is not None:
                 if known.origin.digest != digest:
                     raise DuplicateRequest(param="request_id")
-                known.keeps_running |= keeps_running
                 return known, True
         route = self._models.get(request.model)
         if route is None:
             raise UnknownModel(f"there is no model {request.model[:100]!r}; see GET /v1/models", param="model")
         self._check_room()
-        caller = caller or Caller(owner)
         ticket = self._admission.enter(caller.tenant, caller.key, request)
         stream_id = "st_" + secrets.token_hex(16)
         stream = Stream(
@@ -116,7 +130,7 @@ class Registry:
             detach_grace=detach_grace,
             timers=self._timers,
         )
-        stream.keeps_running = keeps_running
+        stream.caller = caller
         stream.on_end = self._stream_ended
         self._streams[stream_id] = stream
         self._by_request[owner, stream.origin.request_id] = stream
@@ -191,6 +205,7 @@ class Registry:
     def _stream_ended(self, stream: Stream) -> None:
         self._ended_total += 1
         self._ended[stream.id] = stream
+        self.requests.ended(stream, self._timers.now())
         self.memory.running -= 1
         self._schedule_expiry(stream, self._config.retention)
         if stream.id not in self._pumps:  # it was still waiting for its turn

@@ -20,6 +20,7 @@ from holdfast.core.messages import (
 )
 from holdfast.errors import Cancelled, HoldfastError
 from holdfast.streams.memory import LogMemory
+from holdfast.streams.ticket import Caller
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -59,6 +60,7 @@ class Stream:
         "_parked",
         "_readers",
         "_timers",
+        "caller",
         "created",
         "detach_grace",
         "ended_at",
@@ -87,6 +89,8 @@ class Stream:
         self.origin = origin
         self.log = log
         self._memory = memory
+        #: Who asked, for the log.
+        self.caller: Caller | None = None
         self.created = timers.now()
         self.ended_at: float | None = None
         # It ended while its reader was lost, who has not come back since.

@@ -29,10 +29,15 @@ class Ticket(Protocol):
 
 @dataclass(slots=True, frozen=True)
 class Caller:
-    """Whose limits a request counts against. `key` is None for callers that are not told apart."""
+    """Whose limits a request counts against. `key` is None for callers that are not told apart.
+
+    `connection` and `session` are for the log: on which connection of this process the request came.
+    """
 
     tenant: str
     key: str | None = None
+    connection: int | None = None
+    session: str | None = None
 
 
 class Admission(Protocol):

@@ -1,0 +1,151 @@
+"""The gateway's log: one line per event, as JSON or for a terminal, written by a thread of its own.
+
+Whatever comes from outside (names, ids, messages) is escaped, so that nobody can make a line of the log look like
+another. A log that is not read, such as a pipe that is full, costs lines and never the event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import re
+import sys
+import threading
+import time
+from typing import Any, TextIO
+
+from holdfast.config_logging import LoggingConfig
+
+#: Lines that may wait for the writer; more are dropped and counted.
+MAX_WAITING = 10_000
+#: Longest line, in characters.
+MAX_LINE = 64 * 1024
+#: Seconds that the last lines have when the process ends.
+_LAST_GRACE = 2.0
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/@+-]+")
+
+
+def escape(text: str) -> str:
+    r"""Write what is not printable, such as a line's end or a terminal's commands, as `\x0a` or `\u2028`."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _number(ord(char)) for char in text)
+
+
+def _number(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: time, level, logger, message, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)  # pure ASCII: control characters are escaped
+
+
+class ConsoleFormatter(logging.Formatter):
+    """Time, level, message and fields as `name=value`; a traceback is indented below."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = [_time(record), record.levelname.ljust(7), escape(record.getMessage())]
+        for name, value in getattr(record, "fields", {}).items():
+            text = str(value)
+            parts.append(f"{name}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")
+        line = " ".join(parts)
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            line = "\n    | ".join([line, *(escape(part) for part in trace.split("\n"))])
+        return line
+
+
+def _time(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+class QueueHandler(logging.Handler):
+    """Hands lines to a thread that writes them. What finds the queue full is dropped, and counted in `dropped`."""
+
+    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(max_waiting)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+            if len(line) > MAX_LINE:
+                line = line[:MAX_LINE] + "..."
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+        except Exception:  # noqa: BLE001 - logging's own rule: a line that cannot be formatted harms nobody
+            self.handleError(record)
+
+    def _write(self) -> None:
+        told = 0
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    if self.dropped > told:
+                        lost, told = self.dropped - told, self.dropped
+                        self._stream.write(self.format(_notice(lost)) + "\n")
+                    self._stream.flush()
+            except (OSError, ValueError):
+                self.dropped += 1  # nobody reads any more
+
+    def close(self) -> None:
+        """Write what waits, as far as the stream takes it within two seconds."""
+        try:
+            self._lines.put(None, timeout=_LAST_GRACE)
+        except queue.Full:
+            pass
+        self._thread.join(_LAST_GRACE)
+        super().close()
+
+
+def _notice(lost: int) -> logging.LogRecord:
+    return logging.LogRecord(
+        "holdfast",
+        logging.WARNING,
+        "",
+        0,
+        "%d lines of the log were dropped: it is not read fast enough",
+        (lost,),
+        None,
+    )
+
+
+class Logs:
+    """The log of a process. Use it as a context: at its end what waits is written."""
+
+    def __init__(self, config: LoggingConfig, stream: TextIO | None = None) -> None:
+        self.handler = QueueHandler(stream or sys.stderr)
+        self.configure(config)
+
+    def configure(self, config: LoggingConfig) -> None:
+        """Set format and level, also while the process runs."""
+        self.handler.setFormatter(JsonFormatter() if config.format == "json" else ConsoleFormatter())
+        logging.getLogger("holdfast").setLevel(config.level.upper())
+
+    def __enter__(self) -> Logs:
+        logging.getLogger().addHandler(self.handler)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        logging.getLogger().removeHandler(self.handler)
+        self.handler.close()
