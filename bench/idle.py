@@ -184,7 +184,7 @@ def main() -> None:
         config = Path(folder, "holdfast.toml")
         config.write_text(CONFIG)
         gateway = subprocess.Popen(
-            [sys.executable, "-m", "holdfast.cli", "serve", "--config", str(config)],
+            [sys.executable, "-m", "holdfast.cli", "serve", "--config", str(config), "--log-level", "warning"],
             stdout=subprocess.PIPE,
             text=True,
         )
