@@ -164,8 +164,8 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     requires_finish_reason: Annotated[
         bool,
         Meta(
-            description="A streamed answer that ends without a `finish_reason` is `incomplete`. Switch it off for a "
-            "provider that never sends one."
+            description="A streamed answer that ends without a `finish_reason` is `incomplete`. Switch it off for "
+            "a provider that never sends one."
         ),
     ] = True
     http2: Annotated[
