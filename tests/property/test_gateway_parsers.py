@@ -220,7 +220,7 @@ def mutated_requests(draw: st.DrawFn) -> bytes:
 
 
 cuts = st.lists(st.integers(0, 100_000), max_size=12)
-fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @fuzz
@@ -290,7 +290,7 @@ def parse(raw: bytes | str) -> dict[str, Any] | None:
     return body
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=chat_like)
 def test_chat_request_is_passed_on_with_all_its_fields_or_refused(value: dict[str, Any]) -> None:
     body = parse(json.dumps(value).encode())
@@ -311,7 +311,7 @@ def test_chat_request_is_passed_on_with_all_its_fields_or_refused(value: dict[st
             assert body["stream_options"] == {**(value.get("stream_options") or {}), "include_usage": True}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=chat_like, edits=st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=3)), max_size=3))
 def test_chat_request_with_mutated_bytes_is_taken_or_refused(
     value: dict[str, Any], edits: list[tuple[int, bytes]]
@@ -323,7 +323,7 @@ def test_chat_request_with_mutated_bytes_is_taken_or_refused(
     parse(bytes(raw))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(raw=st.binary(max_size=60) | st.text(max_size=60))
 @example(raw=b"[" * 100_000)
 @example(raw=b'{"model":"m","messages":[{}],"x":' + b"[" * 900 + b"]" * 900 + b"}")
