@@ -19,6 +19,7 @@ import platform
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def started(command: list[str], core: int, pattern: str) -> Iterator[tuple[subpr
         else:
             sys.exit(f"{command[0]} ended before it listened")
     finally:
-        process.terminate()
+        # SIGTERM would let the gateway's running streams come to their end first.
+        process.send_signal(signal.SIGINT)
         process.wait()
 
 
@@ -87,7 +89,7 @@ def holdfast(provider_port: int, protocol: str) -> Iterator[tuple[str, int]]:
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(config)
         file.flush()
-        command = [sys.executable, "-m", "holdfast.cli", "serve", "--config", file.name]
+        command = [sys.executable, "-m", "holdfast.cli", "serve", "--config", file.name, "--log-level", "error"]
         with started(command, RELAY_CORE, r"http://127\.0\.0\.1:(\d+)") as (process, match):
             yield f"http://127.0.0.1:{match[1]}/v1", process.pid
 
