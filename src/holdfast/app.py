@@ -218,6 +218,7 @@ class Gateway:
                 server.host,
                 server.port,
                 ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else server.header_timeout,
                 backlog=_BACKLOG,
             )
             _watch_peers(self._server, server)

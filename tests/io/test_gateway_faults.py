@@ -203,7 +203,6 @@ async def test_pauses_shorter_than_the_idle_timeout_are_no_fault(path):
     assert (content(entries), end["status"]) == (answer(5), "completed")
 
 
-@pytest.mark.xfail(reason="the first look at the idle timeout comes when the first byte would have been late")
 async def test_idle_timeout_counts_from_the_last_byte_whatever_the_first_may_take(make_path):
     """By default the first byte may take far longer than a pause."""
     path = await make_path(provider={**ONCE, "timeouts": {"idle": 0.2}})

@@ -203,7 +203,8 @@ class Attempt:
             error = TotalTimeout(f"the answer was not complete after {timeouts.total:g} s")
         elif streaming and not self._paused:
             if not self._first_byte:
-                deadline = min(total, self._last_read + timeouts.first_byte)
+                # Looked at again in time for the idle deadline: the first byte may come at any moment.
+                deadline = min(total, self._last_read + timeouts.first_byte, now + timeouts.idle)
                 if now >= self._last_read + timeouts.first_byte:
                     error = FirstByteTimeout(f"nothing came within {timeouts.first_byte:g} s of the request")
             else:
