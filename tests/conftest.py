@@ -65,7 +65,11 @@ async def make_path() -> AsyncIterator[MakePath]:
             **config,  # type: ignore[arg-type]
         )
         gateway = Gateway(settings)
-        await gateway.start()
+        try:
+            await gateway.start()
+        except BaseException:
+            await simulated.aclose()
+            raise
         paths.append(Path(gateway, simulated))
         return paths[-1]
 
