@@ -38,7 +38,7 @@ from holdfast.errors import (
 )
 from holdfast.server.exchange import Exchange, Request, error_response
 from holdfast.server.flusher import Flusher
-from holdfast.server.http import HttpConnection, Limits
+from holdfast.server.http import HttpConnection
 from holdfast.server.operations import Operations
 from holdfast.server.routes import Handler, Routes
 from holdfast.server.session import SessionProtocol, Sessions
@@ -479,6 +479,3 @@ def _poll_timeout(request: Request) -> float:
 
 def _respond_json(exchange: Exchange, body: dict[str, Any], *, status: int = 200) -> None:
     exchange.respond(status, JSON, msgspec.json.encode(body))
-
-
-__all__ = ["Api", "ApiLimits", "Limits"]

@@ -23,7 +23,6 @@ HEADERS = (
 _KEEP_ALIVE = b": keep-alive\n"
 
 _READ_BYTES = 32 * 1024
-_FLUSH_BYTES = 128 * 1024
 
 
 class SseReader:
