@@ -125,17 +125,19 @@ def openings(args: argparse.Namespace) -> list[bytes]:
 ACCEPTED = re.compile(rb'"type":"accepted","request_id":"[^"]+","stream":"([^"]+)"')
 #: An acknowledgement beyond what was sent counts as the last that was sent (PROTOCOL.md, section 5).
 ALL = 2**53 - 1
+#: Seconds between acknowledgements, as in the SDK.
+ACK_INTERVAL = 1.0
 
 
 class AckingClient(Client):
-    """A WebSocket client that acknowledges everything ten times a second."""
+    """A WebSocket client that acknowledges everything each second, as the SDK does."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._missing = self._opening.count(b'"type":"create"')
         self._head = b""
         self._ack = b""
-        asyncio.get_running_loop().call_later(0.1, self._acknowledge)
+        asyncio.get_running_loop().call_later(ACK_INTERVAL, self._acknowledge)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -150,7 +152,7 @@ class AckingClient(Client):
     def _acknowledge(self) -> None:
         if not self.transport.is_closing():
             self.transport.write(self._ack)  # type: ignore[attr-defined]
-            asyncio.get_running_loop().call_later(0.1, self._acknowledge)
+            asyncio.get_running_loop().call_later(ACK_INTERVAL, self._acknowledge)
 
 
 async def run(args: argparse.Namespace) -> None:
