@@ -62,7 +62,9 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     sse_keep_alive: Annotated[Seconds, Meta(description="A silent SSE response gets a comment this often.")] = 15.0
     max_hold: Annotated[
         float,
-        Meta(ge=0, le=0.01, description="Under load a turn of the event loop is held back up to this; 0: never."),
+        Meta(
+            ge=0, le=0.01, description="Under load turns of the event loop begin up to this far apart; 0: at once."
+        ),
     ] = 0.001
     drain_timeout: Annotated[
         Grace, Meta(description="After SIGTERM running streams have this long; then they end as `incomplete`.")

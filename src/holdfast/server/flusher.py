@@ -13,7 +13,8 @@ logger = logging.getLogger("holdfast")
 
 
 class Flushable(Protocol):
-    def flush(self) -> None: ...
+    def flush(self) -> int:
+        """Write what is due; return of how many events that was, about."""
 
 
 class Flusher:
@@ -38,14 +39,16 @@ class Flusher:
 
     def _run(self) -> None:
         pending, self._pending = self._pending, []
+        events = 0
         for connection in pending:
             try:
-                connection.flush()
+                events += connection.flush()
             except Exception:
                 # One broken connection must not keep the others from their writes.
                 logger.exception("a flush failed")
-        hold = self._moderation.hold(len(pending), self._loop.time())
+        # The loop's own clock stands still throughout a turn, and may count in milliseconds.
+        hold = self._moderation.hold(events, time.monotonic())
         if hold:
             # What is due is written. To sleep here, rather than in the selector, lets more gather in the sockets;
-            # the bound is a millisecond, so no timer suffers.
+            # the bound is a millisecond or two, so no timer suffers.
             time.sleep(hold)

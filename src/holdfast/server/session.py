@@ -320,19 +320,21 @@ class SessionProtocol(WebSocketProtocol):
             self._is_marked = True
             self._sessions.flusher.add(self)
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         """Write what is due: control messages first, then entries of all ready cursors in turn."""
         self._is_marked = False
         transport, session = self.transport, self.session
         if transport is None or self.codec.is_closing:
-            return
+            return 0
         if not self.is_writable:
             if session.waiting > _MAX_WAITING:
                 self.abort()
-            return
+            return 0
         if self._moved:
             self._tell_positions()
-        out = [text_frame(message) for message in session.data_to_send()] if session.waiting else []
+        out: list[bytes] = []
+        if session.waiting:
+            out += map(text_frame, session.data_to_send())
         ready = self._ready
         if ready:
             self._read_cursors(out)
@@ -340,6 +342,7 @@ class SessionProtocol(WebSocketProtocol):
             transport.write(out[0] if len(out) == 1 else b"".join(out))
             if ready and self.is_writable:
                 self._mark()
+        return len(out)
 
     def _tell_positions(self) -> None:
         """Say where streams stand now: a client that does not read is told later, and once."""
@@ -361,9 +364,8 @@ class SessionProtocol(WebSocketProtocol):
             message = cursor.read(max_bytes)
             if message is None:
                 continue
-            length = len(message)
             out.append(text_frame(message))
-            size += length
+            size += len(message)
             log = cursor.log
             if is_bare:
                 cursor.consume()

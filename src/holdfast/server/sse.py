@@ -94,16 +94,16 @@ class SseReader:
     def _mark(self) -> None:
         self.wake(self._cursor)
 
-    def flush(self) -> None:
+    def flush(self) -> int:
         self._is_marked = False
         exchange, cursor, prefix = self._exchange, self._cursor, self._prefix
         if exchange.is_complete or not exchange.is_writable or not cursor.is_ready:
-            return
+            return 0
         if not exchange.is_started:
             end = self._stream.end
             if end is not None and self._stream.log.next == 1 and end.status != "completed":
                 self._refuse(end)
-                return
+                return 1
             self._start()
         seq = cursor.position
         payloads = cursor.read_payloads(_READ_BYTES)
@@ -131,6 +131,7 @@ class SseReader:
             self._stream.relieve()
             if cursor.is_ready:
                 self._mark()
+        return len(out)
 
     def _refuse(self, end: EndBody) -> None:
         self._timer.cancel()

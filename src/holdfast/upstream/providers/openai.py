@@ -112,11 +112,11 @@ class Endpoint:
         return HttpRequest("POST", f"{self._path}/chat/completions", headers, msgspec.json.encode(body))
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
     error: Any = None
