@@ -234,6 +234,14 @@ class RetryConfig(Struct, forbid_unknown_fields=True, frozen=True):
     max_retry_after: Annotated[
         Grace, Meta(description="A longer `Retry-After` is not waited for: the caller gets the error at once.")
     ] = 30.0
+    at_most_once: Annotated[
+        bool,
+        Meta(
+            description="Never billed twice: a request that was sent, and that the provider may have processed "
+            "although nothing of its answer came, ends with the error. Only one that was certainly not processed "
+            "is tried again. Default: both are."
+        ),
+    ] = False
 
 
 class TargetConfig(Struct, forbid_unknown_fields=True, frozen=True):

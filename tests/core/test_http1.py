@@ -62,6 +62,17 @@ def test_request_is_written_whole() -> None:
     assert connection.data_to_send() == b""
 
 
+def test_request_of_which_nothing_was_handed_over_was_not_processed_and_never_will_be() -> None:
+    for end in (lambda c: c.receive_eof()[:1], lambda c: c.close()):
+        connection = connection_with_request()
+        connection.receive_data(OK_3)
+        connection.send_request(b"GET", b"https", b"a.example", b"/", [])
+        (failed,) = end(connection)
+        assert isinstance(failed, StreamFailed)
+        assert (failed.stream_id, failed.processed) == (2, False)
+        assert connection.data_to_send() == b""
+
+
 def test_second_request_while_one_is_open_is_misuse() -> None:
     connection = connection_with_request()
     assert connection.available_streams == 0

@@ -64,8 +64,8 @@ class ResponseEnded(Struct, gc=False):
 class StreamFailed(Struct, gc=False):
     """The response will not be complete; the slot is free.
 
-    `processed` is False only where the RFC guarantees that the request was not processed, so that it may be
-    sent again whatever it was.
+    `processed` is False only where the request was certainly not processed, so that it may be sent again whatever
+    it was: the RFC guarantees it, or `data_to_send` has not given out a byte of it.
     """
 
     stream_id: int

@@ -165,6 +165,7 @@ class Http1Connection:
         self._out: list[bytes] = []
         self._next_id = 1
         self._reader: _ResponseReader | None = None
+        self._is_handed_over = False  # a part of the request that is open
         self._usable = True
         self._closed = False
 
@@ -206,6 +207,7 @@ class Http1Connection:
     def data_to_send(self) -> bytes:
         data = b"".join(self._out)
         self._out.clear()
+        self._is_handed_over = True
         return data
 
     def send_request(
@@ -219,6 +221,7 @@ class Http1Connection:
         head += [b"%b: %b\r\n" % field for field in fields]
         head += (b"\r\n", body)
         self._out += head
+        self._is_handed_over = False
         stream_id = self._next_id
         self._next_id += 1
         self._reader = _ResponseReader(stream_id, is_head=method == b"HEAD", max_head_size=self._max_head_size)
@@ -293,7 +296,9 @@ class Http1Connection:
 
     def _fail_stream(self, code: ErrorCode, reason: str, events: list[Event]) -> None:
         if self._reader is not None:
-            events.append(StreamFailed(self._reader.stream_id, code, reason, processed=True))
+            if not self._is_handed_over:
+                self._out.clear()  # it shall stay true that nothing was sent
+            events.append(StreamFailed(self._reader.stream_id, code, reason, processed=self._is_handed_over))
 
     def _end(self) -> None:
         self._usable = False
