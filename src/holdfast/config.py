@@ -190,9 +190,13 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     max_age: Annotated[
         Seconds, Meta(description="A connection gets no new requests after 80 to 100 % (at random) of this.")
     ] = 1800.0
-    idle_timeout: Annotated[Seconds, Meta(description="A connection without requests is closed after this.")] = (
-        60.0
-    )
+    idle_timeout: Annotated[
+        Seconds,
+        Meta(
+            description="A connection without requests is closed after this, and before the time that an HTTP/1.1 "
+            "provider's `Keep-Alive` names."
+        ),
+    ] = 60.0
     ping_interval: Annotated[
         Seconds, Meta(description="HTTP/2: between two PINGs, which also measure the RTT.")
     ] = 15.0

@@ -260,7 +260,11 @@ class UpstreamConnectError(UpstreamError):
 
 
 class UpstreamReset(UpstreamError):
-    """`processed` is False only where the provider certainly did not act on the request."""
+    """`processed` is False only where the provider certainly did not act on the request.
+
+    `is_stale` says that the connection had been kept alive and ended without a byte of this answer: most likely
+    the provider was closing it as idle when the request was sent.
+    """
 
     code = "upstream_reset"
     meaning = "The provider's connection or stream was reset or cut before the answer was complete."
@@ -272,9 +276,11 @@ class UpstreamReset(UpstreamError):
         retry_after: float | None = None,
         param: str | None = None,
         processed: bool = True,
+        is_stale: bool = False,
     ) -> None:
         super().__init__(message, retry_after=retry_after, param=param)
         self.processed = processed
+        self.is_stale = is_stale
 
 
 class CircuitOpen(UpstreamError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -10,8 +11,10 @@ import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig
+from holdfast.core.messages import EndBody
 from holdfast.streams.stream import Stream
 from holdfast.upstream.providers.openai import parse_request
+from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 
 DEADLINE = 10.0
 
@@ -56,9 +59,11 @@ class ScriptedProvider:
         await self._server.wait_closed()
 
     def close_idle(self) -> None:
-        """End every connection with FIN, as a server does that has waited long enough."""
+        """End every connection with FIN, as a server does that has waited long enough, within this call."""
         for writer in self._writers:
-            writer.close()
+            number = writer.get_extra_info("socket").fileno()
+            with socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as handle:
+                handle.shutdown(socket.SHUT_WR)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
@@ -125,13 +130,21 @@ class ScriptedWorld:
     ) -> None:
         await self.gateway.aclose()
 
+    @property
+    def pool(self) -> PoolStatistics:
+        return self.gateway.pool_statistics()[0].pool
+
+    @property
+    def health(self) -> HealthStatistics:
+        return self.gateway.pool_statistics()[0].health
+
     def begin(self) -> Stream:
         stream, _ = self.gateway.registry.create(
             "tenant", parse_request(_BODY), detach_grace=0.0, keeps_running=True
         )
         return stream
 
-    async def ask(self) -> Stream:
+    async def ask(self) -> EndBody:
         """Ask once and wait for the end."""
         return await ended(self.begin())
 
@@ -147,7 +160,7 @@ class _Reader:
         pass
 
 
-async def ended(stream: Stream) -> Stream:
+async def ended(stream: Stream) -> EndBody:
     reader = _Reader()
     cursor = stream.attach(reader)
     async with asyncio.timeout(DEADLINE):
@@ -155,4 +168,5 @@ async def ended(stream: Stream) -> Stream:
             reader.woken.clear()
             await reader.woken.wait()
     stream.detach(cursor)
-    return stream
+    assert stream.end is not None
+    return stream.end

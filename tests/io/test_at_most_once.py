@@ -24,10 +24,9 @@ UNCONFIRMED: list[tuple[Deed, str]] = [
 @pytest.mark.parametrize(("deed", "code"), UNCONFIRMED)
 async def test_request_that_may_have_been_processed_is_asked_again_by_default(deed: Deed, code: str) -> None:
     async with ScriptedProvider(deed, "answer") as provider, ScriptedWorld(provider) as world:
-        stream = await world.ask()
-        assert stream.end is not None
-        assert stream.end.status == "completed"
-        first, second = stream.end.attempts
+        end = await world.ask()
+        assert end.status == "completed"
+        first, second = end.attempts
         assert (first.error, first.unconfirmed) == (code, True)
         assert (second.error, second.unconfirmed) == (None, False)
 
@@ -42,12 +41,11 @@ async def test_request_that_may_have_been_processed_is_asked_once_where_so_confi
         spare,
         ScriptedWorld(provider, spare, retry=ONCE_ONLY) as world,
     ):
-        stream = await world.ask()
+        end = await world.ask()
         assert (provider.seen, spare.seen) == ([1], [])
-        assert stream.end is not None
-        assert stream.end.status == "failed"
-        assert [attempt.unconfirmed for attempt in stream.end.attempts] == [True]
-        error = stream.end.error
+        assert end.status == "failed"
+        assert [attempt.unconfirmed for attempt in end.attempts] == [True]
+        error = end.error
         assert error is not None
         assert (error.code, error.retryable) == (code, False)
         assert "may have processed" in error.message

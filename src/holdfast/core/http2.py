@@ -144,6 +144,10 @@ class Http2Connection:
         limit = min(self._max_streams, self._peer.max_concurrent_streams)
         return max(0, limit - len(self._streams.open))
 
+    @property
+    def keep_alive_timeout(self) -> float | None:
+        return None  # it says GOAWAY when the time has come
+
     def windows(self) -> Windows:
         return Windows(self._window, self._streams.bodies.window.size)
 

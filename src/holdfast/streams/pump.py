@@ -142,11 +142,15 @@ class Pump:
             health.failovers += 1
         elif isinstance(error, UpstreamReset) and not error.processed:
             health.resent_unprocessed += 1
+        elif isinstance(error, UpstreamReset) and error.is_stale and not step.is_repetition:
+            health.resent_stale += 1
 
     def _note_failure(self, plan: RoutePlan, place: int, error: UpstreamError) -> None:
         now = self._timers.now()
         if isinstance(error, UpstreamReset) and not error.processed:
             plan.unprocessed(place, now)
+        elif isinstance(error, UpstreamReset) and error.is_stale:
+            plan.met_end(place, now)
         elif isinstance(error, UpstreamTimeout) and not isinstance(error, ConnectTimeout):
             # The provider has the request, and may be charging for it; or there is no room to ask it again.
             plan.exclude(place)
