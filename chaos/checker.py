@@ -47,8 +47,8 @@ BREAKING = {"cut", "reset", "reset_at", "black_hole"}
 #: Faults of a link in which bytes arrive late.
 HOLDING = {"black_hole", "throttle", "delay"}
 #: Seconds after a fault in which it may still hit a request that began later. A silence is only noticed by the
-#: deadlines that are configured for the run.
-AFTERMATH = {"black_hole": 6.0}
+#: deadlines that are configured for the run; the end of a connection, when a link that is slowed lets it through.
+AFTERMATH = {"black_hole": 6.0, "goaway": 3.5}
 _AFTERMATH = 1.0
 #: Seconds that a link may hold back what was said before the other end died.
 HELD_BACK = 8.0
@@ -277,8 +277,14 @@ class _Weather:
         own = stream.plan["sim"].get("fault")
         if own is not None and code in REQUEST_CODES.get(own["kind"], ()):
             return True
-        return code in LINK_CODES and any(
-            fault["target"] == "provider_link" and fault["kind"] in BREAKING
+        if code not in LINK_CODES:
+            return False
+        # GOAWAY to HTTP/1.1: the provider closes its idle connections. A request that is on its way to one is cut,
+        # and is not asked again, since nobody can tell that it was not processed.
+        meets_end = stream.plan["model"] == "over-http1" and (status, code) == ("failed", "upstream_reset")
+        return any(
+            (fault["target"] == "provider_link" and fault["kind"] in BREAKING)
+            or (meets_end and fault["target"] == "provider" and fault["kind"] == "goaway")
             for fault in self._within(began, until)
         )
 

@@ -309,6 +309,20 @@ def test_failure_is_explained_by_a_fault_of_the_provider_s_link():
         assert counts(verdict_of(client, faults=[other])) == {"unexplained": 1}
 
 
+def test_goaway_explains_the_failure_of_what_was_on_its_way_to_an_idle_http1_connection_alone():
+    goaway = [fault("provider", "goaway", 100.3)]
+    for model, status, code, expected in (
+        ("over-http1", "failed", "upstream_reset", {}),
+        ("over-http1", "incomplete", "upstream_reset", {"unexplained": 1}),
+        ("over-http1", "failed", "upstream_truncated", {"unexplained": 1}),
+        ("over-http2", "failed", "upstream_reset", {"unexplained": 1}),
+    ):
+        client = Client().end(status, code)
+        client.records[0]["plan"]["model"] = model
+        assert counts(verdict_of(client, faults=goaway)) == expected
+        assert counts(verdict_of(client)) == {"unexplained": 1}
+
+
 def test_error_that_no_link_makes_is_unexplained():
     client = Client().read(0, 1).end("failed", "internal_error")
     assert counts(verdict_of(client, faults=[fault("provider_link", "cut", 100.3)])) == {"unexplained": 1}
