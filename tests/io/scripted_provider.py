@@ -29,9 +29,10 @@ _BODY = b'{"model": "demo", "stream": true, "messages": [{"role": "user", "conte
 
 
 class ScriptedProvider:
-    """Serves one deed for each request, in order; `seen` notes the number of the connection that brought it.
+    """Serves one deed for each request, in order, and answers what comes after them.
 
-    `extra` is written into the head of each answer, `\\r\\n` included.
+    `seen` notes for each request the number of the connection that brought it. `extra` is written into the head of
+    each answer, `\\r\\n` included.
     """
 
     def __init__(self, *deeds: Deed, extra: bytes = b"") -> None:
@@ -75,9 +76,9 @@ class ScriptedProvider:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0))
                 self.seen.append(number)
-                if not self._do(self._deeds.pop(0), writer):
+                if not self._do(self._deeds.pop(0) if self._deeds else "answer", writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

@@ -9,6 +9,8 @@ import pytest
 from pool_world import PROTOCOLS, World
 from scripted_provider import Deed, ScriptedProvider, ScriptedWorld
 
+from holdfast import StreamingAIClient, WebSocketConfig
+from holdfast.errors import UpstreamReset
 from holdfast.simulate import faults as f
 
 ONCE_ONLY: dict[str, Any] = {"at_most_once": True}
@@ -103,3 +105,17 @@ async def test_openai_sdks_are_told_over_http_not_to_ask_again() -> None:
         answer = await http.post("/v1/chat/completions", json=body)
         assert answer.status_code == 502
         assert "x-should-retry" not in answer.headers
+
+
+@pytest.mark.parametrize("at_most_once", [True, False])
+async def test_sdk_says_whether_to_ask_again(at_most_once: bool) -> None:
+    retry = {"at_most_once": at_most_once, "max_attempts": 1}
+    async with (
+        ScriptedProvider("close") as provider,
+        ScriptedWorld(provider, retry=retry) as world,
+        StreamingAIClient(WebSocketConfig(base_url=f"{world.gateway.url}/v1")) as client,
+    ):
+        with pytest.raises(UpstreamReset) as caught:
+            async for _ in client.stream_chat([{"role": "user", "content": "hi"}], model="demo"):
+                pass
+        assert caught.value.retryable is not at_most_once

@@ -105,3 +105,14 @@ async def test_connection_that_the_provider_does_not_keep_is_not_used_again() ->
         assert (await world.ask()).status == "completed"
         assert (await world.ask()).status == "completed"
         assert provider.seen == [1, 2]
+
+
+async def test_health_check_that_met_the_end_of_a_kept_connection_says_nothing() -> None:
+    settings = {"probe": {"path": "/healthz", "interval": 0.05, "timeout": 5}, "breaker": {"failures": 1}}
+    async with (
+        ScriptedProvider("answer", "close") as provider,
+        ScriptedWorld(provider, settings=settings) as world,
+    ):
+        await eventually(lambda: len(provider.seen) >= 3, "a health check after the one that was cut")
+        assert provider.seen[:3] == [1, 1, 2]
+        assert (world.health.probe_failures, world.health.breaker) == (0, "closed")
