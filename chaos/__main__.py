@@ -73,13 +73,10 @@ def _parser() -> argparse.ArgumentParser:
 def _report(folder: Path) -> int:
     verdict = judge(folder)
     faults: list[Record] = [each for name in ("faults", *LINKS) for each in read(folder / f"{name}.jsonl")]
-    counts = Counter(f"{each['target']} {each['kind']}" for each in faults)
+    counts = Counter(f"{each['target']} {each['kind']}" for each in faults if each["kind"] != "ended")
     print("faults: " + (", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"))
     print("ends: " + ", ".join(f"{name} {count}" for name, count in verdict.endings.most_common()))
-    print(
-        f"readings {verdict.readings}; generations asked for again: of a new process {verdict.asked_anew}, "
-        f"because a link lost the whole answer {verdict.tried_again}"
-    )
+    print(f"readings {verdict.readings}; generations asked for again of a new process {verdict.asked_anew}")
     for finding in verdict.findings[:_SHOWN]:
         print(finding)
     if len(verdict.findings) > _SHOWN:

@@ -44,9 +44,11 @@ LINK_CODES = _BROKEN | {
     "circuit_open",
 }
 BREAKING = {"cut", "reset", "reset_at", "black_hole"}
+#: Faults of a link in which bytes arrive late.
+HOLDING = {"black_hole", "throttle", "delay"}
 #: Seconds after a fault in which it may still hit a request that began later. A silence is only noticed by the
-#: deadlines that are configured for the run.
-AFTERMATH = {"black_hole": 6.0}
+#: deadlines that are configured for the run; the end of a connection, when a link that is slowed lets it through.
+AFTERMATH = {"black_hole": 6.0, "goaway": 3.5}
 _AFTERMATH = 1.0
 #: Seconds that a link may hold back what was said before the other end died.
 HELD_BACK = 8.0
@@ -73,8 +75,6 @@ class Verdict:
     told_lost: int = 0
     #: Asked for again of a new process, which cannot know what the old one knew.
     asked_anew: int = 0
-    #: Asked for again, as documented, because a fault ate the answer before anything of it was delivered.
-    tried_again: int = 0
     readings: int = 0
     endings: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
@@ -102,7 +102,6 @@ class _Stream:
         self.client: str = begin["client"]
         self.began: float = begin["at"]
         self.identified: float | None = None
-        self.first_entry: float | None = None
         self.readings: list[tuple[int, list[tuple[int, str]]]] = []
         self.end: Record | None = None
         self.oddities: Counter[str] = Counter()
@@ -119,7 +118,6 @@ class _Stream:
             if not self.readings:
                 self.oddities["entries before any reading"] += 1
                 return
-            self.first_entry = self.first_entry or record["at"]
             self.readings[-1][1].extend(enumerate(record["texts"], record["seq"]))
         elif event == "end":
             self.end = record
@@ -129,7 +127,6 @@ def check(journals: Iterable[Iterable[Record]], provider: Iterable[Record], faul
     """Judge a run."""
     verdict = Verdict()
     weather = _Weather(faults)
-    first_entries: dict[str, float] = {}
     for journal in journals:
         streams: dict[str, _Stream] = {}
         for record in journal:
@@ -144,10 +141,8 @@ def check(journals: Iterable[Iterable[Record]], provider: Iterable[Record], faul
             else:
                 _find(verdict, "unexplained", 1, f"{request}: {record['event']} before its begin")
         for stream in streams.values():
-            if stream.first_entry is not None:
-                first_entries[stream.request] = stream.first_entry
             _check_stream(stream, verdict, weather)
-    _check_bills(provider, verdict, weather, first_entries)
+    _check_bills(provider, verdict, weather)
     return verdict
 
 
@@ -282,16 +277,33 @@ class _Weather:
         own = stream.plan["sim"].get("fault")
         if own is not None and code in REQUEST_CODES.get(own["kind"], ()):
             return True
-        return code in LINK_CODES and any(
-            fault["target"] == "provider_link" and fault["kind"] in BREAKING
+        if code not in LINK_CODES:
+            return False
+        # GOAWAY to HTTP/1.1: the provider closes its idle connections. A request that is on its way to one is cut,
+        # and is not asked again, since nobody can tell that it was not processed.
+        meets_end = stream.plan["model"] == "over-http1" and (status, code) == ("failed", "upstream_reset")
+        return any(
+            (fault["target"] == "provider_link" and fault["kind"] in BREAKING)
+            or (meets_end and fault["target"] == "provider" and fault["kind"] == "goaway")
             for fault in self._within(began, until)
         )
 
-    def ate_answer(self, began: float, until: float) -> bool:
-        """Whether the provider's link may have lost an answer without a trace."""
+    def was_process_lost(self, earlier: float, later: float) -> bool:
+        """Whether a process that made the earlier of two generations may have been gone at the later one.
+
+        It may have taken the request until it had ended. What it sent before that may have been held back on the
+        provider's link, and have begun after it was gone.
+        """
+        for fault in self.faults:
+            if fault["target"] == "gateway" and fault["kind"] == "ended" and fault["since"] <= later:
+                gone = fault["at"]
+                if earlier <= gone or (earlier <= gone + HELD_BACK and self._is_held_back(gone, earlier)):
+                    return True
+        return False
+
+    def _is_held_back(self, since: float, until: float) -> bool:
         return any(
-            fault["target"] == "provider_link" and fault["kind"] in BREAKING
-            for fault in self._within(began, until)
+            fault["target"] == "provider_link" and fault["kind"] in HOLDING for fault in self._within(since, until)
         )
 
     def _within(self, began: float, until: float) -> Iterable[Record]:
@@ -304,27 +316,21 @@ class _Weather:
 # -- what it cost --------------------------------------------------------------------------------------
 
 
-def _check_bills(
-    provider: Iterable[Record], verdict: Verdict, weather: _Weather, first_entries: dict[str, float]
-) -> None:
-    """A generation of which the provider has written anything is billed; one request has one."""
-    began: dict[int, tuple[str, float]] = {}
-    billed: dict[str, list[float]] = defaultdict(list)
+def _check_bills(provider: Iterable[Record], verdict: Verdict, weather: _Weather) -> None:
+    """A generation that the provider began may be billed, whatever came of it; one request has one.
+
+    The one exception is a request whose process was lost: the next process cannot know of it, and makes a stream
+    of its own. What one stream asks for twice is never excused.
+    """
+    began: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for record in provider:
         if record["event"] == "began":
-            began[record["number"]] = (record["key"], record["at"])
-        elif record["event"] == "ended":
-            key, at = began.pop(record["number"])
-            if record.get("tokens", 0) or record["outcome"] == "completed":
-                billed[key].append(at)
-    for key, at in began.values():  # they ran when the provider was stopped
-        billed[key].append(at)
-    for key, times in billed.items():
-        times.sort()
-        for earlier, later in pairwise(times):
-            if any(earlier <= at <= later for at, _ in weather.deaths):
+            began[record["key"]].append((record["at"], record["request_id"]))
+    for key, generations in began.items():
+        generations.sort()
+        for (earlier, first), (later, second) in pairwise(generations):
+            if first != second and weather.was_process_lost(earlier, later):
                 verdict.asked_anew += 1
-            elif first_entries.get(key, later) >= later and weather.ate_answer(earlier, later):
-                verdict.tried_again += 1
             else:
-                _find(verdict, "billed_twice", 1, f"{key}: generations began at {earlier:.3f} and {later:.3f}")
+                found = f"{key}: {first} began at {earlier:.3f}, and {second} at {later:.3f}"
+                _find(verdict, "billed_twice", 1, found)

@@ -49,10 +49,13 @@ timeouts = {{ connect = 2.0, pool = 5.0, first_byte = 4.0, idle = 4.0, total = 6
 breaker = {{ failures = 50, min_requests = 100, error_rate = 0.9, open_for = 1.0, max_open_for = 2.0 }}
 retry_budget = {{ ratio = 1.0 }}
 
+# A lost connection may not cost a second generation; what this takes is told as an error.
 [models.over-http2]
 route = ["h2/demo"]
+retry = {{ at_most_once = true }}
 [models.over-http1]
 route = ["h1/demo"]
+retry = {{ at_most_once = true }}
 """
 
 
@@ -247,6 +250,7 @@ class Run:
             if kind == "kill":
                 gateway.signal(signal.SIGKILL)
                 await gateway.wait(10)
+                self._faults.write(target="gateway", kind="ended", since=now)
                 await asyncio.sleep(seconds)
                 await self._start_gateway()
                 return
@@ -257,6 +261,7 @@ class Run:
                 self._faults.write(target="gateway", kind="kill", until=time.monotonic() + 1.0)
                 gateway.signal(signal.SIGKILL)
                 await gateway.wait(10)
+            self._faults.write(target="gateway", kind="ended", since=now)
             if not fault["rolling"]:
                 await asyncio.sleep(seconds)
                 await self._start_gateway()

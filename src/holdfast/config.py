@@ -192,9 +192,13 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     max_age: Annotated[
         Seconds, Meta(description="A connection gets no new requests after 80 to 100 % (at random) of this.")
     ] = 1800.0
-    idle_timeout: Annotated[Seconds, Meta(description="A connection without requests is closed after this.")] = (
-        60.0
-    )
+    idle_timeout: Annotated[
+        Seconds,
+        Meta(
+            description="A connection without requests is closed after this, and before the time that an HTTP/1.1 "
+            "provider's `Keep-Alive` names."
+        ),
+    ] = 60.0
     ping_interval: Annotated[
         Seconds, Meta(description="HTTP/2: between two PINGs, which also measure the RTT.")
     ] = 15.0
@@ -236,6 +240,14 @@ class RetryConfig(Struct, forbid_unknown_fields=True, frozen=True):
     max_retry_after: Annotated[
         Grace, Meta(description="A longer `Retry-After` is not waited for: the caller gets the error at once.")
     ] = 30.0
+    at_most_once: Annotated[
+        bool,
+        Meta(
+            description="Never billed twice: a request that was sent, and that the provider may have processed "
+            "although nothing of its answer came, ends with the error. Only one that was certainly not processed "
+            "is tried again. Default: both are."
+        ),
+    ] = False
 
 
 class TargetConfig(Struct, forbid_unknown_fields=True, frozen=True):

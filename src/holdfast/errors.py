@@ -14,14 +14,16 @@ class HoldfastError(Exception):
 
     `code` is stable: programs may compare it. `http_status` is the status of an HTTP answer that carries the
     error. `close_code` is the WebSocket close code where the error ends a connection, None where it never
-    does. `retryable` says whether the same request may succeed later; `retry_after` is a hint in seconds.
+    does. `retryable` says whether the same request may succeed later, and may be asked again: where the operator
+    wants no request to be billed twice, one that the provider may have processed is not. `retry_after` is a hint
+    in seconds.
     `partial` is what a stream had delivered when it failed (set by the SDK only).
     """
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
     close_code: ClassVar[int | None] = 1011
-    retryable: ClassVar[bool] = True
+    retryable: bool = True
     meaning: ClassVar[str] = "The gateway failed; the cause is in its log under the request id."
 
     def __init__(self, message: str = "", *, retry_after: float | None = None, param: str | None = None) -> None:
@@ -258,7 +260,11 @@ class UpstreamConnectError(UpstreamError):
 
 
 class UpstreamReset(UpstreamError):
-    """`processed` is False only where the provider certainly did not act on the request."""
+    """`processed` is False only where the provider certainly did not act on the request.
+
+    `is_stale` says that the connection had been kept alive and ended without a byte of this answer: most likely
+    the provider was closing it as idle when the request was sent.
+    """
 
     code = "upstream_reset"
     meaning = "The provider's connection or stream was reset or cut before the answer was complete."
@@ -270,9 +276,11 @@ class UpstreamReset(UpstreamError):
         retry_after: float | None = None,
         param: str | None = None,
         processed: bool = True,
+        is_stale: bool = False,
     ) -> None:
         super().__init__(message, retry_after=retry_after, param=param)
         self.processed = processed
+        self.is_stale = is_stale
 
 
 class CircuitOpen(UpstreamError):
@@ -377,12 +385,25 @@ ERRORS: dict[str, type[HoldfastError]] = {cls.code: cls for cls in _tree(Holdfas
 
 
 def from_wire(
-    code: str, message: str, *, retry_after: float | None = None, status: int | None = None
+    code: str,
+    message: str,
+    *,
+    retryable: bool | None = None,
+    retry_after: float | None = None,
+    status: int | None = None,
 ) -> HoldfastError:
-    """Make the exception for an error that came over the wire; an unknown code gives `StreamFailed`."""
+    """Make the exception for an error that came over the wire; an unknown code gives `StreamFailed`.
+
+    `retryable` is what the wire says; None leaves it to the code.
+    """
     cls = ERRORS.get(code)
+    error: HoldfastError
     if cls is UpstreamStatus or (cls is not None and issubclass(cls, UpstreamStatus)):
-        return UpstreamStatus(message, status=status or 502, retry_after=retry_after)
-    if cls is None:
-        return StreamFailed(f"{code}: {message}", retry_after=retry_after)
-    return cls(message, retry_after=retry_after)
+        error = UpstreamStatus(message, status=status or 502, retry_after=retry_after)
+    elif cls is None:
+        error = StreamFailed(f"{code}: {message}", retry_after=retry_after)
+    else:
+        error = cls(message, retry_after=retry_after)
+    if retryable is not None:
+        error.retryable = retryable
+    return error

@@ -47,8 +47,13 @@ def fault(target, kind, at, **fields):
     return {"at": at, "target": target, "kind": kind, **fields}
 
 
-def generation(number, key="r-1", at=100.0, tokens=TOKENS, outcome="completed"):
-    began = {"event": "began", "at": at, "number": number, "key": key}
+def ended(since, at, *, kind="kill"):
+    """A process that was told to end at `since`, and was gone at `at`."""
+    return [fault("gateway", kind, since), fault("gateway", "ended", at, since=since)]
+
+
+def generation(number, key="r-1", at=100.0, tokens=TOKENS, outcome="completed", stream="st-1"):
+    began = {"event": "began", "at": at, "number": number, "key": key, "request_id": stream}
     return [
         began,
         {"event": "ended", "at": at + 1, "number": number, "key": key, "outcome": outcome, "tokens": tokens},
@@ -68,7 +73,6 @@ def counts(verdict):
         "unexplained",
         "told_lost",
         "asked_anew",
-        "tried_again",
     )
     return {name: getattr(verdict, name) for name in names if getattr(verdict, name)}
 
@@ -179,58 +183,75 @@ def test_text_of_another_stream_is_found():
     assert verdict_of(client.end()).unexplained == 1
 
 
+def bills(*generations, faults=()):
+    records = [record for each in generations for record in each]
+    return counts(verdict_of(Client().read(*range(7)).end(), provider=records, faults=faults))
+
+
 def test_second_generation_is_found():
-    provider = [*generation(1, tokens=2, outcome="cancelled"), *generation(2, at=102.0)]
-    assert counts(verdict_of(Client().read(*range(7)).end(), provider=provider)) == {"billed_twice": 1}
+    assert bills(generation(1, tokens=2, outcome="cancelled"), generation(2, at=102.0)) == {"billed_twice": 1}
+
+
+def test_second_generation_of_another_stream_is_found():
+    assert bills(generation(1), generation(2, at=102.0, stream="st-2")) == {"billed_twice": 1}
+
+
+def test_each_further_generation_is_found():
+    assert bills(*[generation(n, at=100.0 + n) for n in range(4)]) == {"billed_twice": 3}
 
 
 def test_second_generation_that_still_runs_is_found():
-    provider = [*generation(1, tokens=2, outcome="cancelled"), generation(2, at=102.0)[0]]
-    assert counts(verdict_of(Client().read(*range(7)).end(), provider=provider)) == {"billed_twice": 1}
+    assert bills(generation(1), generation(2, at=102.0)[:1]) == {"billed_twice": 1}
 
 
-def test_generation_after_one_that_wrote_nothing_is_no_second_bill():
-    provider = [
-        {"event": "refused", "at": 100.0, "number": 1, "key": "r-1", "fault": "status"},
-        *generation(2, tokens=0, outcome="failed"),
-        *generation(3, at=102.0),
-    ]
-    assert verdict_of(Client().read(*range(7)).end(), provider=provider).is_clean
+def test_second_generation_after_one_that_wrote_nothing_is_found():
+    """A provider may charge for what it has begun."""
+    assert bills(generation(1, tokens=0, outcome="failed"), generation(2, at=102.0)) == {"billed_twice": 1}
 
 
-def test_generation_asked_of_a_new_process_is_counted_apart():
-    provider = [*generation(1, tokens=2, outcome="cancelled"), *generation(2, at=102.0)]
-    verdict = verdict_of(
-        Client().read(*range(7)).end(), provider=provider, faults=[fault("gateway", "kill", 101.0)]
-    )
-    assert verdict.is_clean
-    assert counts(verdict) == {"asked_anew": 1}
+def test_generation_after_a_refusal_is_no_second_bill():
+    refused = {"event": "refused", "at": 100.0, "number": 1, "key": "r-1", "request_id": "st-1", "fault": "status"}
+    assert bills([refused], generation(2, at=102.0)) == {}
+
+
+@pytest.mark.parametrize("kind", ["cut", "reset", "reset_at", "black_hole", "throttle"])
+@pytest.mark.parametrize("target", ["client_link", "provider_link"])
+def test_second_generation_is_found_in_any_weather(target, kind):
+    weather = [fault(target, kind, 101.0, until=103.0)]
+    assert bills(generation(1, tokens=2), generation(2, at=102.0), faults=weather) == {"billed_twice": 1}
+
+
+@pytest.mark.parametrize("kind", ["kill", "term"])
+def test_generation_asked_of_a_new_process_is_counted_apart(kind):
+    lost = ended(100.5, 101.0, kind=kind)
+    assert bills(generation(1), generation(2, at=102.0, stream="st-2"), faults=lost) == {"asked_anew": 1}
+
+
+def test_generation_that_one_stream_asked_for_twice_is_found_though_a_process_was_lost():
+    assert bills(generation(1), generation(2, at=102.0), faults=ended(100.5, 101.0)) == {"billed_twice": 1}
 
 
 def test_generation_asked_twice_of_the_new_process_is_found():
-    provider = [*generation(1, at=102.0), *generation(2, at=103.0)]
-    verdict = verdict_of(
-        Client().read(*range(7)).end(), provider=provider, faults=[fault("gateway", "kill", 101.0)]
-    )
-    assert counts(verdict) == {"billed_twice": 1}
+    twice = generation(1, at=102.0), generation(2, at=103.0, stream="st-2")
+    assert bills(*twice, faults=ended(100.5, 101.0)) == {"billed_twice": 1}
 
 
-def test_generation_after_one_that_a_link_lost_whole_is_counted_apart():
-    client = Client()
-    client.at = 103.0
-    provider = [*generation(1, tokens=2, outcome="cancelled"), *generation(2, at=102.0)]
-    lost = [fault("provider_link", "cut", 101.0)]
-    assert counts(verdict_of(client.read(*range(7)).end(), provider=provider, faults=lost)) == {"tried_again": 1}
-    slow = [fault("provider_link", "throttle", 101.0, until=103.0)]
-    assert counts(verdict_of(client, provider=provider, faults=slow)) == {"billed_twice": 1}
+def test_generation_asked_twice_before_a_process_was_lost_is_found():
+    twice = generation(1, at=100.2), generation(2, at=100.4, stream="st-2")
+    assert bills(*twice, faults=ended(100.5, 101.0)) == {"billed_twice": 1}
 
 
-def test_second_generation_behind_a_delivered_entry_is_found_in_any_weather():
-    provider = [*generation(1, tokens=2, outcome="cancelled"), *generation(2, at=102.0)]
-    verdict = verdict_of(
-        Client().read(*range(7)).end(), provider=provider, faults=[fault("provider_link", "cut", 101.0)]
-    )
-    assert counts(verdict) == {"billed_twice": 1}
+def test_request_that_a_draining_process_took_last_is_lost_with_it():
+    twice = generation(1, at=100.6), generation(2, at=103.0, stream="st-2")
+    assert bills(*twice, faults=ended(100.5, 110.0, kind="term")) == {"asked_anew": 1}
+
+
+def test_request_that_the_link_held_back_until_its_process_was_lost_is_lost_with_it():
+    twice = generation(1, at=103.0), generation(2, at=104.0, stream="st-2")
+    held = fault("provider_link", "black_hole", 100.0, until=102.9)
+    assert bills(*twice, faults=[*ended(100.5, 101.0), held]) == {"asked_anew": 1}
+    cut = fault("provider_link", "cut", 102.0)
+    assert bills(*twice, faults=[*ended(100.5, 101.0), cut]) == {"billed_twice": 1}
 
 
 def test_stream_without_end_is_found():
@@ -286,6 +307,20 @@ def test_failure_is_explained_by_a_fault_of_the_provider_s_link():
         fault("gateway", "stop", 100.2, until=104.0),
     ):
         assert counts(verdict_of(client, faults=[other])) == {"unexplained": 1}
+
+
+def test_goaway_explains_the_failure_of_what_was_on_its_way_to_an_idle_http1_connection_alone():
+    goaway = [fault("provider", "goaway", 100.3)]
+    for model, status, code, expected in (
+        ("over-http1", "failed", "upstream_reset", {}),
+        ("over-http1", "incomplete", "upstream_reset", {"unexplained": 1}),
+        ("over-http1", "failed", "upstream_truncated", {"unexplained": 1}),
+        ("over-http2", "failed", "upstream_reset", {"unexplained": 1}),
+    ):
+        client = Client().end(status, code)
+        client.records[0]["plan"]["model"] = model
+        assert counts(verdict_of(client, faults=goaway)) == expected
+        assert counts(verdict_of(client)) == {"unexplained": 1}
 
 
 def test_error_that_no_link_makes_is_unexplained():

@@ -21,6 +21,7 @@ def test_both_connections_have_the_common_shape() -> None:
         assert not connection.is_closed
         assert connection.open_streams == 0
         assert connection.available_streams >= 1
+        assert connection.keep_alive_timeout is None
 
 
 def test_error_codes_are_those_of_the_rfc() -> None:

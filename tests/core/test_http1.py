@@ -62,6 +62,67 @@ def test_request_is_written_whole() -> None:
     assert connection.data_to_send() == b""
 
 
+def test_request_of_which_nothing_was_handed_over_was_not_processed_and_never_will_be() -> None:
+    for end in (lambda c: c.receive_eof()[:1], lambda c: c.close()):
+        connection = connection_with_request()
+        connection.receive_data(OK_3)
+        connection.send_request(b"GET", b"https", b"a.example", b"/", [])
+        (failed,) = end(connection)
+        assert isinstance(failed, StreamFailed)
+        assert (failed.stream_id, failed.processed) == (2, False)
+        assert connection.data_to_send() == b""
+
+
+def second_request() -> Http1Connection:
+    connection = connection_with_request()
+    connection.receive_data(OK_3)
+    connection.send_request(b"GET", b"https", b"a.example", b"/", [])
+    connection.data_to_send()
+    return connection
+
+
+def test_end_of_a_kept_connection_before_any_byte_is_told_from_others() -> None:
+    for connection, read, was_kept_alive in (
+        (second_request(), b"", True),
+        (second_request(), b"H", False),
+        (connection_with_request(), b"", False),
+    ):
+        connection.receive_data(read)
+        failed = connection.receive_eof()[0]
+        assert isinstance(failed, StreamFailed)
+        assert (failed.processed, failed.was_kept_alive) == (True, was_kept_alive)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"timeout=5", 5.0),
+        (b"max=100, Timeout = 15", 15.0),
+        (b'timeout="20";max=3', 20.0),
+        (b"max=5", None),
+        (b"timeout=-1", None),
+        (b"notimeout=3", None),
+        (b"", None),
+    ],
+)
+def test_peer_says_for_how_long_it_keeps_the_connection(value: bytes, seconds: float | None) -> None:
+    connection, _ = receive(b"HTTP/1.1 200 OK\r\nKeep-Alive: %b\r\nContent-Length: 0\r\n\r\n" % value)
+    assert connection.keep_alive_timeout == seconds
+    assert connection.is_usable
+
+
+def test_connection_that_the_peer_keeps_for_no_time_is_not_used_again() -> None:
+    connection, _ = receive(b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=0\r\nContent-Length: 0\r\n\r\n")
+    assert not connection.is_usable
+
+
+def test_time_of_an_earlier_answer_counts_no_more() -> None:
+    connection, _ = receive(b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=5\r\nContent-Length: 0\r\n\r\n")
+    connection.send_request(b"GET", b"https", b"a.example", b"/", [])
+    connection.receive_data(OK_3)
+    assert connection.keep_alive_timeout is None
+
+
 def test_second_request_while_one_is_open_is_misuse() -> None:
     connection = connection_with_request()
     assert connection.available_streams == 0

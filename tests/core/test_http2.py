@@ -450,6 +450,21 @@ def test_eof_fails_all_streams_and_then_the_connection() -> None:
     assert peer.client.receive_eof() == []
 
 
+def test_request_of_which_nothing_was_handed_over_was_not_processed_and_never_will_be() -> None:
+    for end, goodbye in (
+        (lambda peer: peer.client.receive_eof(), []),
+        (lambda peer: peer.client.close(), [GOAWAY]),
+        (lambda peer: peer.send(frame(PUSH_PROMISE, 0, 1)), [GOAWAY]),
+    ):
+        peer = Peer()
+        first = peer.request()
+        peer.sent()
+        second = peer.request(bytes(100_000))
+        failed = [event for event in end(peer) if isinstance(event, StreamFailed)]
+        assert [(event.stream_id, event.processed) for event in failed] == [(first, True), (second, False)]
+        assert [sent.kind for sent in peer.sent()] == goodbye
+
+
 def test_events_before_a_fault_in_the_same_read_are_kept() -> None:
     peer = Peer()
     stream_id = peer.answered()

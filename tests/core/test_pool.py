@@ -75,8 +75,8 @@ class Story:
         self.dials.remove(member)
         self.act(self.pool.open_failed(member, self.now))
 
-    def end(self, waiter: Waiter) -> None:
-        self.act(self.pool.released(self.lent.pop(waiter), self.now))
+    def end(self, waiter: Waiter, *, keep_alive: float | None = None) -> None:
+        self.act(self.pool.released(self.lent.pop(waiter), self.now, keep_alive=keep_alive))
 
     def at(self, now: float) -> list:
         self.now = now
@@ -588,3 +588,98 @@ def test_close_ends_everything_and_opens_nothing() -> None:
     assert story.pool.opened(dials[0], 0.0, capacity=1) == []
     assert story.pool.open_failed(dials[0], 0.0) == []
     assert story.at(100.0) == []
+
+
+# -- kept-alive HTTP/1.1 connections -------------------------------------------------------------------
+
+
+def idle(count: int, **limits: float) -> tuple[Story, list[Member]]:
+    """HTTP/1.1 connections that were used and are free, the last one used at the end."""
+    story = Story(expected=1, **limits)
+    waiters = story.ask(count)
+    members = story.open_all(capacity=1)
+    for waiter in waiters:
+        story.end(waiter)
+    return story, members
+
+
+def test_waiter_whose_connection_is_found_closed_keeps_its_place_and_deadline() -> None:
+    story, (member,) = idle(1, max_connections=1, wait_timeout=30.0)
+    first, second = story.ask(2)
+    story.at(10.0)
+    assert story.lent.pop(first) is member
+    story.act(story.pool.lend_failed(first, member, story.now))
+    assert member.state is State.GONE
+    assert story.pool.waiting == 2
+    assert list(story.pool.members) == []
+    story.open(capacity=1)
+    assert story.order[-1] is first
+    story.at(30.0)
+    assert story.expired == [second]
+
+
+def test_waiter_gets_the_next_connection_where_the_first_is_found_closed() -> None:
+    story, (other, member) = idle(2)
+    (waiter,) = story.ask()
+    assert story.lent.pop(waiter) is member
+    story.act(story.pool.lend_failed(waiter, member, story.now))
+    assert story.lent == {waiter: other}
+    assert story.dials == []
+
+
+def test_end_of_a_kept_connection_closes_those_that_were_idle_for_longer() -> None:
+    story, (first, second, _) = idle(3)
+    story.ask()
+    busy = story.lent[story.ask()[0]]
+    assert busy is second
+    story.act(story.pool.met_end(story.now))
+    assert story.closed == [first]
+    assert busy.state is State.READY
+
+
+def test_end_of_a_kept_connection_says_nothing_of_http2() -> None:
+    story = Story()
+    (waiter,) = story.ask()
+    member = story.open()
+    story.end(waiter)
+    assert story.act(story.pool.met_end(story.now)) == []
+    assert member.state is State.READY
+
+
+@pytest.mark.parametrize(("keep_alive", "until"), [(5.0, 4.0), (1.0, 0.5)])
+def test_connection_is_given_up_before_its_peer_does_so_however_many_are_kept_warm(
+    keep_alive: float, until: float
+) -> None:
+    story = Story(expected=1, min_warm=1)
+    story.act(story.pool.start(0.0))
+    member = story.open(capacity=1)
+    (waiter,) = story.ask()
+    story.end(waiter, keep_alive=keep_alive)
+    assert story.pool.next_deadline() == until
+    story.at(until - 0.01)
+    assert story.closed == []
+    story.at(until)
+    assert story.closed == [member]
+    assert len(story.dials) == 1
+
+
+def test_connection_that_its_peer_is_about_to_close_is_not_lent() -> None:
+    story, _ = idle(1)
+    (waiter,) = story.ask()
+    story.end(waiter, keep_alive=5.0)
+    story.now = 4.5  # before the timer was looked at
+    (waiter,) = story.ask()
+    assert story.lent == {}
+    new = story.open(capacity=1)
+    assert story.lent == {waiter: new}
+
+
+def test_answer_that_says_nothing_ends_what_an_earlier_one_said() -> None:
+    story, (member,) = idle(1, idle_timeout=60.0)
+    for keep_alive in (5.0, None):
+        (waiter,) = story.ask()
+        story.end(waiter, keep_alive=keep_alive)
+    story.at(59.0)
+    assert story.closed == []
+    story.at(60.0)
+    assert story.closed == [member]

@@ -114,6 +114,16 @@ def test_repetition_without_budget_is_not_made() -> None:
     assert plan.next(0.0, lambda _, is_repetition: not is_repetition) is None
 
 
+def test_end_of_a_kept_connection_is_excused_once_in_a_request() -> None:
+    plan = plan_of(0)
+    plan.met_end(take(plan).place, 0.0)
+    assert plan.attempts == 0
+    assert take(plan) == Step(0, 0.0, False)
+    plan.met_end(0, 0.0)
+    assert plan.attempts == 1
+    assert take(plan) == Step(0, 1.0, True)
+
+
 def test_nothing_begins_after_the_deadline() -> None:
     plan = plan_of(0, 1, deadline=5.0)
     take(plan)

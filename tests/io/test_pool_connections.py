@@ -71,8 +71,9 @@ async def test_slow_stream_over_http1_stops_the_provider() -> None:
         await world.is_at_rest()
 
 
-async def test_http1_connections_are_kept_and_used_again() -> None:
-    async with await World.start("http1") as world:
+@pytest.mark.parametrize("protocol", ["http1", "h2tls"])
+async def test_http1_connections_are_kept_and_used_again(protocol: str) -> None:
+    async with await World.start(protocol, alpn=("http/1.1",)) as world:
         for _ in range(5):
             assert await world.stream().outcome() == COMPLETED
         assert world.pool.connects == 1

@@ -76,10 +76,25 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.cancel(self.waiting.pop(index % len(self.waiting)))
 
     @precondition(lambda self: self.lent)
-    @rule(index=indices)
-    def end_request(self, index: int) -> None:
+    @rule(index=indices, keep_alive=st.sampled_from([None, 1.0, 5.0]))
+    def end_request(self, index: int, keep_alive: float | None = None) -> None:
         _, member = self.lent.pop(index % len(self.lent))
-        self.act(self.pool.released(member, self.now))
+        self.act(self.pool.released(member, self.now, keep_alive=keep_alive))
+
+    @precondition(lambda self: self.lent)
+    @rule(index=indices)
+    def lent_connection_is_found_closed(self, index: int) -> None:
+        waiter, member = self.lent[index % len(self.lent)]
+        if sum(1 for _, other in self.lent if other is member) > 1:
+            return  # a connection that carries requests is not asked
+        self.lent = [(other, place) for other, place in self.lent if place is not member]
+        self.open.remove(member)
+        self.waiting.insert(0, waiter)
+        self.act(self.pool.lend_failed(waiter, member, self.now))
+
+    @rule()
+    def request_meets_the_end_of_a_kept_connection(self) -> None:
+        self.act(self.pool.met_end(self.now))
 
     @precondition(lambda self: self.dials)
     @rule(index=indices, capacity=st.sampled_from([0, 1, 2, 4, 100]), lifetime=st.floats(0, 1))
@@ -140,7 +155,10 @@ class PoolMachine(RuleBasedStateMachine):
         if self.waiting and not self.dials:
             # With no dial under way, no slot may lie idle while somebody waits.
             ready = [member for member in self.open if member.state is State.READY]
-            assert all(member.used >= member.capacity for member in ready)
+            assert all(
+                member.used >= member.capacity or (member.used == 0 and member.keep_until <= self.now)
+                for member in ready
+            )
 
     def teardown(self) -> None:
         """Let everything come to rest: then nothing is left."""

@@ -271,8 +271,13 @@ class Reader:
             return Cancelled(end.error.message if end.error is not None else "")
         if end.error is None:
             return StreamFailed(f"the stream ended as {end.status}")
+        error = end.error
         return from_wire(
-            end.error.code, end.error.message, retry_after=end.error.retry_after, status=end.error.status
+            error.code,
+            error.message,
+            retryable=error.retryable,
+            retry_after=error.retry_after,
+            status=error.status,
         )
 
 

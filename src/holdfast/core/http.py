@@ -64,14 +64,19 @@ class ResponseEnded(Struct, gc=False):
 class StreamFailed(Struct, gc=False):
     """The response will not be complete; the slot is free.
 
-    `processed` is False only where the RFC guarantees that the request was not processed, so that it may be
-    sent again whatever it was.
+    `processed` is False only where the request was certainly not processed, so that it may be sent again whatever
+    it was: the RFC guarantees it, or `data_to_send` has not given out a byte of it.
+
+    `was_kept_alive`: the connection had carried a request before, and not a byte of this answer came. HTTP/1.1
+    cannot tell whether its peer closed it as idle before the request arrived (RFC 9112 section 9.3.1); HTTP/2 says
+    so by GOAWAY.
     """
 
     stream_id: int
     code: int
     reason: str
     processed: bool
+    was_kept_alive: bool = False
 
 
 class GoAwayReceived(Struct, gc=False):
@@ -156,6 +161,10 @@ class HttpConnection(Protocol):
     @property
     def available_streams(self) -> int:
         """How many requests may be sent now."""
+
+    @property
+    def keep_alive_timeout(self) -> float | None:
+        """For how many seconds the peer keeps an idle connection, where its last answer said so."""
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Take bytes from the network. Any split of the same bytes gives the same events, up to corking."""

@@ -6,6 +6,7 @@ that has no room stops reading.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -27,6 +28,8 @@ from holdfast.core.http import (
 
 #: What a field costs beside its name and value, as HTTP/2 counts it (RFC 9113 section 6.5.2).
 _FIELD_OVERHEAD: Final = 32
+# A list of parameters: `timeout=5, max=100` (RFC 2068 section 19.7.1.1).
+_KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;])[ \t]*timeout[ \t]*=[ \t]*\"?(\d{1,9})", re.IGNORECASE)
 
 
 class _ResponseFault(Exception):
@@ -51,6 +54,7 @@ class _ResponseReader:
         "is_done",
         "is_kept_alive",
         "is_overrun",
+        "keep_alive_timeout",
         "stream_id",
         "until_eof",
     )
@@ -62,6 +66,7 @@ class _ResponseReader:
         self.is_done = False
         self.is_kept_alive = False
         self.is_overrun = False  # bytes came after the end
+        self.keep_alive_timeout: float | None = None
         self.until_eof = False
         self._is_bodiless = is_head
         self._is_interim = False
@@ -123,6 +128,7 @@ class _ResponseReader:
         codings = [value.lower() for name, value in fields if name == b"transfer-encoding"]
         if codings and codings != [b"chunked"]:
             self._refuse("a transfer coding that the request did not allow")
+        self.keep_alive_timeout = _keep_alive_timeout(fields)
         self.until_eof = not (codings or any(name == b"content-length" for name, _ in fields))
         self.events.append(ResponseReceived(self.stream_id, status, fields))
         if self._is_bodiless:
@@ -147,8 +153,15 @@ class _ResponseReader:
 
     def _end(self, parser: HttpResponseParser) -> None:
         self.is_done = True
-        self.is_kept_alive = parser.should_keep_alive()
+        self.is_kept_alive = parser.should_keep_alive() and self.keep_alive_timeout != 0
         self.events.append(ResponseEnded(self.stream_id, self._fields))
+
+
+def _keep_alive_timeout(fields: Headers) -> float | None:
+    for name, value in fields:
+        if name == b"keep-alive" and (found := _KEEP_ALIVE_TIMEOUT.search(value)) is not None:
+            return float(found[1])
+    return None
 
 
 class Http1Connection:
@@ -165,6 +178,9 @@ class Http1Connection:
         self._out: list[bytes] = []
         self._next_id = 1
         self._reader: _ResponseReader | None = None
+        self._is_handed_over = False  # a part of the request that is open
+        self._is_silent = True  # nothing has come since it was sent
+        self._keep_alive_timeout: float | None = None
         self._usable = True
         self._closed = False
 
@@ -194,6 +210,10 @@ class Http1Connection:
     def available_streams(self) -> int:
         return 1 if self._usable and self._reader is None else 0
 
+    @property
+    def keep_alive_timeout(self) -> float | None:
+        return self._keep_alive_timeout
+
     def windows(self) -> Windows:
         return Windows(0, 0)
 
@@ -206,6 +226,7 @@ class Http1Connection:
     def data_to_send(self) -> bytes:
         data = b"".join(self._out)
         self._out.clear()
+        self._is_handed_over = True
         return data
 
     def send_request(
@@ -219,6 +240,8 @@ class Http1Connection:
         head += [b"%b: %b\r\n" % field for field in fields]
         head += (b"\r\n", body)
         self._out += head
+        self._is_handed_over = False
+        self._is_silent = True
         stream_id = self._next_id
         self._next_id += 1
         self._reader = _ResponseReader(stream_id, is_head=method == b"HEAD", max_head_size=self._max_head_size)
@@ -263,6 +286,7 @@ class Http1Connection:
             if not data.strip(b"\r\n"):
                 return []
             return self._fail(ErrorCode.PROTOCOL_ERROR, "bytes that answer no request", [])
+        self._is_silent = False
         try:
             events = reader.feed(data)
         except _ResponseFault as fault:
@@ -270,6 +294,7 @@ class Http1Connection:
         if reader.is_done:
             self._reader = None
             self._usable = self._usable and reader.is_kept_alive
+            self._keep_alive_timeout = reader.keep_alive_timeout
             if reader.is_overrun:
                 self._fail(ErrorCode.PROTOCOL_ERROR, "bytes after the response", events)
         return events
@@ -293,7 +318,11 @@ class Http1Connection:
 
     def _fail_stream(self, code: ErrorCode, reason: str, events: list[Event]) -> None:
         if self._reader is not None:
-            events.append(StreamFailed(self._reader.stream_id, code, reason, processed=True))
+            if not self._is_handed_over:
+                self._out.clear()  # it shall stay true that nothing was sent
+            stream_id = self._reader.stream_id
+            was_kept_alive = stream_id > 1 and self._is_silent
+            events.append(StreamFailed(stream_id, code, reason, self._is_handed_over, was_kept_alive))
 
     def _end(self) -> None:
         self._usable = False

@@ -113,6 +113,7 @@ class Http2Connection:
         self._goaway_sent = False
         self._goaway_received = False
         self._closed = False
+        self._unsent_from = 1  # the first stream id of which nothing was handed over
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -144,6 +145,10 @@ class Http2Connection:
         limit = min(self._max_streams, self._peer.max_concurrent_streams)
         return max(0, limit - len(self._streams.open))
 
+    @property
+    def keep_alive_timeout(self) -> float | None:
+        return None  # it says GOAWAY when the time has come
+
     def windows(self) -> Windows:
         return Windows(self._window, self._streams.bodies.window.size)
 
@@ -158,6 +163,7 @@ class Http2Connection:
             return b""
         data = b"".join(self._out)
         self._out.clear()
+        self._unsent_from = self._streams.next_id
         return data
 
     def send_request(
@@ -203,8 +209,10 @@ class Http2Connection:
     def close(self, code: int = ErrorCode.NO_ERROR) -> list[Event]:
         events: list[Event] = []
         if not self._closed:
-            self.send_goaway(code)
             self._end(ErrorCode.CANCEL, "the connection was closed on this side", events)
+            if not self._goaway_sent:
+                self._goaway_sent = True
+                self._out.append(goaway_frame(code, b""))
         return events
 
     def _write_bodies(self) -> None:
@@ -214,7 +222,9 @@ class Http2Connection:
     def _end(self, code: int, reason: str, events: list[Event]) -> None:
         self._closed = True
         self._held.clear()
-        self._streams.drop_all(code, reason, events)
+        if self._streams.next_id > self._unsent_from:
+            self._out.clear()  # it shall stay true that nothing of these requests was sent
+        self._streams.drop_all(code, reason, events, unsent_from=self._unsent_from)
 
     # -- from the network ----------------------------------------------------------------------------------
 
@@ -237,8 +247,8 @@ class Http2Connection:
         try:
             self._receive_frames(data, events)
         except ConnectionFault as fault:
-            self._out.append(goaway_frame(fault.code, fault.reason.encode()))
             self._fail(fault.code, fault.reason, events)
+            self._out.append(goaway_frame(fault.code, fault.reason.encode()))
         return events
 
     def _fail(self, code: int, reason: str, events: list[Event]) -> None:

@@ -184,11 +184,11 @@ class StreamTable:
         self._late_window += max(0, stream.receive_window)
         self._forget(stream)
 
-    def drop_all(self, code: int, reason: str, events: list[Event]) -> None:
+    def drop_all(self, code: int, reason: str, events: list[Event], *, unsent_from: int) -> None:
         """Fail all streams without a word to the peer, with whom it is over."""
         for stream in list(self.open.values()):
             self._forget(stream)
-            events.append(StreamFailed(stream.id, code, reason, processed=True))
+            events.append(StreamFailed(stream.id, code, reason, processed=stream.id < unsent_from))
 
     def _widen(self, stream: H2Stream) -> None:
         if stream.accepted >= self._grant_batch:

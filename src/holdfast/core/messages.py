@@ -190,7 +190,10 @@ class Usage(msgspec.Struct, omit_defaults=True):
 
 
 class AttemptRecord(msgspec.Struct, omit_defaults=True):
-    """One try at a provider. `error` is a code of the table, None where the try succeeded."""
+    """One try at a provider. `error` is a code of the table, None where the try succeeded.
+
+    `unconfirmed`: it failed before the first entry, and the provider may have processed the request all the same.
+    """
 
     provider: str
     model: str
@@ -198,6 +201,7 @@ class AttemptRecord(msgspec.Struct, omit_defaults=True):
     duration_ms: int = 0
     status: int | None = None
     error: str | None = None
+    unconfirmed: bool = False
 
 
 class EndBody(msgspec.Struct, omit_defaults=True):

@@ -19,6 +19,8 @@ REFUSAL_REST: Final = 1.0
 #: Pause before a dial that nobody waits for is tried again, doubled with each failure.
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
+#: A connection is given up so long before its peer would, or after a half of its time where that is shorter.
+KEEP_ALIVE_MARGIN: Final = 1.0
 #: The share of `max_age` over which retirements are spread.
 AGE_JITTER: Final = 0.2
 
@@ -56,6 +58,7 @@ class Member:
         "capacity",
         "idle_since",
         "is_patient",
+        "keep_until",
         "overdue_at",
         "ready_at",
         "retire_at",
@@ -75,6 +78,7 @@ class Member:
         self.ready_at = 0.0
         self.retire_at = math.inf
         self.idle_since = 0.0
+        self.keep_until = math.inf
         self.shunned_until = 0.0
 
 
@@ -203,8 +207,8 @@ class ConnectionPool:
         """Leave the queue. Afterwards, and for one that was served, it does nothing."""
         self._waiters.pop(waiter, None)
 
-    def released(self, member: Member, now: float) -> list[Action]:
-        """A lent slot is free again."""
+    def released(self, member: Member, now: float, *, keep_alive: float | None = None) -> list[Action]:
+        """A lent slot is free again. `keep_alive`: how long the peer keeps the connection, if it has said so."""
         if member.state is State.GONE:
             return []
         member.used -= 1
@@ -213,10 +217,28 @@ class ConnectionPool:
             member.idle_since = now
             if member.state is State.DRAINING:
                 return self._close(member)
-            self._next_upkeep = min(self._next_upkeep, now + self._limits.idle_timeout)
+            member.keep_until = (
+                math.inf if keep_alive is None else now + keep_alive - min(KEEP_ALIVE_MARGIN, keep_alive / 2)
+            )
+            self._next_upkeep = min(self._next_upkeep, now + self._limits.idle_timeout, member.keep_until)
         if member.state is State.READY:
             self._note_slots(member)
         return self._arrange(now) if self._waiters else []
+
+    def lend_failed(self, waiter: Waiter, member: Member, now: float) -> list[Action]:
+        """The connection that was lent is closed, and nothing was sent: the waiter has its place back."""
+        self._waiters = {waiter: None, **self._waiters}
+        return self.closed(member, now)
+
+    def met_end(self, now: float) -> list[Action]:
+        """The peer closed a kept-alive connection as a request was sent on it.
+
+        The last one used is lent first, so all that are idle have been so for longer, and will be closed as well.
+        """
+        actions: list[Action] = []
+        for member in [member for member in self._free if member.capacity == 1 and member.used == 0]:
+            actions += self.drain(member, now)
+        return actions
 
     def refused(self, member: Member, now: float) -> None:
         """The peer refused a request unprocessed: for a moment others are better."""
@@ -330,7 +352,7 @@ class ConnectionPool:
     def _look_after(self, now: float) -> list[Action]:
         """Retire what has reached its age, and close what nobody has used, the newest first."""
         actions: list[Action] = []
-        for member in [member for member in self._ready if member.retire_at <= now]:
+        for member in [member for member in self._ready if member.retire_at <= now or _has_expired(member, now)]:
             actions += self.drain(member, now)
         surplus = len(self._ready) - self._wanted()
         for member in reversed(list(self._ready)):
@@ -348,7 +370,8 @@ class ConnectionPool:
             return member.retire_at
         idle_until = member.idle_since + self._limits.idle_timeout
         # One that is kept beyond its idle time is looked at again after as long.
-        return min(member.retire_at, idle_until if idle_until > now else now + self._limits.idle_timeout)
+        again = idle_until if idle_until > now else now + self._limits.idle_timeout
+        return min(member.retire_at, member.keep_until, again)
 
     # -- arranging -----------------------------------------------------------------------------------------
 
@@ -385,9 +408,8 @@ class ConnectionPool:
         """
         if not self._free:
             return None
-        newest = next(reversed(self._free))
-        if newest.capacity == 1:
-            return newest
+        if next(reversed(self._free)).capacity == 1:
+            return next((member for member in reversed(self._free) if not _has_expired(member, now)), None)
         wanted = self._wanted()
         best: Member | None = None
         for number, member in enumerate(self._ready):
@@ -466,6 +488,11 @@ class ConnectionPool:
         del self._draining[member]
         member.state = State.GONE
         return [Close(member)]
+
+
+def _has_expired(member: Member, now: float) -> bool:
+    """Whether its peer is about to close it for idleness."""
+    return member.used == 0 and member.keep_until <= now
 
 
 def _rank(member: Member, now: float) -> tuple[bool, int]:

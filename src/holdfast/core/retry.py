@@ -108,12 +108,12 @@ class _Place:
 
 
 class RoutePlan:
-    """The tries of one request. Call `next`, try, report with `failed` or `unprocessed`, and so on.
+    """The tries of one request. Call `next`, try, report with `failed`, `unprocessed` or `met_end`, and so on.
 
     `deadline` is the time after which no try shall begin.
     """
 
-    __slots__ = ("_deadline", "_free", "_limits", "_order", "_places", "_rng", "attempts")
+    __slots__ = ("_deadline", "_free", "_has_met_end", "_limits", "_order", "_places", "_rng", "attempts")
 
     def __init__(self, order: Sequence[int], limits: RetryLimits, rng: UniformRandom, *, deadline: float) -> None:
         self._order = order
@@ -122,6 +122,7 @@ class RoutePlan:
         self._deadline = deadline
         self._places = {place: _Place(limits) for place in order}
         self._free = limits.max_attempts  # how often a request that was not processed is sent again at once
+        self._has_met_end = False
         self.attempts = 0
 
     def next(self, now: float, can_try: Callable[[int, bool], bool]) -> Step | None:
@@ -168,6 +169,17 @@ class RoutePlan:
             self.failed(place, now)
             return
         self._free -= 1
+        self._take_back(place, now)
+
+    def met_end(self, place: int, now: float) -> None:
+        """A kept-alive connection was closed as the request was sent: once in a request this does not count."""
+        if self._has_met_end:
+            self.failed(place, now)
+            return
+        self._has_met_end = True
+        self._take_back(place, now)
+
+    def _take_back(self, place: int, now: float) -> None:
         self.attempts -= 1
         self._places[place].tries -= 1
         self._places[place].ready_at = now

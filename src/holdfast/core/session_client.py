@@ -369,7 +369,9 @@ class ClientSession:
         return StreamReturned(stream)
 
     def _receive_error(self, message: m.Error) -> list[Event]:
-        error = from_wire(message.code, message.message, retry_after=message.retry_after)
+        error = from_wire(
+            message.code, message.message, retryable=message.retryable, retry_after=message.retry_after
+        )
         if message.stream is None and message.request_id is None:
             return [SessionError(error)]
         if message.stream is not None and not self._is_newest_answer(message.stream):
@@ -480,4 +482,6 @@ def _check_name(name: str, what: str) -> None:
 def _error(body: m.ErrorBody | None) -> HoldfastError:
     if body is None:
         return from_wire("unknown_stream", "the server refused to resume the stream")
-    return from_wire(body.code, body.message, retry_after=body.retry_after, status=body.status)
+    return from_wire(
+        body.code, body.message, retryable=body.retryable, retry_after=body.retry_after, status=body.status
+    )

@@ -185,6 +185,9 @@ def error_response(error: HoldfastError, *, status: int | None = None) -> tuple[
         headers.append((b"retry-after", b"%d" % max(math.ceil(error.retry_after), 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if not error.retryable and (status in (408, 409, 429) or status >= 500):
+        # OpenAI's SDKs repeat these by themselves unless they are told not to.
+        headers.append((b"x-should-retry", b"false"))
     return status, headers, msgspec.json.encode({"error": detail})
 
 

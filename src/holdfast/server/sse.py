@@ -174,7 +174,14 @@ def error_payload(end: EndBody) -> bytes:
 def end_error(end: EndBody) -> HoldfastError:
     if end.error is None:
         return from_wire("stream_failed", f"the stream ended {end.status}")
-    return from_wire(end.error.code, end.error.message, retry_after=end.error.retry_after, status=end.error.status)
+    error = end.error
+    return from_wire(
+        error.code,
+        error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        status=error.status,
+    )
 
 
 def end_http_status(end: EndBody) -> int:

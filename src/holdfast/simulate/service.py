@@ -69,12 +69,12 @@ class Service:
     def _chat(self, request: Request, exchange: Exchange) -> None:
         self._counters.request_began(request.protocol)
         number = next(self._ids)
-        request_id = request.headers.get("x-request-id") or f"req-simulated-{number}"
-        headers = (("x-request-id", request_id),)
+        request_id = request.headers.get("x-request-id")
+        headers = (("x-request-id", request_id or f"req-simulated-{number}"),)
         try:
             chat = decode_request(request.body)
             fault = self._plan.for_request() or (chat.sim.fault if chat.sim is not None else None)
-            key = chat.user or request.headers.get("x-request-id")
+            key = chat.user or request_id
             count = self._counters.request_has_key(key) if key else 0
             if fault is not None and fault.times is not None:
                 if not key:
@@ -91,7 +91,8 @@ class Service:
         if kind is not None:
             self._counters.request_faults[kind] += 1
         if self._log is not None:
-            (self._log.refused if isinstance(fault, Status) else self._log.began)(number, key, kind)
+            write = self._log.refused if isinstance(fault, Status) else self._log.began
+            write(number, key, request_id, kind)
         if isinstance(fault, Status):
             exchange.reply(fault.status, *_refusal(fault, headers))
             self._counters.request_ended("failed")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from holdfast.core.messages import AttemptRecord
 from holdfast.core.retry import RoutePlan, Step
@@ -15,6 +16,8 @@ from holdfast.errors import (
     CircuitOpen,
     ConnectTimeout,
     InternalError,
+    PoolTimeout,
+    UpstreamConnectError,
     UpstreamError,
     UpstreamReset,
     UpstreamStatus,
@@ -28,6 +31,10 @@ from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import ChatRequest
 
 logger = logging.getLogger("holdfast")
+
+_NOT_SENT_AGAIN: Final = (
+    "; the provider may have processed the request, so it was not sent again (retry.at_most_once)"
+)
 
 
 class Pump:
@@ -83,6 +90,11 @@ class Pump:
             if error is None or delivered or not _may_repeat(error):
                 self._finish(attempt, error)
                 return
+            if route.at_most_once and self._attempts[-1].unconfirmed:
+                error.retryable = False
+                error.message += _NOT_SENT_AGAIN
+                self._finish(attempt, error)
+                return
             self._note_failure(plan, step.place, error)
             previous = target
         if error is None:
@@ -100,10 +112,11 @@ class Pump:
             error = await attempt.run(self._request)
         except BaseException:
             health.breaker.release(granted)
-            self._record(target, attempt, "cancelled")
+            self._record(target, attempt, "cancelled", unconfirmed=False)
             raise
         health.record(granted, error, timers.now())
-        self._record(target, attempt, None if error is None else error.code)
+        unconfirmed = self._stream.log.next == 0 and _may_be_processed(error, attempt.status)
+        self._record(target, attempt, None if error is None else error.code, unconfirmed=unconfirmed)
         if error is not None:
             attempt_failed(self._stream, self._attempts[-1], error)
         return attempt, error
@@ -129,11 +142,15 @@ class Pump:
             health.failovers += 1
         elif isinstance(error, UpstreamReset) and not error.processed:
             health.resent_unprocessed += 1
+        elif isinstance(error, UpstreamReset) and error.is_stale and not step.is_repetition:
+            health.resent_stale += 1
 
     def _note_failure(self, plan: RoutePlan, place: int, error: UpstreamError) -> None:
         now = self._timers.now()
         if isinstance(error, UpstreamReset) and not error.processed:
             plan.unprocessed(place, now)
+        elif isinstance(error, UpstreamReset) and error.is_stale:
+            plan.met_end(place, now)
         elif isinstance(error, UpstreamTimeout) and not isinstance(error, ConnectTimeout):
             # The provider has the request, and may be charging for it; or there is no room to ask it again.
             plan.exclude(place)
@@ -155,7 +172,7 @@ class Pump:
             attempts=self._attempts,
         )
 
-    def _record(self, target: Target, attempt: Attempt, error: str | None) -> None:
+    def _record(self, target: Target, attempt: Attempt, error: str | None, *, unconfirmed: bool) -> None:
         self._attempts.append(
             AttemptRecord(
                 provider=target.provider,
@@ -164,6 +181,7 @@ class Pump:
                 duration_ms=round((self._timers.now() - attempt.started) * 1000),
                 status=attempt.status,
                 error=error,
+                unconfirmed=unconfirmed,
             )
         )
 
@@ -173,6 +191,18 @@ def _may_repeat(error: UpstreamError) -> bool:
     if isinstance(error, UpstreamStatus):
         return error.status in (408, 429) or error.status >= 500
     return error.retryable
+
+
+def _may_be_processed(error: UpstreamError | None, status: int | None) -> bool:
+    """Whether the provider may have acted on a request that failed with this error before its first entry.
+
+    An answer that refuses the request is taken at its word. After a 200 the provider has certainly begun.
+    """
+    if error is None or isinstance(error, (UpstreamStatus, UpstreamConnectError, ConnectTimeout, PoolTimeout)):
+        return False
+    if isinstance(error, UpstreamReset) and not error.processed:
+        return False
+    return status is None or status < 300
 
 
 def _nothing() -> None:

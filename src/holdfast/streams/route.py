@@ -42,6 +42,8 @@ class Route:
             max_retry_after=retry.max_retry_after,
         )
         self._rng = rng or random.SystemRandom()
+        #: A request that an endpoint may have processed is asked of none again.
+        self.at_most_once = retry.at_most_once
 
     def plan(self, *, deadline: float) -> RoutePlan:
         """Draw the order for one request, which is not to be tried again after `deadline`."""

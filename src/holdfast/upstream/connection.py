@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -40,6 +41,11 @@ _BUSY_READ: Final = 32 * 1024
 _LINGER: Final = 1.0
 #: Windows are widened in steps of this, a small part of an h2 stream's: the hot path then counts only.
 _GRANT_BATCH: Final = 16_384
+#: Seconds after a request in which the end of a kept-alive connection means that it was idle for too long; later
+#: the provider has had the request, and has failed.
+_STALE_WITHIN: Final = 1.0
+#: What the peer's end of a connection is called.
+_PEERS_END: Final = ("connection_closed", "connection_reset")
 _SINK_FAILED: Final = "the receiver of a provider's answer failed"
 
 
@@ -51,6 +57,9 @@ class ConnectionOwner(Protocol):
 
     def request_refused(self, connection: UpstreamConnection) -> None:
         """A request came back unprocessed; `slot_freed` follows."""
+
+    def met_end(self, connection: UpstreamConnection) -> None:
+        """The peer closed it, kept alive, as a request was sent; `connection_lost` follows."""
 
     def connection_draining(self, connection: UpstreamConnection) -> None:
         """It takes no new requests."""
@@ -67,10 +76,11 @@ class ConnectionOwner(Protocol):
 class HttpCall:
     """One request on a connection; implements `Call`."""
 
-    __slots__ = ("_connection", "is_paused", "sink", "stream_id", "ungranted")
+    __slots__ = ("_connection", "is_paused", "sent_at", "sink", "stream_id", "ungranted")
 
-    def __init__(self, connection: UpstreamConnection, stream_id: int, sink: ResponseSink) -> None:
+    def __init__(self, connection: UpstreamConnection, stream_id: int, sink: ResponseSink, sent_at: float) -> None:
         self._connection = connection
+        self.sent_at = sent_at
         #: Bytes that the sink has taken and the window has not been told of.
         self.ungranted = 0
         self.stream_id = stream_id
@@ -129,6 +139,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_draining",
         "_is_held",
         "_is_lost",
+        "_is_used",
         "_is_write_due",
         "_loop",
         "_owner",
@@ -136,6 +147,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_ping_sent",
         "_ping_timeout",
         "_pings",
+        "_readable",
         "_speak",
         "_target",
         "_timer",
@@ -173,6 +185,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._has_heard = False
         self._is_draining = False
         self._is_lost = False
+        self._is_used = False
         self._is_write_due = False
         self._is_held = False
         self._turn = 0.0
@@ -180,6 +193,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._pings = 0
         self._ping_sent: float | None = None
         self._timer: Deadline | None = None
+        self._readable: select.poll | None = None
         self.transport: asyncio.Transport | None = None
         self.established: asyncio.Future[None] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -198,9 +212,22 @@ class UpstreamConnection(asyncio.Protocol):
         stream_id = self.http.send_request(
             request.method.encode(), scheme, authority, request.path.encode(), request.headers, request.body
         )
-        call = self._calls[stream_id] = HttpCall(self, stream_id, sink)
-        self._write_soon()
+        call = self._calls[stream_id] = HttpCall(self, stream_id, sink, self._loop.time())
+        if self._readable is None:
+            self._write_soon()
+        else:
+            self._flush()  # there is nothing to wait for, and the less time passes after `has_unread` the better
         return call
+
+    def has_unread(self) -> bool:
+        """Whether an idle HTTP/1.1 connection that was used before has something to read: an end, or rubbish.
+
+        It costs a system call. A connection that is new may have TLS session tickets to read, and is not asked.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return True
+        return self._is_used and self._readable is not None and bool(self._readable.poll(0))
 
     def cancel(self, stream_id: int) -> None:
         if self._calls.pop(stream_id, None) is None:
@@ -287,6 +314,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._set_established(exc)
             self.transport.abort()
             return
+        if self.http.alpn != "h2":
+            self._readable = select.poll()
+            self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._flush()
         if self.http.is_established:
             self._set_established(None)
@@ -349,6 +379,7 @@ class UpstreamConnection(asyncio.Protocol):
                     logger.exception(_SINK_FAILED)
                     self._give_up(call)
         elif type(event) is ResponseEnded:
+            self._is_used = True
             self._end_call(event.stream_id, None)
         elif type(event) is StreamFailed:
             self._stream_failed(event)
@@ -374,14 +405,19 @@ class UpstreamConnection(asyncio.Protocol):
                 cause = "goaway"
             else:
                 cause = f"stream_{_code_name(event.code)}"
-        if event.stream_id in self._calls:
+        call = self._calls.get(event.stream_id)
+        is_stale = False
+        if call is not None:
             self._owner.count_reset(cause)
+            if event.was_kept_alive and cause in _PEERS_END:
+                is_stale = self._loop.time() - call.sent_at <= _STALE_WITHIN
+        if is_stale:
+            self._owner.met_end(self)
         if not event.processed and self.http.is_usable:
             self._owner.request_refused(self)
-        self._end_call(
-            event.stream_id,
-            UpstreamReset(f"the provider's answer was cut ({cause}): {event.reason}", processed=event.processed),
-        )
+        message = f"the provider's answer was cut ({cause}): {event.reason}"
+        error = UpstreamReset(message, processed=event.processed, is_stale=is_stale)
+        self._end_call(event.stream_id, error)
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:
         call = self._calls.pop(stream_id, None)

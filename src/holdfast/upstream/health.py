@@ -34,6 +34,7 @@ class Health:
         self.attempts = 0
         self.retries = 0
         self.resent_unprocessed = 0
+        self.resent_stale = 0
         self.failovers = 0
         self.budget_refusals = 0
         self.probes = 0
@@ -61,6 +62,7 @@ class Health:
             failures=dict(self.failures),
             retries=self.retries,
             resent_unprocessed=self.resent_unprocessed,
+            resent_stale=self.resent_stale,
             failovers=self.failovers,
             budget_refusals=self.budget_refusals,
             probes=self.probes,
@@ -78,8 +80,8 @@ def is_failure(error: UpstreamError | None) -> bool | None:
         return None if error.status in (408, 429) else error.status >= 500
     if isinstance(error, (PoolTimeout, TotalTimeout)):
         return None  # our own bounds
-    if isinstance(error, UpstreamReset) and not error.processed:
-        return None
+    if isinstance(error, UpstreamReset) and (error.is_stale or not error.processed):
+        return None  # to close what is idle, or refuse what is too much, is no sign of ill health
     return True
 
 
@@ -124,13 +126,15 @@ class Probe:
         try:
             async with asyncio.timeout(self._config.timeout):
                 call = await self._upstream.send(self._request, answer)
-                is_well = await answer.outcome
+                failed = await answer.outcome
         except (TimeoutError, UpstreamError):
-            is_well = False
+            failed = True
         finally:
             if call is not None:
                 call.cancel()
-        if is_well:
+        if failed is None:
+            return
+        if not failed:
             health.breaker.probe_succeeded(self._timers.now())
         else:
             health.probe_failures += 1
@@ -138,10 +142,10 @@ class Probe:
 
 
 class _ProbeAnswer:
-    """The sink of a health check: the status counts, and that the answer ends."""
+    """The sink of a health check: the status counts, and that the answer ends. Its outcome is `is_failure`'s."""
 
     def __init__(self) -> None:
-        self.outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.outcome: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         self._status = 0
 
     def response_received(self, status: int, headers: Headers) -> None:
@@ -151,11 +155,11 @@ class _ProbeAnswer:
         pass
 
     def response_ended(self) -> None:
-        self._settle(0 < self._status < 500)
+        self._settle(not 0 < self._status < 500)
 
     def response_failed(self, error: UpstreamError) -> None:
-        self._settle(False)
+        self._settle(is_failure(error))
 
-    def _settle(self, is_well: bool) -> None:
+    def _settle(self, failed: bool | None) -> None:
         if not self.outcome.done():
-            self.outcome.set_result(is_well)
+            self.outcome.set_result(failed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 
 from holdfast.config import ProviderConfig
@@ -144,9 +144,11 @@ class Pool:
     # -- doing ---------------------------------------------------------------------------------------------
 
     def _act(self, actions: list[core.Action], failure: UpstreamError | None = None) -> None:
-        for action in actions:
+        due = deque(actions)
+        while due:
+            action = due.popleft()
             if isinstance(action, core.Lend):
-                self._lend(action)
+                due.extend(self._lend(action))
             elif isinstance(action, core.Open):
                 self._open(action.member)
             elif isinstance(action, core.Close):
@@ -165,15 +167,22 @@ class Pool:
                 action.waiter.wake()
         self._set_timer()
 
-    def _lend(self, action: core.Lend) -> None:
+    def _lend(self, action: core.Lend) -> list[core.Action]:
         waiter, member = action.waiter, action.member
         assert isinstance(waiter, _Waiter)  # noqa: S101 - no others are given to the core
+        connection = self._connections[member]
+        if connection.has_unread():
+            # Not by `connection_lost`: many may be closed at once, and each would be found within the one before.
+            self._forget(member, connection)
+            connection.abort("closed")
+            return self._core.lend_failed(waiter, member, self._timers.now())
         try:
-            waiter.call = self._connections[member].send(waiter.request, waiter.sink)
+            waiter.call = connection.send(waiter.request, waiter.sink)
         except HttpMisuse as exc:
             waiter.error = UpstreamMalformed(f"the request cannot be sent: {exc}")
             self._act(self._core.released(member, self._timers.now()))
         waiter.wake()
+        return []
 
     def _open(self, member: core.Member) -> None:
         self._dials[member] = asyncio.get_running_loop().create_task(
@@ -224,11 +233,15 @@ class Pool:
         task = self._dials.get(member)
         if task is not None:
             task.cancel()
-        connection = self._connections.pop(member, None)
+        connection = self._connections.get(member)
         if connection is not None:
-            self._members.pop(connection, None)
-            self._await_end(connection)
+            self._forget(member, connection)
             connection.close()
+
+    def _forget(self, member: core.Member, connection: UpstreamConnection) -> None:
+        self._connections.pop(member, None)
+        self._members.pop(connection, None)
+        self._await_end(connection)
 
     def _await_end(self, connection: UpstreamConnection) -> None:
         if not connection.gone.done():
@@ -258,7 +271,8 @@ class Pool:
         if member is None:
             return
         self.settings_changed(connection)
-        self._act(self._core.released(member, self._timers.now()))
+        keep_alive = connection.http.keep_alive_timeout
+        self._act(self._core.released(member, self._timers.now(), keep_alive=keep_alive))
 
     def settings_changed(self, connection: UpstreamConnection) -> None:
         member = self._members.get(connection)
@@ -272,18 +286,20 @@ class Pool:
         if member is not None:
             self._core.refused(member, self._timers.now())
 
+    def met_end(self, connection: UpstreamConnection) -> None:
+        if connection in self._members:
+            self._act(self._core.met_end(self._timers.now()))
+
     def connection_draining(self, connection: UpstreamConnection) -> None:
         member = self._members.get(connection)
         if member is not None:
             self._act(self._core.drain(member, self._timers.now()))
 
     def connection_lost(self, connection: UpstreamConnection) -> None:
-        member = self._members.pop(connection, None)
-        if member is None:
-            return
-        self._connections.pop(member, None)
-        self._await_end(connection)
-        self._act(self._core.closed(member, self._timers.now()))
+        member = self._members.get(connection)
+        if member is not None:
+            self._forget(member, connection)
+            self._act(self._core.closed(member, self._timers.now()))
 
     def count_reset(self, cause: str) -> None:
         self._resets[cause] += 1

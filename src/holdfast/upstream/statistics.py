@@ -41,7 +41,8 @@ class HealthStatistics(Struct, frozen=True):
     """The breaker of one endpoint, and what was decided because of failures.
 
     `retry_after` is in seconds until an open breaker lets a trial through. `budget_refusals` counts repetitions
-    that the budget did not allow.
+    that the budget did not allow; `resent_unprocessed` and `resent_stale`, what was sent again at once: because it
+    was certainly not processed, or because it met the end of a kept-alive connection.
     """
 
     breaker: str
@@ -51,6 +52,7 @@ class HealthStatistics(Struct, frozen=True):
     failures: dict[str, int]
     retries: int
     resent_unprocessed: int
+    resent_stale: int
     failovers: int
     budget_refusals: int
     probes: int

@@ -145,14 +145,14 @@ async def test_log_has_a_line_for_each_completion_that_begins_ends_or_is_refused
     async with Served("--log", str(log)) as served, httpx.AsyncClient() as client:
         url = f"{served.base_url}/chat/completions"
         for _ in range(2):
-            await client.post(url, json={**chat_body(refusal), "user": "one"})
+            await client.post(url, json={**chat_body(refusal), "user": "one"}, headers={"x-request-id": "r"})
         assert await served.stop(signal.SIGTERM) == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     times = [line.pop("at") for line in lines]
     assert times == sorted(times)
     assert lines == [
-        {"event": "refused", "number": 1, "key": "one", "fault": "status"},
-        {"event": "began", "number": 2, "key": "one"},
+        {"event": "refused", "number": 1, "key": "one", "request_id": "r", "fault": "status"},
+        {"event": "began", "number": 2, "key": "one", "request_id": "r"},
         {"event": "ended", "number": 2, "key": "one", "outcome": "completed", "tokens": 3},
     ]
 
