@@ -1,0 +1,286 @@
+"""How many requests an endpoint is given at a time, learned from how soon it begins to answer.
+
+A gradient limiter on the time to first token (TTFT), after Netflix's `Gradient2Limit` (concurrency-limits) and
+Envoy's adaptive concurrency filter: the limit follows the ratio of a long-term baseline to what is measured now.
+Decides only; the clock, and who waits for a place, are the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from msgspec import Struct
+
+from holdfast.core.backoff import UniformRandom
+
+#: A window takes as many samples as the limit has places, within these bounds: its median is not one request's.
+_MIN_SAMPLES: Final = 3
+_MAX_SAMPLES: Final = 20
+#: One window shrinks the limit to no less than this share of it, however late the answers are.
+_MIN_GRADIENT: Final = 0.5
+#: Of the step down that the gradient asks for, the share that one window takes.
+_SMOOTHING: Final = 0.5
+#: An overload signal leaves this share of what was in flight: the factor of CUBIC (RFC 9438 section 4.6).
+_OVERLOAD_SHARE: Final = 0.7
+#: What a window within the tolerance moves the baseline by, and how far above its measurement that may take it:
+#: else lateness of our own making would become, step by step, what should be.
+_BASELINE_SHARE: Final = 0.05
+_BASELINE_DRIFT: Final = 1.1
+#: With at most this share of the limit in flight, lateness is not of our making.
+_LIGHT_LOAD: Final = 0.5
+#: While a measurement lowers the load, a place is given out for every second one that comes free.
+_RAMP: Final = 0.5
+#: Measurements of several processes do not fall together: the share of the interval by which they are spread.
+_JITTER: Final = 0.2
+
+
+class GradientLimits(Struct, frozen=True):
+    """`min`, `max` and `initial` are requests at a time.
+
+    A median TTFT of up to `tolerance` times the baseline is as it should be. After `baseline_interval` seconds
+    without a window under light load, the load is lowered for one.
+    """
+
+    min: int = 4
+    max: int = 1000
+    initial: int = 20
+    tolerance: float = 1.5
+    baseline_interval: float = 300.0
+
+
+class Flight:
+    """One request in flight. `begin` and `answered` are for streamed ones; `release` ends it, once."""
+
+    __slots__ = ("_begun_at", "_limit", "_window")
+
+    def __init__(self, limit: GradientLimit, window: int) -> None:
+        self._limit: GradientLimit | None = limit
+        self._window = window
+        self._begun_at: float | None = None
+
+    def begin(self, now: float) -> None:
+        """The request is on its way: its TTFT counts from here."""
+        if self._limit is not None:
+            self._begun_at = now
+            self._window = self._limit._window
+
+    def answered(self, now: float) -> None:
+        """Its first token is here. Only the first call of a flight that has begun counts."""
+        begun_at, self._begun_at = self._begun_at, None
+        if self._limit is not None and begun_at is not None:
+            self._limit._sample(now - begun_at, self._window, now)
+
+    def release(self, now: float, *, is_overload: bool = False) -> None:
+        """The request has ended; `is_overload` where the endpoint said that it has too many. Idempotent."""
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            limit._release(self._window, now, is_overload=is_overload)
+
+
+class _Throttling(Struct):
+    """Why the limit is going down: the median TTFT when it was at `limit`."""
+
+    median: float
+    limit: float
+
+
+class _Measurement(Struct):
+    """The load is on its way down to `goal`, to see whether the median of `before` is of our making."""
+
+    before: float
+    goal: float
+    ceiling: float
+
+
+class GradientLimit:
+    """The limit of one endpoint.
+
+    Samples are taken in windows of requests that were begun since the window opened, so each one shows what the
+    last step of the limit has done, as a round trip does to TCP. After each:
+
+    - within the tolerance, the limit grows by its square root, provided that it was used to the full;
+    - beyond it, it goes down by the gradient, `tolerance * baseline / median`, but not under light load;
+    - where halving it has made the answers no sooner, the slowness is not of our making: that is the new baseline.
+
+    An overload signal lowers it at once, and once per window. The baseline follows slowly what is within the
+    tolerance and is measured anew whenever the load is light. Where it never is, the load is lowered for it in
+    each `baseline_interval`, by halves for as long as that makes the answers begin sooner.
+    """
+
+    __slots__ = (
+        "_due",
+        "_limit",
+        "_limits",
+        "_measured",
+        "_measurement",
+        "_peak",
+        "_rng",
+        "_samples",
+        "_throttling",
+        "_window",
+        "_window_of_overload",
+        "baseline",
+        "in_flight",
+        "overloads",
+        "recent",
+    )
+
+    def __init__(self, limits: GradientLimits, *, rng: UniformRandom) -> None:
+        """Raises ValueError unless 1 <= min <= initial <= max and tolerance >= 1."""
+        if not (1 <= limits.min <= limits.initial <= limits.max and limits.tolerance >= 1):
+            raise ValueError(f"expected 1 <= min <= initial <= max and tolerance >= 1, got {limits}")
+        self._limits = limits
+        self._rng = rng
+        self._limit = float(limits.initial)
+        self._window = 0
+        self._window_of_overload = 0
+        self._samples: list[float] = []
+        self._peak = 0
+        self._due = -math.inf
+        self._measured = 0.0
+        self._throttling: _Throttling | None = None
+        self._measurement: _Measurement | None = None
+        self.in_flight = 0
+        #: TTFT in seconds: what it should be, and the median of the last window; None before the first.
+        self.baseline: float | None = None
+        self.recent: float | None = None
+        #: How often an overload signal has lowered the limit.
+        self.overloads = 0
+
+    @property
+    def limit(self) -> int:
+        measurement = self._measurement
+        return int(self._limit if measurement is None else min(self._limit, measurement.ceiling))
+
+    @property
+    def is_full(self) -> bool:
+        return self.in_flight >= self.limit
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the limit is lowered for the sake of the baseline."""
+        return self._measurement is not None
+
+    def acquire(self) -> Flight | None:
+        """Count one more request in flight; None at the limit."""
+        if self.is_full:
+            return None
+        self.in_flight += 1
+        self._peak = max(self._peak, self.in_flight)
+        return Flight(self, self._window)
+
+    # -- what flights tell --
+
+    def _sample(self, ttft: float, window: int, now: float) -> None:
+        measurement = self._measurement
+        if window != self._window or (measurement is not None and measurement.ceiling > measurement.goal):
+            return
+        self._samples.append(ttft)
+        if len(self._samples) >= min(max(self.limit, _MIN_SAMPLES), _MAX_SAMPLES):
+            self._close_window(now)
+
+    def _release(self, window: int, now: float, *, is_overload: bool) -> None:
+        if is_overload and window >= self._window_of_overload:
+            self._shrink_for_overload(now)
+        self.in_flight -= 1
+        measurement = self._measurement
+        if measurement is not None and measurement.ceiling > measurement.goal:
+            measurement.ceiling = max(measurement.goal, measurement.ceiling - _RAMP)
+            self._open_window()
+
+    def _shrink_for_overload(self, now: float) -> None:
+        limits = self._limits
+        self.overloads += 1
+        # What the endpoint had too much of is what was in flight, not what would have been allowed. But a refusal
+        # under light load may be about a quota: it takes no more than half of the limit into account.
+        beyond = min(self._limit, max(float(self.in_flight), self._limit * _LIGHT_LOAD))
+        self._limit = max(float(limits.min), beyond * _OVERLOAD_SHARE)
+        self._throttling = None
+        if self._measurement is not None:
+            self._measurement = None
+            self._schedule(now)
+        self._open_window()
+        self._window_of_overload = self._window
+
+    # -- windows --
+
+    def _open_window(self) -> None:
+        self._window += 1
+        self._samples = []
+        self._peak = self.in_flight
+
+    def _close_window(self, now: float) -> None:
+        median = sorted(self._samples)[len(self._samples) // 2]
+        self.recent = median
+        if self.baseline is None:
+            # Perhaps under too much load already, so a measurement follows at once.
+            self.baseline = self._measured = median
+        elif self._measurement is not None:
+            self._weigh(self._measurement, median, now)
+        elif self._peak <= self._limit * _LIGHT_LOAD:
+            self._throttling = None
+            self._set_baseline(median, now)
+        else:
+            self._adjust(median, self.baseline, now)
+            if now >= self._due:
+                self._begin_measurement(median)
+        self._open_window()
+
+    def _adjust(self, median: float, baseline: float, now: float) -> None:
+        limits = self._limits
+        gradient = limits.tolerance * baseline / median if median > 0 else 1.0
+        if gradient >= 1.0:
+            self._throttling = None
+            # Much sooner than it should be, it is not the endpoint that the baseline was measured of any more.
+            share = 1.0 if median * limits.tolerance < baseline else _BASELINE_SHARE
+            self.baseline = min(baseline + share * (median - baseline), self._measured * _BASELINE_DRIFT)
+            if self._peak >= int(self._limit):
+                self._limit = min(self._limit + math.sqrt(self._limit), float(limits.max))
+            return
+        throttling = self._throttling
+        if throttling is None:
+            self._throttling = _Throttling(median, self._limit)
+        elif self._limit > max(throttling.limit / 2, limits.min):
+            # What was late for a part of the first window only is late all through the next.
+            throttling.median = max(throttling.median, median)
+        else:
+            if median * limits.tolerance >= throttling.median:
+                self._limit = throttling.limit
+                self._throttling = None
+                self._set_baseline(median, now)
+                return
+            self._throttling = _Throttling(median, self._limit)
+        # The allowance for a queue is left out on the way down: of a limit of 4 it would be half.
+        step = self._limit * (max(gradient, _MIN_GRADIENT) - 1.0)
+        self._limit = max(self._limit + _SMOOTHING * step, float(limits.min))
+
+    # -- the baseline --
+
+    def _set_baseline(self, median: float, now: float) -> None:
+        self.baseline = self._measured = median
+        self._schedule(now)
+
+    def _schedule(self, now: float) -> None:
+        self._due = now + self._limits.baseline_interval * self._rng.uniform(1.0, 1.0 + _JITTER)
+
+    def _begin_measurement(self, median: float) -> None:
+        goal = self._half_of(min(self._peak, self.limit))
+        self._measurement = _Measurement(median, goal, max(float(min(self.in_flight, self.limit)), goal))
+
+    def _half_of(self, load: float) -> float:
+        return float(max(self._limits.min, int(load / 2)))
+
+    def _weigh(self, measurement: _Measurement, median: float, now: float) -> None:
+        """A window has passed at the goal of a measurement."""
+        limits, goal = self._limits, measurement.goal
+        if median * limits.tolerance < measurement.before:
+            # At twice this load it was late, and that was our doing.
+            self._limit = max(min(self._limit, 2 * goal), float(limits.min))
+            if goal > limits.min:
+                measurement.before = median
+                measurement.goal = self._half_of(goal)
+                return
+        self._throttling = None
+        self._measurement = None
+        self._set_baseline(median, now)
