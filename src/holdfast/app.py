@@ -84,7 +84,9 @@ class Gateway:
             config.queue,
             {name: model.max_concurrency for name, model in models.items()},
             self.timers,
+            self._routes,
         )
+        self._listen_to_capacities(self._providers)
         self.admission.limiter.own_limits = self.access.table.limits_of
         self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
         self.registry.requests.content = config.logging.content
@@ -109,6 +111,12 @@ class Gateway:
         await self._listen()
         for runtime in self._providers.values():
             runtime.start()
+
+    def _listen_to_capacities(self, providers: Mapping[str, Provider]) -> None:
+        """Let requests in as soon as a provider has room for them."""
+        for provider in providers.values():
+            if provider.capacity is not None:
+                provider.capacity.on_room = self.admission.let_in
 
     def _add_credential_routes(self) -> None:
         access, admin_key = self.access, self.config.auth.admin_key
@@ -151,7 +159,8 @@ class Gateway:
 
     def _use_providers(self, providers: dict[str, Provider], routes: dict[str, Route]) -> None:
         before, self._providers = self._providers, providers
-        self._routes.clear()  # the registry has the same
+        self._listen_to_capacities(providers)
+        self._routes.clear()  # the registry and admission have the same
         self._routes.update(routes)
         for provider in providers.values():
             if provider not in before.values():
@@ -312,6 +321,7 @@ def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
                 provider.config.timeouts,
                 provider.health,
                 entry.weight,
+                provider.capacity,
             )
         )
     return Route(targets, model.retry)

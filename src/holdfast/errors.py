@@ -258,7 +258,10 @@ class UpstreamConnectError(UpstreamError):
 
 
 class UpstreamReset(UpstreamError):
-    """`processed` is False only where the provider certainly did not act on the request."""
+    """`processed` is False only where the provider certainly did not act on the request.
+
+    `refused`: and that since it takes no more requests on this connection, which itself stays of use.
+    """
 
     code = "upstream_reset"
     meaning = "The provider's connection or stream was reset or cut before the answer was complete."
@@ -270,9 +273,11 @@ class UpstreamReset(UpstreamError):
         retry_after: float | None = None,
         param: str | None = None,
         processed: bool = True,
+        refused: bool = False,
     ) -> None:
         super().__init__(message, retry_after=retry_after, param=param)
         self.processed = processed
+        self.refused = refused
 
 
 class CircuitOpen(UpstreamError):

@@ -376,12 +376,11 @@ class UpstreamConnection(asyncio.Protocol):
                 cause = f"stream_{_code_name(event.code)}"
         if event.stream_id in self._calls:
             self._owner.count_reset(cause)
-        if not event.processed and self.http.is_usable:
+        is_refused = not event.processed and self.http.is_usable
+        if is_refused:
             self._owner.request_refused(self)
-        self._end_call(
-            event.stream_id,
-            UpstreamReset(f"the provider's answer was cut ({cause}): {event.reason}", processed=event.processed),
-        )
+        message = f"the provider's answer was cut ({cause}): {event.reason}"
+        self._end_call(event.stream_id, UpstreamReset(message, processed=event.processed, refused=is_refused))
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:
         call = self._calls.pop(stream_id, None)

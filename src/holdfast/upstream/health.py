@@ -8,7 +8,14 @@ from collections import Counter
 from holdfast.config import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig
 from holdfast.core.breaker import Breaker, BreakerLimits, Pass
 from holdfast.core.retry import RetryBudget
-from holdfast.errors import PoolTimeout, TotalTimeout, UpstreamError, UpstreamReset, UpstreamStatus
+from holdfast.errors import (
+    PoolTimeout,
+    TotalTimeout,
+    UpstreamError,
+    UpstreamReset,
+    UpstreamStatus,
+    UpstreamTimeout,
+)
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, Headers, HttpRequest, Upstream
 from holdfast.upstream.statistics import HealthStatistics
@@ -81,6 +88,17 @@ def is_failure(error: UpstreamError | None) -> bool | None:
     if isinstance(error, UpstreamReset) and not error.processed:
         return None
     return True
+
+
+def is_overload(error: UpstreamError | None, *, has_answered: bool) -> bool:
+    """Say whether an outcome tells that the endpoint has more requests than it can take."""
+    if isinstance(error, UpstreamStatus):
+        return error.status in (429, 503, 529)
+    if isinstance(error, UpstreamReset):
+        return error.refused
+    if isinstance(error, (PoolTimeout, TotalTimeout)):
+        return False  # our own bounds
+    return isinstance(error, UpstreamTimeout) and not has_answered
 
 
 class Probe:
