@@ -213,6 +213,7 @@ class Gateway:
             self.sessions,
             self.admission,
             connections=len(self.api.connections) + len(self.sessions.open),
+            providers=self.pool_statistics(),
             caller=(tenant, key),
             now=self.timers.now(),
         )
