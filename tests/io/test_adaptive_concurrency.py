@@ -395,6 +395,23 @@ async def test_request_waits_no_longer_than_its_endpoints_are_tried(world: World
         assert in_flight(gateway) == [1]
 
 
+async def test_request_that_waits_is_let_in_when_a_breaker_lets_requests_through_again(world: World) -> None:
+    models = {"demo": {"route": ["a/demo", "b/demo"]}, "only": {"route": ["a/demo"]}}
+    provider = {"breaker": {"failures": 1, "open_for": 1.0}, "retry_budget": {"ratio": 0, "floor": 0}}
+    await world.start(a=ONE, b=ONE, provider=provider, models=models)
+    failed = await ask(world.url, "POST", COMPLETIONS, chat({"fault": {"kind": "status"}}, model="only"))
+    assert failed.status == 503
+    async with await Session.open(world.url) as session:
+        await session.create("r-0", chat(ENDLESS))
+        second = await session.create("r-1", chat(QUICK))
+        assert second["queue_position"] == 0
+        _, end = await session.read()
+        assert (end["stream"], end["status"]) == (second["stream"], "completed")
+        assert [attempt["provider"] for attempt in end["attempts"]] == ["a"]
+        assert world.asked("b") == 1
+    await world.at_rest()
+
+
 # -- reload and shutdown ---------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ wait again.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -159,6 +160,9 @@ class Admission:
         self._timers = timers
         self._pace = SlidingCounts(_PACE_WINDOW)
         self._deadline: Deadline | None = None
+        # When a breaker of those that are waited for lets requests through again.
+        self._opening: Deadline | None = None
+        self._opening_at = math.inf
         # The models whose queue has moved since positions were told.
         self._moved: dict[str, None] = {}
         self._telling: Deadline | None = None
@@ -177,8 +181,6 @@ class Admission:
         prompt, cost = self.limiter.estimate(accounts, request)
         model = self.models[request.model]
         own_full = accounts[1].streams.is_full
-        if self.queue.waiting_in(request.model):
-            self.let_in()  # a breaker may let requests through since its time has come, which no event tells
         waits = model.is_full or own_full or not self._has_room(self._routes.get(request.model), now)
         try:
             self.limiter.check(accounts, cost, now)
@@ -256,6 +258,7 @@ class Admission:
         now = self._timers.now()
         while any(self._serve_one(pool, now) for pool in list(self._rotation)):
             pass
+        self._watch_breakers(now)
 
     @property
     def held(self) -> dict[str, int]:
@@ -308,9 +311,13 @@ class Admission:
         if tenant.streams.is_full:
             queue.hold(tenant.name)
         self._watch_deadline(now)
+        self._watch_breakers(now)
 
     def _has_room(self, endpoints: Endpoints | None, now: float) -> bool:
         return endpoints is None or endpoints.has_room(now)
+
+    def _endpoints_of(self, ticket: Ticket) -> Endpoints | None:
+        return ticket.endpoints or self._routes.get(ticket.model)
 
     def _serve_one(self, pool: str, now: float) -> bool:
         """Start whoever is next, if there is room; say whether there was."""
@@ -322,7 +329,7 @@ class Admission:
             return False
         ticket = place.item
         model = self.models[ticket.model]
-        endpoints = ticket.endpoints or self._routes.get(ticket.model)
+        endpoints = self._endpoints_of(ticket)
         if model.is_full or not self._has_room(endpoints, now):
             return False
         queue.pop(pool)
@@ -340,6 +347,25 @@ class Admission:
         deadline = self.queue.next_deadline()
         if self._deadline is None and deadline is not None:
             self._deadline = self._timers.after(max(deadline - now, 0.0), self._expire)
+
+    def _watch_breakers(self, now: float) -> None:
+        """Look again when one lets requests through by time alone; what else makes room is told."""
+        soonest = math.inf
+        for pool in self._rotation:
+            place = self.queue.peek(pool)
+            endpoints = None if place is None else self._endpoints_of(place.item)
+            if endpoints is not None:
+                soonest = min(soonest, endpoints.opens_in(now))
+        if now + soonest < self._opening_at:
+            if self._opening is not None:
+                self._opening.cancel()
+            self._opening_at = now + soonest
+            self._opening = self._timers.after(soonest, self._opened)
+
+    def _opened(self) -> None:
+        self._opening = None
+        self._opening_at = math.inf
+        self.let_in()
 
     def _expire(self) -> None:
         self._deadline = None

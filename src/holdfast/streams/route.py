@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,11 @@ class Choice:
                 if lease is not None:
                     return lease
         return None
+
+    def opens_in(self, now: float) -> float:
+        """Seconds until a breaker lets requests through again by time alone; infinity if none will."""
+        waits = [target.health.breaker.retry_after(now) for target in self.targets]
+        return min((wait for wait in waits if wait > 0), default=math.inf)
 
 
 class Route(Choice):

@@ -28,12 +28,13 @@ class EndpointLease:
     def answered(self) -> None:
         """The first entry of its answer is here. Only the first call counts."""
         self._flight.answered(self.capacity.timers.now())
-        self.capacity.tell()
+        if not self.capacity.is_full:  # the limit may have grown
+            self.capacity.on_room()
 
     def release(self, *, is_overload: bool = False) -> None:
         """Give the place back; `is_overload` where the provider said that it has too many. Idempotent."""
         self._flight.release(self.capacity.timers.now(), is_overload=is_overload)
-        self.capacity.tell()
+        self.capacity.on_room()
 
 
 class Capacity:
@@ -64,10 +65,6 @@ class Capacity:
         flight = self._limit.acquire()
         return None if flight is None else EndpointLease(self, flight)
 
-    def tell(self) -> None:
-        if not self._limit.is_full:
-            self.on_room()
-
     def statistics(self) -> ConcurrencyStatistics:
         limit = self._limit
         return ConcurrencyStatistics(
@@ -92,6 +89,9 @@ class Endpoints(Protocol):
 
     def reserve(self, now: float) -> EndpointLease | None:
         """Take a place; None where none is needed, or where there is no room."""
+
+    def opens_in(self, now: float) -> float:
+        """Seconds until a breaker lets requests through again by time alone; infinity if none will."""
 
 
 def _rounded(seconds: float | None) -> float | None:
