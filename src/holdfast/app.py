@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from holdfast.admission.access import Access
+from holdfast.admission.keys import SecretId
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, check
 from holdfast.core.moderation import ReadModeration
@@ -96,7 +97,6 @@ class Gateway:
             self.flusher,
             _session_limits(config),
         )
-        self.access.table.on_removed = self.sessions.revoke
         self.api = Api(
             self.registry,
             self.sessions,
@@ -107,6 +107,7 @@ class Gateway:
             self.admission,
             Operations(self.pool_statistics, self.bounds),
         )
+        self.access.table.on_removed = self._revoke
         self._add_credential_routes()
         await self._listen()
         for runtime in self._providers.values():
@@ -117,6 +118,10 @@ class Gateway:
         for provider in providers.values():
             if provider.capacity is not None:
                 provider.capacity.on_room = self.admission.let_in
+
+    def _revoke(self, removed: set[SecretId]) -> None:
+        self.sessions.revoke(removed)
+        self.api.revoke(removed)
 
     def _add_credential_routes(self) -> None:
         access, admin_key = self.access, self.config.auth.admin_key
