@@ -180,6 +180,16 @@ def test_instant_answers_are_no_division_by_zero():
     assert endpoint.limit.limit >= 2
 
 
+def test_milliseconds_are_not_late():
+    endpoint = Endpoint()
+    endpoint.window(0.001)
+    before = endpoint.limit._limit
+    endpoint.window(0.009)
+    assert endpoint.limit._limit > before
+    endpoint.window(0.015)
+    assert endpoint.limit._limit == pytest.approx((before + before**0.5) * 0.87, rel=0.02)
+
+
 # -- the measurement -------------------------------------------------------------------------------------
 
 

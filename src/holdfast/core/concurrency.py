@@ -21,6 +21,8 @@ _MAX_SAMPLES: Final = 20
 _MIN_GRADIENT: Final = 0.5
 #: Of the step down that the gradient asks for, the share that one window takes.
 _SMOOTHING: Final = 0.5
+#: Seconds that no answer is late by: in so short a time it is our own turns and the network that are measured.
+_NOISE: Final = 0.01
 #: An overload signal leaves this share of what was in flight: the factor of CUBIC (RFC 9438 section 4.6).
 _OVERLOAD_SHARE: Final = 0.7
 #: What a window within the tolerance moves the baseline by, and how far above its measurement that may take it:
@@ -229,8 +231,8 @@ class GradientLimit:
 
     def _adjust(self, median: float, baseline: float, now: float) -> None:
         limits = self._limits
-        gradient = limits.tolerance * baseline / median if median > 0 else 1.0
-        if gradient >= 1.0:
+        expected = max(limits.tolerance * baseline, baseline + _NOISE)
+        if median <= expected:
             self._throttling = None
             # Much sooner than it should be, it is not the endpoint that the baseline was measured of any more.
             share = 1.0 if median * limits.tolerance < baseline else _BASELINE_SHARE
@@ -252,7 +254,7 @@ class GradientLimit:
                 return
             self._throttling = _Throttling(median, self._limit)
         # The allowance for a queue is left out on the way down: of a limit of 4 it would be half.
-        step = self._limit * (max(gradient, _MIN_GRADIENT) - 1.0)
+        step = self._limit * (max(expected / median, _MIN_GRADIENT) - 1.0)
         self._limit = max(self._limit + _SMOOTHING * step, float(limits.min))
 
     # -- the baseline --
