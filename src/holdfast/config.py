@@ -127,7 +127,9 @@ class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
 class BreakerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """`breaker` of a provider: when it is left alone after failures, and how it comes back."""
 
-    failures: Annotated[Count, Meta(description="It opens after so many failures in a row.")] = 5
+    failures: Annotated[
+        Count, Meta(description="It opens after so many failures in a row; a request's 500s count once.")
+    ] = 5
     error_rate: Annotated[
         float, Meta(gt=0, le=1, description="Or where this share of the outcomes within `window` failed,")
     ] = 0.5

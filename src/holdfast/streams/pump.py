@@ -28,7 +28,7 @@ from holdfast.streams.stream import Stream
 from holdfast.streams.ticket import Ticket
 from holdfast.timers import Timers
 from holdfast.upstream.capacity import EndpointLease
-from holdfast.upstream.health import is_overload
+from holdfast.upstream.health import is_overload, may_be_of_the_request
 from holdfast.upstream.providers.openai import ChatRequest
 
 logger = logging.getLogger("holdfast")
@@ -45,6 +45,7 @@ class Pump:
         self._ticket = ticket
         # A place at one of the targets, which is the next one then.
         self._lease: EndpointLease | None = None
+        self._is_suspect = False
         # The targets that would do, were they not at their limit.
         self._crowded: list[Target] = []
         # Why the queue was left without a place.
@@ -151,7 +152,11 @@ class Pump:
             health.breaker.release(granted)
             self._record(target, attempt, "cancelled")
             raise
-        health.record(granted, error, timers.now())
+        # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
+        # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
+        is_500 = may_be_of_the_request(error)
+        health.record(granted, error, timers.now(), is_suspect=is_500 and self._is_suspect)
+        self._is_suspect |= is_500
         # After the breaker knows: whoever waits for this place is let in, or told that it is of no use.
         self._release(is_overload=is_overload(error, has_answered=attempt.has_answered))
         self._record(target, attempt, None if error is None else error.code)

@@ -47,12 +47,12 @@ class Health:
         self.probe_failures = 0
         self.failures: Counter[str] = Counter()
 
-    def record(self, granted: Pass, error: UpstreamError | None, now: float) -> None:
-        """Count how an attempt has ended."""
+    def record(self, granted: Pass, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
+        """Count how an attempt has ended. A failure of a suspect request says nothing about the endpoint."""
         if error is not None:
             self.failures[error.code] += 1
         verdict = is_failure(error)
-        if verdict is None:
+        if verdict is None or (verdict and is_suspect):
             self.breaker.release(granted)
         elif verdict:
             self.breaker.fail(granted, now)
@@ -88,6 +88,11 @@ def is_failure(error: UpstreamError | None) -> bool | None:
     if isinstance(error, UpstreamReset) and not error.processed:
         return None
     return True
+
+
+def may_be_of_the_request(error: UpstreamError | None) -> bool:
+    """Whether the request itself may be to blame: some servers answer 500 to what they should refuse with 400."""
+    return isinstance(error, UpstreamStatus) and error.status == 500
 
 
 def is_overload(error: UpstreamError | None, *, has_answered: bool) -> bool:
