@@ -58,7 +58,7 @@ class LimitsConfig(LimitConfig, forbid_unknown_fields=True, frozen=True):
 
 
 class QueueConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[queue]`: where requests wait while their model or tenant has all the streams that it may have."""
+    """`[queue]`: where requests wait while their model, their tenant or their providers have all that they may."""
 
     max_waiting: Annotated[
         int, Meta(ge=0, description="Requests that may wait, for all models together; 0 refuses them at once.")

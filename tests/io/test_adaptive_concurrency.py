@@ -329,6 +329,11 @@ async def test_failover_to_an_endpoint_at_its_limit_waits_and_is_served(world: W
         assert "queue_position" not in second
         moved = await session.expect("queued")
         assert (moved["stream"], moved["position"]) == (second["stream"], 0)
+        shown = (await ask(world.url, "GET", "/v1/limits")).json()["models"]
+        assert [(model["model"], model["running"], model["waiting"]) for model in shown] == [
+            ("demo", 0, 1),
+            ("other", 1, 0),
+        ]
         # Its place at the first endpoint is free for others meanwhile.
         assert (await ask(world.url, "POST", COMPLETIONS, chat(QUICK))).status == 200
         assert (world.asked("a"), world.asked("b")) == (2, 2)

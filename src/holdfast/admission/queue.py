@@ -260,6 +260,10 @@ class Admission:
             pass
         self._watch_breakers(now)
 
+    def waiting_for(self, model: str) -> int:
+        """How many requests for a model wait, whatever for."""
+        return sum(self.queue.waiting_in(pool) for pool in self._rotation if pool.partition("\n")[0] == model)
+
     @property
     def held(self) -> dict[str, int]:
         """What is held now, by its kind: all zero when nothing runs, waits or is connected."""

@@ -95,7 +95,7 @@ def collect(
             *_protocol_bounds(config),
         ],
         models=[
-            ModelUse(name, model.limit, model.used, admission.queue.waiting_in(name))
+            ModelUse(name, model.limit, model.used, admission.waiting_for(name))
             for name, model in admission.models.items()
         ],
         key=_account(key_account, now),

@@ -165,9 +165,10 @@ class Attempt:
         reader, stream = self._reader, self._stream
         entries = reader.receive(chunks)
         if entries:
-            if self._lease is not None and not self.has_answered:
-                self._lease.answered()
-            self.has_answered = True
+            if not self.has_answered:
+                self.has_answered = True
+                if self._lease is not None:
+                    self._lease.answered()
             stream.append(entries)
         if reader.error is not None:
             self._settle(reader.error)
