@@ -303,6 +303,56 @@ def test_limit_recovers_after_an_overload():
     assert endpoint.limit.limit > 20
 
 
+def whole_answers(endpoint: Endpoint, count: int, *, at_once: int = 1000) -> None:
+    """Answers that are not streamed: they have no first token."""
+    while count > 0:
+        flights = []
+        while len(flights) < at_once and (flight := endpoint.limit.acquire()) is not None:
+            flights.append(flight)
+        endpoint.now += 10.0
+        for flight in flights:
+            flight.release(endpoint.now, is_complete=True)
+        count -= len(flights)
+
+
+def test_limit_recovers_after_an_overload_with_answers_that_are_not_streamed():
+    endpoint = Endpoint(initial=20)
+    for flight in endpoint.fill():
+        flight.release(endpoint.now, is_overload=True)
+    assert endpoint.limit.limit == 14
+    whole_answers(endpoint, 14)
+    assert endpoint.limit._limit == pytest.approx(14 + math.sqrt(14))
+    assert endpoint.limit.recent == pytest.approx(GOOD)
+
+
+def test_answers_that_are_not_streamed_do_not_let_an_unused_limit_grow():
+    endpoint = Endpoint(initial=20)
+    whole_answers(endpoint, 200, at_once=10)
+    assert endpoint.limit.limit == 20
+
+
+def test_answers_that_are_not_streamed_say_nothing_beside_those_that_are():
+    endpoint = Endpoint()
+    first, *others = endpoint.fill()
+    endpoint.now += BAD
+    first.answered(endpoint.now)
+    for flight in (first, *others):
+        flight.release(endpoint.now, is_complete=True)
+    assert endpoint.limit.limit == 10
+
+
+def test_measurement_without_streamed_answers_is_given_up():
+    endpoint = Endpoint(initial=20)
+    due(endpoint)
+    assert endpoint.limit.limit < 20
+    whole_answers(endpoint, 200)
+    assert endpoint.limit.is_measuring
+    endpoint.now += INTERVAL
+    whole_answers(endpoint, 1)
+    assert not endpoint.limit.is_measuring
+    assert endpoint.limit.limit >= 20
+
+
 # -- flights ---------------------------------------------------------------------------------------------
 
 

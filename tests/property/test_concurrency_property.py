@@ -72,7 +72,7 @@ def test_limit_stays_within_its_bounds_and_grants_no_more(
                 flight.answered(now)
         else:
             for flight in flights[:number]:
-                flight.release(now, is_overload=kind == "overload")
+                flight.release(now, is_overload=kind == "overload", is_complete=number % 2 == 0)
             del flights[:number]
         assert least <= limit.limit <= limits.max
         assert limit.in_flight == len(flights)

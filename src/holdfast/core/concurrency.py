@@ -54,12 +54,13 @@ class GradientLimits(Struct, frozen=True):
 class Flight:
     """One request in flight. `begin` and `answered` are for streamed ones; `release` ends it, once."""
 
-    __slots__ = ("_begun_at", "_limit", "_window")
+    __slots__ = ("_begun_at", "_is_sampled", "_limit", "_window")
 
     def __init__(self, limit: GradientLimit, window: int) -> None:
         self._limit: GradientLimit | None = limit
         self._window = window
         self._begun_at: float | None = None
+        self._is_sampled = False
 
     def begin(self, now: float) -> None:
         """The request is on its way: its TTFT counts from here."""
@@ -71,13 +72,22 @@ class Flight:
         """Its first token is here. Only the first call of a flight that has begun counts."""
         begun_at, self._begun_at = self._begun_at, None
         if self._limit is not None and begun_at is not None:
+            self._is_sampled = True
             self._limit._sample(now - begun_at, self._window, now)
 
-    def release(self, now: float, *, is_overload: bool = False) -> None:
-        """The request has ended; `is_overload` where the endpoint said that it has too many. Idempotent."""
+    def release(self, now: float, *, is_overload: bool = False, is_complete: bool = False) -> None:
+        """The request has ended: `is_complete` with its whole answer, `is_overload` since there are too many.
+
+        Idempotent.
+        """
         limit, self._limit = self._limit, None
-        if limit is not None:
-            limit._release(self._window, now, is_overload=is_overload)
+        if limit is None:
+            return
+        if is_overload:
+            limit._overloaded(self._window, now)
+        limit._release(now)
+        if is_complete and not self._is_sampled:
+            limit._completed(self._window)
 
 
 class _Throttling(Struct):
@@ -93,6 +103,8 @@ class _Measurement(Struct):
     before: float
     goal: float
     ceiling: float
+    #: When it is given up, for want of streamed answers.
+    until: float
 
 
 class GradientLimit:
@@ -104,6 +116,9 @@ class GradientLimit:
     - within the tolerance, the limit grows by its square root, provided that it was used to the full;
     - beyond it, it goes down by the gradient, `tolerance * baseline / median`, but not under light load;
     - where halving it has made the answers no sooner, the slowness is not of our making: that is the new baseline.
+
+    Answers without a first token, since they are not streamed, make windows in which nothing is late, where there
+    are no others.
 
     An overload signal lowers it at once, and once per window. The baseline follows slowly what is within the
     tolerance and is measured anew whenever the load is light. Where it never is, the load is lowered for it in
@@ -120,6 +135,7 @@ class GradientLimit:
         "_rng",
         "_samples",
         "_throttling",
+        "_whole",
         "_window",
         "_window_of_overload",
         "baseline",
@@ -138,6 +154,7 @@ class GradientLimit:
         self._window = 0
         self._window_of_overload = 0
         self._samples: list[float] = []
+        self._whole = 0  # complete answers without a first token
         self._peak = 0
         self._due = -math.inf
         self._measured = 0.0
@@ -179,19 +196,37 @@ class GradientLimit:
         if window != self._window or (measurement is not None and measurement.ceiling > measurement.goal):
             return
         self._samples.append(ttft)
-        if len(self._samples) >= min(max(self.limit, _MIN_SAMPLES), _MAX_SAMPLES):
+        if len(self._samples) >= self._window_size:
             self._close_window(now)
 
-    def _release(self, window: int, now: float, *, is_overload: bool) -> None:
-        if is_overload and window >= self._window_of_overload:
-            self._shrink_for_overload(now)
+    @property
+    def _window_size(self) -> int:
+        return min(max(self.limit, _MIN_SAMPLES), _MAX_SAMPLES)
+
+    def _completed(self, window: int) -> None:
+        if window != self._window or self._samples or self._measurement is not None:
+            return
+        self._whole += 1
+        if self._whole >= self._window_size:
+            self._grow()
+            self._open_window()
+
+    def _release(self, now: float) -> None:
         self.in_flight -= 1
         measurement = self._measurement
-        if measurement is not None and measurement.ceiling > measurement.goal:
+        if measurement is None:
+            return
+        if now >= measurement.until:
+            self._measurement = None
+            self._schedule(now)
+            self._open_window()
+        elif measurement.ceiling > measurement.goal:
             measurement.ceiling = max(measurement.goal, measurement.ceiling - _RAMP)
             self._open_window()
 
-    def _shrink_for_overload(self, now: float) -> None:
+    def _overloaded(self, window: int, now: float) -> None:
+        if window < self._window_of_overload:
+            return
         limits = self._limits
         self.overloads += 1
         # What the endpoint had too much of is what was in flight, not what would have been allowed. But a refusal
@@ -210,6 +245,7 @@ class GradientLimit:
     def _open_window(self) -> None:
         self._window += 1
         self._samples = []
+        self._whole = 0
         self._peak = self.in_flight
 
     def _close_window(self, now: float) -> None:
@@ -226,7 +262,7 @@ class GradientLimit:
         else:
             self._adjust(median, self.baseline, now)
             if now >= self._due:
-                self._begin_measurement(median)
+                self._begin_measurement(median, now)
         self._open_window()
 
     def _adjust(self, median: float, baseline: float, now: float) -> None:
@@ -237,8 +273,7 @@ class GradientLimit:
             # Much sooner than it should be, it is not the endpoint that the baseline was measured of any more.
             share = 1.0 if median * limits.tolerance < baseline else _BASELINE_SHARE
             self.baseline = min(baseline + share * (median - baseline), self._measured * _BASELINE_DRIFT)
-            if self._peak >= int(self._limit):
-                self._limit = min(self._limit + math.sqrt(self._limit), float(limits.max))
+            self._grow()
             return
         throttling = self._throttling
         if throttling is None:
@@ -257,6 +292,10 @@ class GradientLimit:
         step = self._limit * (max(expected / median, _MIN_GRADIENT) - 1.0)
         self._limit = max(self._limit + _SMOOTHING * step, float(limits.min))
 
+    def _grow(self) -> None:
+        if self._peak >= int(self._limit):
+            self._limit = min(self._limit + math.sqrt(self._limit), float(self._limits.max))
+
     # -- the baseline --
 
     def _set_baseline(self, median: float, now: float) -> None:
@@ -266,9 +305,10 @@ class GradientLimit:
     def _schedule(self, now: float) -> None:
         self._due = now + self._limits.baseline_interval * self._rng.uniform(1.0, 1.0 + _JITTER)
 
-    def _begin_measurement(self, median: float) -> None:
+    def _begin_measurement(self, median: float, now: float) -> None:
         goal = self._half_of(min(self._peak, self.limit))
-        self._measurement = _Measurement(median, goal, max(float(min(self.in_flight, self.limit)), goal))
+        ceiling = max(float(min(self.in_flight, self.limit)), goal)
+        self._measurement = _Measurement(median, goal, ceiling, now + self._limits.baseline_interval)
 
     def _half_of(self, load: float) -> float:
         return float(max(self._limits.min, int(load / 2)))

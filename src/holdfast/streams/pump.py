@@ -119,10 +119,10 @@ class Pump:
             if not had_lease and not (self._crowded and await self._wait_for_place()):
                 return None
 
-    def _release(self, *, is_overload: bool = False) -> bool:
+    def _release(self, *, is_overload: bool = False, is_complete: bool = False) -> bool:
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.release(is_overload=is_overload)
+            lease.release(is_overload=is_overload, is_complete=is_complete)
         return lease is not None
 
     async def _wait_for_place(self) -> bool:
@@ -158,7 +158,7 @@ class Pump:
         health.record(granted, error, timers.now(), is_suspect=is_500 and self._is_suspect)
         self._is_suspect |= is_500
         # After the breaker knows: whoever waits for this place is let in, or told that it is of no use.
-        self._release(is_overload=is_overload(error, has_answered=attempt.has_answered))
+        self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
         self._record(target, attempt, None if error is None else error.code)
         if error is not None:
             attempt_failed(self._stream, self._attempts[-1], error)

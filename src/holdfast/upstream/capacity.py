@@ -31,9 +31,12 @@ class EndpointLease:
         if not self.capacity.is_full:  # the limit may have grown
             self.capacity.on_room()
 
-    def release(self, *, is_overload: bool = False) -> None:
-        """Give the place back; `is_overload` where the provider said that it has too many. Idempotent."""
-        self._flight.release(self.capacity.timers.now(), is_overload=is_overload)
+    def release(self, *, is_overload: bool = False, is_complete: bool = False) -> None:
+        """Give the place back: `is_complete` with the whole answer, `is_overload` where the provider has too many.
+
+        Idempotent.
+        """
+        self._flight.release(self.capacity.timers.now(), is_overload=is_overload, is_complete=is_complete)
         self.capacity.on_room()
 
 
