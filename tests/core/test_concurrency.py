@@ -250,6 +250,19 @@ def test_measurement_ends_at_the_minimum():
     assert endpoint.limit.limit == 6
 
 
+def test_measurement_that_took_long_is_not_repeated_soon():
+    """Where answers run for minutes the load takes that long to fall, and the next measurement is put off."""
+    endpoint = Endpoint(initial=20)
+    due(endpoint)
+    endpoint.now += 100.0
+    while endpoint.limit.is_measuring:
+        endpoint.window(GOOD)
+    measured_at = endpoint.now
+    while not endpoint.limit.is_measuring:
+        endpoint.window(GOOD)
+    assert endpoint.now - measured_at >= 900.0
+
+
 def test_overload_ends_a_measurement():
     endpoint = Endpoint(initial=20)
     due(endpoint)

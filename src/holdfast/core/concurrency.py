@@ -33,6 +33,9 @@ _BASELINE_DRIFT: Final = 1.1
 _LIGHT_LOAD: Final = 0.5
 #: While a measurement lowers the load, a place is given out for every second one that comes free.
 _RAMP: Final = 0.5
+#: The time between two measurements is at least so many times what the last one took: where answers run for
+#: minutes the load takes as long to fall.
+_REST: Final = 9.0
 #: Measurements of several processes do not fall together: the share of the interval by which they are spread.
 _JITTER: Final = 0.2
 
@@ -103,8 +106,7 @@ class _Measurement(Struct):
     before: float
     goal: float
     ceiling: float
-    #: When it is given up, for want of streamed answers.
-    until: float
+    begun_at: float
 
 
 class GradientLimit:
@@ -216,9 +218,8 @@ class GradientLimit:
         measurement = self._measurement
         if measurement is None:
             return
-        if now >= measurement.until:
-            self._measurement = None
-            self._schedule(now)
+        if now >= measurement.begun_at + self._limits.baseline_interval:
+            self._end_measurement(measurement, now)  # for want of answers that are streamed
             self._open_window()
         elif measurement.ceiling > measurement.goal:
             measurement.ceiling = max(measurement.goal, measurement.ceiling - _RAMP)
@@ -235,8 +236,7 @@ class GradientLimit:
         self._limit = max(float(limits.min), beyond * _OVERLOAD_SHARE)
         self._throttling = None
         if self._measurement is not None:
-            self._measurement = None
-            self._schedule(now)
+            self._end_measurement(self._measurement, now)
         self._open_window()
         self._window_of_overload = self._window
 
@@ -302,13 +302,18 @@ class GradientLimit:
         self.baseline = self._measured = median
         self._schedule(now)
 
-    def _schedule(self, now: float) -> None:
-        self._due = now + self._limits.baseline_interval * self._rng.uniform(1.0, 1.0 + _JITTER)
+    def _schedule(self, now: float, *, spent: float = 0.0) -> None:
+        interval = max(self._limits.baseline_interval, _REST * spent)
+        self._due = now + interval * self._rng.uniform(1.0, 1.0 + _JITTER)
 
     def _begin_measurement(self, median: float, now: float) -> None:
         goal = self._half_of(min(self._peak, self.limit))
         ceiling = max(float(min(self.in_flight, self.limit)), goal)
-        self._measurement = _Measurement(median, goal, ceiling, now + self._limits.baseline_interval)
+        self._measurement = _Measurement(median, goal, ceiling, now)
+
+    def _end_measurement(self, measurement: _Measurement, now: float) -> None:
+        self._measurement = None
+        self._schedule(now, spent=now - measurement.begun_at)
 
     def _half_of(self, load: float) -> float:
         return float(max(self._limits.min, int(load / 2)))
@@ -324,5 +329,5 @@ class GradientLimit:
                 measurement.goal = self._half_of(goal)
                 return
         self._throttling = None
-        self._measurement = None
-        self._set_baseline(median, now)
+        self.baseline = self._measured = median
+        self._end_measurement(measurement, now)
