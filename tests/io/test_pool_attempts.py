@@ -272,12 +272,13 @@ INTERNAL = {"kind": "status", "status": 500}
 
 
 async def test_request_that_fails_with_500_wherever_it_is_tried_counts_once() -> None:
-    """It may be to blame itself: two endpoints that fail it twice each are neither of them shown to be broken."""
+    """It may be to blame itself: of two endpoints that fail it four times together, neither is shown to be ill."""
     settings = {"breaker": {"failures": 2, "open_for": 30}}
     async with await World.start("h2c", providers=2, settings=settings, model=SOON) as world:
         stream = world.stream(fault=INTERNAL)
         assert await stream.outcome() == ("failed", "upstream_status")
-        assert Counter(await providers_of(stream)) == {"sim0": 2, "sim1": 2}
+        tried = await providers_of(stream)
+        assert (len(tried), set(tried)) == (4, {"sim0", "sim1"})  # one of them at least twice, which would open it
         assert [provider.health.breaker for provider in world.gateway.pool_statistics()] == ["closed", "closed"]
         assert await world.stream().outcome() == COMPLETED
 

@@ -45,6 +45,7 @@ class Pump:
         self._ticket = ticket
         # A place at one of the targets, which is the next one then.
         self._lease: EndpointLease | None = None
+        # It got a 500 before.
         self._is_suspect = False
         # The targets that would do, were they not at their limit.
         self._crowded: list[Target] = []
