@@ -1,6 +1,6 @@
 """Requests that are left, cancelled or failed at every phase; afterwards admission must hold nothing.
 
-python bench/admission_chaos.py [--requests 10000] [--seed 1]
+python bench/admission_chaos.py [--requests 10000] [--seed 1] [--adaptive]
 """
 
 from __future__ import annotations
@@ -96,6 +96,16 @@ class Chaos:
         for account in [*admission.limiter.keys, *admission.limiter.tenants]:
             if account.streams.limit is not None and account.streams.used > account.streams.limit:
                 self.overshoots.append(f"{account.name} has {account.streams.used} streams")
+
+        for count in self.in_flight():
+            self.peak["in flight"] = max(self.peak["in flight"], count)
+            if count > CONCURRENCY:
+                self.overshoots.append(f"{count} requests in flight at a provider that may have {CONCURRENCY}")
+
+    def in_flight(self) -> list[int]:
+        """Of each provider whose concurrency is bounded."""
+        shown = [provider.concurrency for provider in self.gateway.pool_statistics()]
+        return [concurrency.in_flight for concurrency in shown if concurrency is not None]
 
     def _request(self, *, stream: bool) -> dict[str, Any]:
         sim: dict[str, Any] = {
@@ -197,8 +207,11 @@ class Chaos:
                     return
 
 
-async def chaos(requests: int, seed: int) -> Chaos:
-    """Run a gateway, its provider and the clients; return when everything has settled, or raise AssertionError."""
+async def chaos(requests: int, seed: int, *, adaptive: bool = False) -> Chaos:
+    """Run a gateway, its provider and the clients; return when everything has settled, or raise AssertionError.
+
+    With `adaptive` it is the provider whose concurrency is bounded, instead of the model.
+    """
     provider = SimulatedProvider()
     await provider.start()
     keys = {name: create_key() for name in TENANTS}
@@ -213,11 +226,12 @@ async def chaos(requests: int, seed: int) -> Chaos:
                         "http2": "prior-knowledge",
                         "timeouts": {"first_byte": 0.2, "idle": 0.2, "total": 10.0, "pool": 5.0},
                         "breaker": {"failures": 10**6, "error_rate": 1.0, "min_requests": 10**6},
+                        "adaptive_concurrency": {"enabled": adaptive, "min": 2, "max": CONCURRENCY},
                     },
                     ProviderConfig,
                 )
             },
-            models={"demo": ModelConfig(route=["sim/demo"], max_concurrency=CONCURRENCY)},
+            models={"demo": ModelConfig(route=["sim/demo"], max_concurrency=None if adaptive else CONCURRENCY)},
             keys={name: KeyConfig(hash=keys[name][1], tenant=TENANTS[name]) for name in TENANTS},
             limits=msgspec.convert(
                 {
@@ -238,6 +252,7 @@ async def chaos(requests: int, seed: int) -> Chaos:
         run = Chaos(gateway, provider, {name: key for name, (key, _) in keys.items()}, seed)
         await run.run(requests)
         await _settled(lambda: not any(gateway.admission.held.values()), gateway)
+        await _settled(lambda: not sum(run.in_flight()), gateway)
     finally:
         await gateway.aclose()
         await provider.aclose()
@@ -258,9 +273,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--adaptive", action="store_true", help="bound the provider's concurrency, not the model's"
+    )
     options = parser.parse_args()
     began = time.monotonic()
-    run = asyncio.run(chaos(options.requests, options.seed))
+    run = asyncio.run(chaos(options.requests, options.seed, adaptive=options.adaptive))
     took = time.monotonic() - began
     print(f"python {platform.python_version()}, {options.requests} requests, seed {options.seed}: {took:.1f} s")
     print("most held at a time:", dict(run.peak))

@@ -89,6 +89,7 @@ async def close_path(path: Path) -> None:
     statistics = gateway.registry.statistics()
     assert (statistics.streams, statistics.log_bytes) == (0, 0)
     assert set(gateway.admission.held.values()) == {0}, gateway.admission.held
+    assert not any(entry.concurrency.in_flight for entry in gateway.pool_statistics() if entry.concurrency)
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for _ in range(100):  # transports close in later turns of the loop
         left = [task for task in left if not task.done()]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from holdfast.admission.access import Access
+from holdfast.admission.keys import SecretId
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, check
 from holdfast.core.moderation import ReadModeration
@@ -84,7 +85,9 @@ class Gateway:
             config.queue,
             {name: model.max_concurrency for name, model in models.items()},
             self.timers,
+            self._routes,
         )
+        self._listen_to_capacities(self._providers)
         self.admission.limiter.own_limits = self.access.table.limits_of
         self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
         self.registry.requests.content = config.logging.content
@@ -94,7 +97,6 @@ class Gateway:
             self.flusher,
             _session_limits(config),
         )
-        self.access.table.on_removed = self.sessions.revoke
         self.api = Api(
             self.registry,
             self.sessions,
@@ -105,10 +107,21 @@ class Gateway:
             self.admission,
             Operations(self.pool_statistics, self.bounds),
         )
+        self.access.table.on_removed = self._revoke
         self._add_credential_routes()
         await self._listen()
         for runtime in self._providers.values():
             runtime.start()
+
+    def _listen_to_capacities(self, providers: Mapping[str, Provider]) -> None:
+        """Let requests in as soon as a provider has room for them."""
+        for provider in providers.values():
+            if provider.capacity is not None:
+                provider.capacity.on_room = self.admission.let_in
+
+    def _revoke(self, removed: set[SecretId]) -> None:
+        self.sessions.revoke(removed)
+        self.api.revoke(removed)
 
     def _add_credential_routes(self) -> None:
         access, admin_key = self.access, self.config.auth.admin_key
@@ -151,7 +164,8 @@ class Gateway:
 
     def _use_providers(self, providers: dict[str, Provider], routes: dict[str, Route]) -> None:
         before, self._providers = self._providers, providers
-        self._routes.clear()  # the registry has the same
+        self._listen_to_capacities(providers)
+        self._routes.clear()  # the registry and admission have the same
         self._routes.update(routes)
         for provider in providers.values():
             if provider not in before.values():
@@ -204,6 +218,7 @@ class Gateway:
             self.sessions,
             self.admission,
             connections=len(self.api.connections) + len(self.sessions.open),
+            providers=self.pool_statistics(),
             caller=(tenant, key),
             now=self.timers.now(),
         )
@@ -312,6 +327,7 @@ def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
                 provider.config.timeouts,
                 provider.health,
                 entry.weight,
+                provider.capacity,
             )
         )
     return Route(targets, model.retry)

@@ -19,7 +19,15 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from holdfast.config_auth import AuthConfig, KeyConfig
-from holdfast.config_limits import Count, Grace, LimitsConfig, QueueConfig, Seconds, Size
+from holdfast.config_limits import (
+    AdaptiveConcurrencyConfig,
+    Count,
+    Grace,
+    LimitsConfig,
+    QueueConfig,
+    Seconds,
+    Size,
+)
 from holdfast.config_logging import LoggingConfig
 from holdfast.errors import ConfigError
 
@@ -121,7 +129,9 @@ class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
 class BreakerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     """`breaker` of a provider: when it is left alone after failures, and how it comes back."""
 
-    failures: Annotated[Count, Meta(description="It opens after so many failures in a row.")] = 5
+    failures: Annotated[
+        Count, Meta(description="It opens after so many failures in a row; a request's 500s count once.")
+    ] = 5
     error_rate: Annotated[
         float, Meta(gt=0, le=1, description="Or where this share of the outcomes within `window` failed,")
     ] = 0.5
@@ -222,6 +232,7 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     probe: ProbeConfig | None = None
     retry_budget: RetryBudgetConfig = field(default_factory=RetryBudgetConfig)
+    adaptive_concurrency: AdaptiveConcurrencyConfig = field(default_factory=AdaptiveConcurrencyConfig)
 
     def __repr__(self) -> str:
         return f"ProviderConfig(base_url={self.base_url.split('?')[0]!r})"
@@ -342,6 +353,8 @@ def check(config: Config, *, source: str = "configuration") -> None:
     for name, provider in config.providers.items():
         _check_provider(f"{source}: providers.{name}", provider)
     for name, model in config.models.items():
+        if not name.isprintable():
+            raise ConfigError(f"{source}: models.{name!r}: expected a printable name")
         for index, entry in enumerate(model.targets):
             provider_name, slash, target_model = entry.target.partition("/")
             where = f'{source}: models."{name}".route[{index}]'
@@ -414,6 +427,11 @@ def _check_provider(where: str, provider: ProviderConfig) -> None:
         raise ConfigError(f"{where}.min_warm: expected at most max_connections, {provider.max_connections}")
     if provider.breaker.max_open_for < provider.breaker.open_for:
         raise ConfigError(f"{where}.breaker.max_open_for: expected at least open_for")
+    adaptive = provider.adaptive_concurrency
+    if not adaptive.min <= adaptive.first <= adaptive.max:
+        key = "max" if adaptive.max < adaptive.min else "initial"
+        expected = f"at least min, {adaptive.min}" if key == "max" else f"from {adaptive.min} to {adaptive.max}"
+        raise ConfigError(f"{where}.adaptive_concurrency.{key}: expected {expected}")
     if provider.proxy not in (None, "off"):
         check_proxy(provider.proxy, f"{where}.proxy")
 

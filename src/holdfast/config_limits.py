@@ -58,7 +58,7 @@ class LimitsConfig(LimitConfig, forbid_unknown_fields=True, frozen=True):
 
 
 class QueueConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[queue]`: where requests wait while their model or tenant has all the streams that it may have."""
+    """`[queue]`: where requests wait while their model, their tenant or their providers have all that they may."""
 
     max_waiting: Annotated[
         int, Meta(ge=0, description="Requests that may wait, for all models together; 0 refuses them at once.")
@@ -69,6 +69,33 @@ class QueueConfig(Struct, forbid_unknown_fields=True, frozen=True):
     deadline: Annotated[
         Seconds, Meta(description="Who has waited this long fails with `queue_timeout`; nothing was sent.")
     ] = 60.0
+
+
+class AdaptiveConcurrencyConfig(Struct, forbid_unknown_fields=True, frozen=True):
+    """`adaptive_concurrency` of a provider: a bound of its requests at a time that follows how soon it answers."""
+
+    enabled: Annotated[bool, Meta(description="Without it a provider is given all requests at once.")] = False
+    min: Annotated[Count, Meta(description="The limit never falls below this,")] = 4
+    max: Annotated[Count, Meta(description="nor grows beyond this.")] = 1000
+    initial: Annotated[
+        Count | None, Meta(description="Where it begins. Default: 20, or what `min` and `max` have nearest to it.")
+    ] = None
+    tolerance: Annotated[
+        float,
+        Meta(
+            ge=1,
+            description="The median time to the first token may be so many times what it is under light load.",
+        ),
+    ] = 1.5
+    baseline_interval: Annotated[
+        Seconds,
+        Meta(description="If the load is never light, it is lowered this often to measure that time anew."),
+    ] = 300.0
+
+    @property
+    def first(self) -> int:
+        """Where the limit begins."""
+        return min(max(20, self.min), self.max) if self.initial is None else self.initial
 
 
 def merged(own: LimitConfig | None, default: LimitConfig) -> LimitConfig:

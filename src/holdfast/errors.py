@@ -263,7 +263,8 @@ class UpstreamReset(UpstreamError):
     """`processed` is False only where the provider certainly did not act on the request.
 
     `is_stale` says that the connection had been kept alive and ended without a byte of this answer: most likely
-    the provider was closing it as idle when the request was sent.
+    the provider was closing it as idle when the request was sent. `is_refused`: the provider takes no more
+    requests on this connection for now, which itself stays of use.
     """
 
     code = "upstream_reset"
@@ -277,10 +278,12 @@ class UpstreamReset(UpstreamError):
         param: str | None = None,
         processed: bool = True,
         is_stale: bool = False,
+        is_refused: bool = False,
     ) -> None:
         super().__init__(message, retry_after=retry_after, param=param)
         self.processed = processed
         self.is_stale = is_stale
+        self.is_refused = is_refused
 
 
 class CircuitOpen(UpstreamError):

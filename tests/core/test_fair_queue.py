@@ -45,6 +45,21 @@ def test_pop_of_an_unknown_or_empty_pool_is_none() -> None:
     assert queue.pop("m") is None
 
 
+def test_peek_says_whom_pop_serves_and_charges_nobody() -> None:
+    queue = make()
+    for tenant in ("t", "u"):
+        for item in "ab":
+            push(queue, tenant, tenant + item)
+    seen = []
+    while (place := queue.peek("m")) is not None:
+        assert queue.peek("m") is place
+        assert place.is_waiting
+        assert queue.pop("m") is place
+        seen.append(place.item)
+    assert seen == ["ta", "ua", "tb", "ub"]
+    assert queue.peek("elsewhere") is None
+
+
 def test_tenants_take_turns_whoever_asks_for_more() -> None:
     queue = make()
     for number in range(4):

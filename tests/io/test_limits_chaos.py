@@ -22,3 +22,11 @@ async def test_chaos_leaves_no_lease_reservation_or_place() -> None:
         assert phase in told
     for outcome in ("200", "429", "503", "completed", "incomplete", "cancelled", "queue_full", "queue_timeout"):
         assert outcome in told
+
+
+async def test_chaos_leaves_no_place_at_a_provider_with_an_adaptive_limit() -> None:
+    chaos: Callable[..., Awaitable[Any]] = BENCH["chaos"]
+    run = await chaos(500, 7, adaptive=True)
+    assert run.outcomes.total() == 500
+    assert 2 <= run.peak["in flight"] <= BENCH["CONCURRENCY"]
+    assert run.peak["places"] > 10

@@ -268,6 +268,30 @@ async def test_limits_of_the_caller_do_not_open_the_breaker() -> None:
         assert world.health.breaker == "closed"
 
 
+INTERNAL = {"kind": "status", "status": 500}
+
+
+async def test_request_that_fails_with_500_wherever_it_is_tried_counts_once() -> None:
+    """It may be to blame itself: of two endpoints that fail it four times together, neither is shown to be ill."""
+    settings = {"breaker": {"failures": 2, "open_for": 30}}
+    async with await World.start("h2c", providers=2, settings=settings, model=SOON) as world:
+        stream = world.stream(fault=INTERNAL)
+        assert await stream.outcome() == ("failed", "upstream_status")
+        tried = await providers_of(stream)
+        assert (len(tried), set(tried)) == (4, {"sim0", "sim1"})  # one of them at least twice, which would open it
+        assert [provider.health.breaker for provider in world.gateway.pool_statistics()] == ["closed", "closed"]
+        assert await world.stream().outcome() == COMPLETED
+
+
+async def test_500s_of_several_requests_open_the_breaker() -> None:
+    settings = {"breaker": {"failures": 3, "open_for": 30}}
+    async with await World.start("h2c", settings=settings, model=SOON) as world:
+        for _ in range(3):
+            assert world.health.breaker == "closed"
+            await world.stream(fault=INTERNAL).outcome()
+        assert world.health.breaker == "open"
+
+
 async def test_health_check_opens_and_closes_the_breaker_without_any_request() -> None:
     settings = {
         "breaker": {"failures": 2, "open_for": 600, "max_open_for": 600},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import subprocess
 import sys
 import time
 
 import pytest
-from gateway_client import Session, ask, chat, eventually
+from gateway_client import Http, Session, ask, chat, eventually, read_stream, whole
 
 from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.keys import create_key
@@ -86,6 +87,95 @@ async def test_revoked_key_ends_its_sessions_and_requests_within_a_second(stored
         await bystander.create("r-1", chat({"tokens": 1}))
     assert await status(stored, other) == 200
     assert other_record.revoked is None
+
+
+#: More than a test waits for, with the first entry at once.
+LONG = {"tokens": 1_000_000, "interval_ms": 20}
+
+
+def running(path):
+    return path.gateway.registry.running()
+
+
+async def test_revoked_key_ends_its_sse_answer_within_a_second(stored, store):
+    record, key = store.create(NewKey("web"))
+    _, other = store.create(NewKey("other"))
+    await becomes(stored, key, 200)
+    async with await Http.open(stored.url) as http, await Http.open(stored.url) as bystander:
+        http.request("POST", COMPLETIONS, chat(LONG), **bearer(key))
+        bystander.request("POST", COMPLETIONS, chat(LONG), **bearer(other))
+        events, others = http.events(), bystander.events()
+        for reader, stream in ((http, events), (bystander, others)):
+            assert (await reader.head()).status == 200
+            await anext(stream)
+        start = time.monotonic()
+        store.revoke(record.id)
+        *_, last = [event async for event in events]
+        assert time.monotonic() - start < 1.0
+        error = json.loads(last.data)["error"]
+        assert (error["code"], last.id) == ("unauthorized", "")
+        assert "revoked" in error["message"]
+        await eventually(lambda: len(running(stored)) == 1)  # nobody reads it any more
+        await anext(others)
+        # The connection itself is as good as any.
+        assert (await http.ask("GET", "/v1/models", **bearer(other))).status == 200
+
+
+async def test_revoked_key_leaves_a_generation_that_may_go_on_without_readers(stored, store):
+    record, key = store.create(NewKey("web", tenant="acme"))
+    _, other = store.create(NewKey("other", tenant="acme"))
+    await becomes(stored, key, 200)
+    async with await Http.open(stored.url) as http:
+        body = chat({"tokens": 60, "interval_ms": 20})
+        http.request("POST", COMPLETIONS, body, holdfast_on_disconnect="continue", **bearer(key))
+        stream_id = (await http.head()).headers["holdfast-stream-id"]
+        store.revoke(record.id)
+        *_, last = [event async for event in http.events()]
+        assert json.loads(last.data)["error"]["code"] == "unauthorized"
+    whole(await read_stream(stored.url, stream_id, **bearer(other)))
+
+
+async def test_revoked_key_ends_its_reading_of_a_stream_without_an_end(stored, store):
+    record, key = store.create(NewKey("web"))
+    await becomes(stored, key, 200)
+    async with await Session.open(stored.url, additional_headers=bearer(key)) as session:
+        accepted = await session.create("r-1", chat(LONG))
+        async with await Http.open(stored.url) as http:
+            http.request("GET", f"/v1/streams/{accepted['stream']}", **bearer(key))
+            assert (await http.head()).status == 200
+            start = time.monotonic()
+            store.revoke(record.id)
+            names = set()
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):  # noqa: PT012 - it is a loop
+                async for event in http.events():
+                    names.add(event.event)
+            assert names <= {""}
+            assert time.monotonic() - start < 1.0
+
+
+async def test_revoked_key_ends_its_waits_for_an_answer_within_a_second(stored, store):
+    """Whole answers, long polls, and SSE before the first entry: nothing was sent yet, so it is a 401."""
+    record, key = store.create(NewKey("web"))
+    await becomes(stored, key, 200)
+    silent = {"tokens": 2, "ttft_ms": 3_600_000}
+    async with (
+        await Http.open(stored.url) as whole_answer,
+        await Http.open(stored.url) as early,
+        await Http.open(stored.url) as poll,
+    ):
+        whole_answer.request("POST", COMPLETIONS, chat(silent, stream=False), **bearer(key))
+        early.request("POST", COMPLETIONS, chat(silent), **bearer(key))
+        await eventually(lambda: len(running(stored)) == 2)
+        target = f"/v1/streams/{running(stored)[0].id}?live=long-poll&timeout=60"
+        poll.request("GET", target, **bearer(key))
+        await eventually(lambda: max(stream.reader_count for stream in running(stored)) == 2)
+        start = time.monotonic()
+        store.revoke(record.id)
+        for http in (whole_answer, early, poll):
+            response = await http.response()
+            assert (response.status, response.error["code"]) == (401, "unauthorized")
+        assert time.monotonic() - start < 1.0
+        await eventually(lambda: not running(stored))
 
 
 async def test_rotated_key_keeps_its_sessions_until_the_grace_ends(stored, store):

@@ -56,6 +56,22 @@ def test_tables_within_a_provider_and_a_model_are_read() -> None:
         ),
         ({"provider": "breaker = { error_rate = 2 }"}, "providers.a.breaker.error_rate: expected `float` <= 1.0"),
         ({"provider": 'probe = { path = "models" }'}, "providers.a.probe.path"),
+        (
+            {"provider": "adaptive_concurrency = { min = 9, max = 8 }"},
+            "providers.a.adaptive_concurrency.max: expected at least min, 9",
+        ),
+        (
+            {"provider": "adaptive_concurrency = { initial = 3 }"},
+            "providers.a.adaptive_concurrency.initial: expected from 4 to 1000",
+        ),
+        (
+            {"provider": "adaptive_concurrency = { tolerance = 0.5 }"},
+            "providers.a.adaptive_concurrency.tolerance: expected `float` >= 1.0",
+        ),
+        (
+            {"provider": "adaptive_concurrency = { enable = true }"},
+            "providers.a.adaptive_concurrency.enable: there is no such key",
+        ),
         ({"provider": 'proxy = "socks5://user:secret@p:1"'}, "providers.a.proxy: expected http://"),
         ({"provider": 'proxy = "http://user:secret@p:port"'}, "providers.a.proxy: expected http://"),
         ({"route": '[{ target = "b/x" }]'}, r'models."m".route\[0\]: there is no provider \'b\''),
@@ -68,6 +84,19 @@ def test_setting_that_cannot_be_used_is_named(changes: dict[str, str], message: 
     with pytest.raises(ConfigError, match=message) as caught:
         read(**changes)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"), [("", 20), ("max = 10", 10), ("min = 50", 50), ("min = 2, initial = 3", 3)]
+)
+def test_adaptive_limit_is_off_and_begins_within_its_bounds(settings: str, first: int) -> None:
+    adaptive = read(provider=f"adaptive_concurrency = {{ {settings} }}").providers["a"].adaptive_concurrency
+    assert (adaptive.enabled, adaptive.first) == (False, first)
+
+
+def test_model_name_that_cannot_be_printed_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"models.'m\\nx': expected a printable name"):
+        parse(PROVIDER.format(provider="", route='["a/x"]', model="") + '[models."m\\nx"]\nroute = ["a/x"]')
 
 
 def test_provider_shows_nothing_secret_of_itself() -> None:

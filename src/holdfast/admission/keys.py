@@ -25,6 +25,9 @@ _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 #: Which secret of which key: rotation gives a key its next generation.
 SecretId: TypeAlias = tuple[str, int]
 
+#: What the holder of a secret that has ceased to be good is told in the middle of things.
+REVOKED = "the key was revoked, or its secret replaced"
+
 #: Compared with where no key was found, so that this case does no less work than a find.
 _NOBODY = bytes(32)
 

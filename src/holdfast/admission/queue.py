@@ -1,11 +1,15 @@
 """Lets requests in: at once, when their turn comes, or not at all. For one process, and exact.
 
 A request is checked against the limits of its key and tenant, then takes a stream of its model's and its tenant's
-capacity; where there is none it waits, fairly, and is told where it stands. All of it happens once per request.
+capacity, and a place at a provider of its route if their concurrency is bounded. Where one of them is missing it
+waits, fairly, and is told where it stands. The check happens once per request; one whose provider has failed may
+wait again.
 """
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from holdfast.admission.limiter import Account, Headers, Limiter
@@ -16,6 +20,7 @@ from holdfast.core.rate_limit import Concurrency, Lease, Reservation
 from holdfast.core.sliding import SlidingCounts
 from holdfast.errors import QueueFull, QueueTimeout, RateLimited
 from holdfast.timers import Deadline, Timers
+from holdfast.upstream.capacity import EndpointLease, Endpoints
 from holdfast.upstream.providers.openai import ChatRequest
 
 #: Positions are told at most this often, in seconds, since all of them are looked at for it.
@@ -29,14 +34,18 @@ class Ticket:
 
     __slots__ = (
         "_admission",
-        "_has_begun",
+        "_capacity",
         "_is_closed",
-        "_leases",
+        "_key_lease",
+        "_lease",
         "_prompt",
         "_reservations",
+        "charged",
+        "endpoints",
         "key",
         "model",
         "place",
+        "pool",
         "position",
         "tenant",
         "turn",
@@ -53,34 +62,53 @@ class Ticket:
     ) -> None:
         self._admission = admission
         self._reservations = reservations
-        self._leases: list[Lease] = []
+        # Of the model's and the tenant's streams, and a place at a provider until the pump takes it over.
+        self._capacity: list[Lease] = []
+        self._lease: EndpointLease | None = None
         self._prompt = prompt
-        self._has_begun = False
         self._is_closed = False
         self.model = model
         self.key, self.tenant = accounts
+        #: Where it waits, if not for any endpoint of its model.
+        self.endpoints: Endpoints | None = None
+        self.pool = model
         self.place: Place[Ticket] | None = None
+        #: The place with which it was served first, whose cost its tenant was charged.
+        self.charged: Place[Ticket] | None = None
         self.position: int | None = None
         self.turn: Turn | None = None
-        self.hold(self.key.streams)
+        self._key_lease = _held(self.key.streams)
 
-    def hold(self, concurrency: Concurrency) -> None:
-        lease = concurrency.acquire()
-        if lease is None:
-            raise RuntimeError("a lease was taken without looking for room")
-        self._leases.append(lease)
-
-    def begin(self, model: Concurrency, now: float) -> None:
+    def begin(self, model: Concurrency, endpoints: Endpoints | None, now: float) -> None:
         """Its turn is here: take of the capacity, and let the reserved tokens count."""
-        self._has_begun = True
+        if self.charged is None:
+            self.charged = self.place
         self.position = None
-        self.hold(model)
-        self.hold(self.tenant.streams)
+        self._capacity = [_held(model), _held(self.tenant.streams)]
+        if endpoints is not None:
+            self._lease = endpoints.reserve(now)
         for reservation in self._reservations:
             reservation.start(now)
 
+    def pause(self) -> None:
+        """Give back what it took when its turn came; its tokens count on."""
+        for lease in self._capacity:
+            lease.release()
+        self._capacity = []
+        place = self.take_lease()
+        if place is not None:
+            place.release()
+
+    def take_lease(self) -> EndpointLease | None:
+        lease, self._lease = self._lease, None
+        return lease
+
     def wait(self, turn: Turn) -> None:
         self.turn = turn
+
+    def rejoin(self, endpoints: Endpoints, turn: Turn) -> bool:
+        """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
+        return not self._is_closed and self._admission.readmit(self, endpoints, turn)
 
     def close(self, usage: Usage | None, entries: int) -> None:
         """Give everything back, and settle what was used. Idempotent.
@@ -96,20 +124,28 @@ class Ticket:
             used = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
         elif entries:
             used = self._prompt + entries
-        self._admission.leave(self, used, has_begun=self._has_begun)
+        self._admission.leave(self, used)
 
     def give_back(self, used: int, now: float) -> None:
-        for lease in self._leases:
-            lease.release()
+        self._key_lease.release()
+        self.pause()
         for reservation in self._reservations:
             reservation.settle(now, used)
 
 
 class Admission:
-    """The door of one process. `models` gives each model its bound of streams at a time, None for none."""
+    """The door of one process. `models` gives each model its bound of streams at a time, None for none.
+
+    `routes` are the endpoints of each model; whoever changes what they have room for calls `let_in`.
+    """
 
     def __init__(
-        self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None], timers: Timers
+        self,
+        limits: LimitsConfig,
+        queue: QueueConfig,
+        models: Mapping[str, int | None],
+        timers: Timers,
+        routes: Mapping[str, Endpoints] | None = None,
     ) -> None:
         self.limiter = Limiter(limits)
         self.models = {name: Concurrency(limit) for name, limit in models.items()}
@@ -118,9 +154,15 @@ class Admission:
             max_waiting_per_tenant=queue.max_waiting_per_tenant,
             timeout=queue.deadline,
         )
+        self._routes: Mapping[str, Endpoints] = {} if routes is None else routes
+        # The pools where somebody waits; who was served last is at the end.
+        self._rotation: OrderedDict[str, None] = OrderedDict()
         self._timers = timers
         self._pace = SlidingCounts(_PACE_WINDOW)
         self._deadline: Deadline | None = None
+        # When a breaker of those that are waited for lets requests through again.
+        self._opening: Deadline | None = None
+        self._opening_at = math.inf
         # The models whose queue has moved since positions were told.
         self._moved: dict[str, None] = {}
         self._telling: Deadline | None = None
@@ -139,7 +181,7 @@ class Admission:
         prompt, cost = self.limiter.estimate(accounts, request)
         model = self.models[request.model]
         own_full = accounts[1].streams.is_full
-        waits = model.is_full or own_full
+        waits = model.is_full or own_full or not self._has_room(self._routes.get(request.model), now)
         try:
             self.limiter.check(accounts, cost, now)
             if waits:
@@ -151,14 +193,10 @@ class Admission:
         priority = accounts[0].limits.priority or "normal"
         queue = self.queue
         if waits:
-            ticket.place = queue.push(request.model, tenant, ticket, now=now, cost=prompt, priority=priority)
-            ticket.position = queue.position(ticket.place)
-            if own_full:
-                queue.hold(tenant)
-            self._watch_deadline(now)
+            self._push(ticket, cost=prompt, now=now)
         else:
             ticket.place = queue.serve(request.model, tenant, ticket, now=now, cost=prompt, priority=priority)
-            ticket.begin(model, now)
+            ticket.begin(model, self._routes.get(request.model), now)
             if accounts[1].streams.is_full:
                 queue.hold(tenant)  # it may be waiting for another model, with room of its own until now
         return ticket
@@ -168,7 +206,6 @@ class Admission:
 
         Models that are gone are kept for what still runs on them.
         """
-        now = self._timers.now()
         self.limiter.configure(limits)
         self.queue.max_waiting = queue.max_waiting
         self.queue.max_waiting_per_tenant = queue.max_waiting_per_tenant
@@ -180,8 +217,7 @@ class Admission:
                 self.queue.hold(account.name)
             else:
                 self.queue.resume(account.name)
-        for name in self.models:
-            self._serve(name, now)
+        self.let_in()
 
     def connect(self, tenant: str, key: str | None) -> list[Lease]:
         """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
@@ -191,19 +227,42 @@ class Admission:
         """The `x-ratelimit-*` headers of an answer to this caller; none where it has no limits."""
         return self.limiter.headers(tenant, key, self._timers.now())
 
-    def leave(self, ticket: Ticket, used: int, *, has_begun: bool) -> None:
+    def readmit(self, ticket: Ticket, endpoints: Endpoints, turn: Turn) -> bool:
+        """Let a request that was let in before wait for these endpoints. False where the queue has no room."""
+        now, queue = self._timers.now(), self.queue
+        if queue.is_full or queue.is_full_for(ticket.tenant.name):
+            return False
+        ticket.pause()
+        ticket.endpoints = endpoints
+        # A pool of its own for each choice of endpoints: who is next in it can be served if anybody in it can. No
+        # model's name can hold a line feed.
+        ticket.pool = f"{ticket.model}\n{endpoints.key}"
+        ticket.turn = turn
+        self._push(ticket, cost=0, now=now)  # what it costs was charged when it was served first
+        self._let_in_after(ticket, now)
+        return True
+
+    def leave(self, ticket: Ticket, used: int) -> None:
         """A ticket was closed: give back what it held, and let in who can be let in now."""
         now = self._timers.now()
         ticket.give_back(used, now)
-        place = ticket.place
-        if place is None:
-            return
-        if has_begun:
-            self.queue.settle(place, used)
-        elif place.is_waiting:
-            self.queue.cancel(place)
-            self._has_moved(ticket.model, now)
-        self._let_in(ticket.model, ticket.tenant, now)
+        if ticket.charged is not None:
+            self.queue.settle(ticket.charged, used)
+        if ticket.place is not None and ticket.place.is_waiting:
+            self.queue.cancel(ticket.place)
+            self._has_moved(ticket.pool, now)
+        self._let_in_after(ticket, now)
+
+    def let_in(self) -> None:
+        """There may be room: start whoever is next, for as long as there is, of all models in turn."""
+        now = self._timers.now()
+        while any(self._serve_one(pool, now) for pool in list(self._rotation)):
+            pass
+        self._watch_breakers(now)
+
+    def waiting_for(self, model: str) -> int:
+        """How many requests for a model wait, whatever for."""
+        return sum(self.queue.waiting_in(pool) for pool in self._rotation if pool.partition("\n")[0] == model)
 
     @property
     def held(self) -> dict[str, int]:
@@ -237,29 +296,80 @@ class Admission:
         left, _ = self._pace.totals(now)
         return min(max(_PACE_WINDOW / left, 1.0), self.queue.timeout) if left else self.queue.timeout
 
-    def _let_in(self, model: str, tenant: Account, now: float) -> None:
-        if not tenant.streams.is_full:
-            for pool in self.queue.resume(tenant.name):
-                self._serve(pool, now)
-        self._serve(model, now)
+    def _let_in_after(self, ticket: Ticket, now: float) -> None:
+        """A ticket has given back what it held."""
+        if not self.queue:
+            return
+        if not ticket.tenant.streams.is_full:
+            for pool in self.queue.resume(ticket.tenant.name):
+                while self._serve_one(pool, now):
+                    pass
+        self.let_in()
 
-    def _serve(self, pool: str, now: float) -> None:
-        """Start whoever is next, for as long as the model has room."""
-        model, queue = self.models[pool], self.queue
-        while not model.is_full and (place := queue.pop(pool)) is not None:
-            ticket = place.item
-            ticket.begin(model, now)
-            if ticket.tenant.streams.is_full:
-                queue.hold(ticket.tenant.name)
-            self._pace.add(now, 1)
-            self._has_moved(pool, now)
-            if ticket.turn is not None:
-                ticket.turn.start()
+    def _push(self, ticket: Ticket, *, cost: int, now: float) -> None:
+        queue, tenant = self.queue, ticket.tenant
+        priority = ticket.key.limits.priority or "normal"
+        ticket.place = queue.push(ticket.pool, tenant.name, ticket, now=now, cost=cost, priority=priority)
+        ticket.position = queue.position(ticket.place)
+        self._rotation.setdefault(ticket.pool)
+        if tenant.streams.is_full:
+            queue.hold(tenant.name)
+        self._watch_deadline(now)
+        self._watch_breakers(now)
+
+    def _has_room(self, endpoints: Endpoints | None, now: float) -> bool:
+        return endpoints is None or endpoints.has_room(now)
+
+    def _endpoints_of(self, ticket: Ticket) -> Endpoints | None:
+        return ticket.endpoints or self._routes.get(ticket.model)
+
+    def _serve_one(self, pool: str, now: float) -> bool:
+        """Start whoever is next, if there is room; say whether there was."""
+        queue = self.queue
+        place = queue.peek(pool)
+        if place is None:
+            if not queue.waiting_in(pool):
+                self._rotation.pop(pool, None)
+            return False
+        ticket = place.item
+        model = self.models[ticket.model]
+        endpoints = self._endpoints_of(ticket)
+        if model.is_full or not self._has_room(endpoints, now):
+            return False
+        queue.pop(pool)
+        self._rotation.move_to_end(pool)
+        ticket.begin(model, endpoints, now)
+        if ticket.tenant.streams.is_full:
+            queue.hold(ticket.tenant.name)
+        self._pace.add(now, 1)
+        self._has_moved(pool, now)
+        if ticket.turn is not None:
+            ticket.turn.start()
+        return True
 
     def _watch_deadline(self, now: float) -> None:
         deadline = self.queue.next_deadline()
         if self._deadline is None and deadline is not None:
             self._deadline = self._timers.after(max(deadline - now, 0.0), self._expire)
+
+    def _watch_breakers(self, now: float) -> None:
+        """Look again when one lets requests through by time alone; what else makes room is told."""
+        soonest = math.inf
+        for pool in self._rotation:
+            place = self.queue.peek(pool)
+            endpoints = None if place is None else self._endpoints_of(place.item)
+            if endpoints is not None:
+                soonest = min(soonest, endpoints.opens_in(now))
+        if now + soonest < self._opening_at:
+            if self._opening is not None:
+                self._opening.cancel()
+            self._opening_at = now + soonest
+            self._opening = self._timers.after(soonest, self._opened)
+
+    def _opened(self) -> None:
+        self._opening = None
+        self._opening_at = math.inf
+        self.let_in()
 
     def _expire(self) -> None:
         self._deadline = None
@@ -267,7 +377,7 @@ class Admission:
         for place in self.queue.expire(now):
             ticket = place.item
             self.expired += 1
-            self._has_moved(ticket.model, now)
+            self._has_moved(ticket.pool, now)
             if ticket.turn is not None:
                 ticket.turn.expire(QueueTimeout(retry_after=self._retry_after(now)))
             ticket.close(None, 0)
@@ -294,3 +404,10 @@ class Admission:
                     ticket.position = position
                     if ticket.turn is not None:
                         ticket.turn.move(position)
+
+
+def _held(concurrency: Concurrency) -> Lease:
+    lease = concurrency.acquire()
+    if lease is None:
+        raise RuntimeError("a lease was taken without looking for room")
+    return lease

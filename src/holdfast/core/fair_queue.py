@@ -179,15 +179,18 @@ class FairQueue(Generic[T]):
         if place.is_waiting:
             self._leave(place)
 
-    def pop(self, pool: str) -> Place[T] | None:
-        """Serve the next of a pool, and charge its cost; None where nobody may be served."""
+    def peek(self, pool: str) -> Place[T] | None:
+        """Say whom `pop` would serve."""
         known = self._pools.get(pool)
         lane = self._lowest(known) if known is not None else None
-        if lane is None:
-            return None
-        place = lane.head
-        place.charge()
-        self._leave(place)
+        return None if lane is None else lane.head
+
+    def pop(self, pool: str) -> Place[T] | None:
+        """Serve the next of a pool, and charge its cost; None where nobody may be served."""
+        place = self.peek(pool)
+        if place is not None:
+            place.charge()
+            self._leave(place)
         return place
 
     def serve(

@@ -14,6 +14,7 @@ import msgspec
 
 from holdfast.admission.auth import Authenticator
 from holdfast.admission.jwks import KeysPending
+from holdfast.admission.keys import SecretId
 from holdfast.admission.limiter import network_of
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
@@ -141,6 +142,11 @@ class Api:
     def connection_lost(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
 
+    def revoke(self, removed: set[SecretId]) -> None:
+        """End the answers to requests that came with these secrets, or with tokens that were made with them."""
+        for connection in list(self.connections):
+            connection.revoke(removed)
+
     def drain(self) -> None:
         """Say to probes that this process goes, and close what is idle; new work is the registry's to refuse."""
         self.is_draining = True
@@ -174,6 +180,8 @@ class Api:
                 return
             guard = self._guards.get(pattern)
             principal = guard(request) if guard is not None else await self._authenticate(request)
+            if principal.key_id is not None:
+                exchange.secret = (principal.key_id, principal.generation)
             await handler(request, exchange, principal, match[1] if match.groups() else "")
             return
         raise NotFound(f"there is nothing at {request.path[:200]}")
@@ -392,7 +400,9 @@ class Waiter:
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wants_end = False
         self._cursor = stream.attach(self, after=after)
+        self._exchange = exchange
         exchange.on_disconnect = self._disconnected
+        exchange.on_revoked = self._revoked
         if exchange.is_complete:  # the client was gone before its request began
             self._disconnected()
 
@@ -407,6 +417,10 @@ class Waiter:
         self._stream.lose(self._cursor)
         if not self._future.done():
             self._future.set_result(None)
+
+    def _revoked(self, error: HoldfastError) -> None:
+        self._exchange.respond(*error_response(error))
+        self._disconnected()
 
     async def wait_for_end(self) -> None:
         self._wants_end = True

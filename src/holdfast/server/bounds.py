@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
 from holdfast.admission.limiter import Account
@@ -12,6 +14,7 @@ from holdfast.core.rate_limit import Concurrency, RateLimit
 from holdfast.core.session_server import MAX_INVALID_MESSAGES
 from holdfast.server.session import Sessions
 from holdfast.streams.registry import Registry
+from holdfast.upstream.statistics import ProviderStatistics
 
 
 class Bound(Struct, frozen=True):
@@ -77,6 +80,7 @@ def collect(
     admission: Admission,
     *,
     connections: int,
+    providers: Sequence[ProviderStatistics],
     caller: tuple[str, str | None],
     now: float,
 ) -> Bounds:
@@ -87,10 +91,11 @@ def collect(
     return Bounds(
         bounds=[
             *_process_bounds(config, registry, sessions, admission, connections),
+            *_provider_bounds(providers),
             *_protocol_bounds(config),
         ],
         models=[
-            ModelUse(name, model.limit, model.used, admission.queue.waiting_in(name))
+            ModelUse(name, model.limit, model.used, admission.waiting_for(name))
             for name, model in admission.models.items()
         ],
         key=_account(key_account, now),
@@ -128,6 +133,19 @@ def _process_bounds(
             max((len(session.session.cursors) for session in sessions.open), default=0),
             "server.max_streams_per_session",
         ),
+    ]
+
+
+def _provider_bounds(providers: Sequence[ProviderStatistics]) -> list[Bound]:
+    return [
+        Bound(
+            f"requests in flight at {provider.provider}",
+            concurrency.limit,
+            concurrency.in_flight,
+            f"providers.{provider.provider}.adaptive_concurrency",
+        )
+        for provider in providers
+        if (concurrency := provider.concurrency) is not None
     ]
 
 

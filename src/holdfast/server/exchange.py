@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from holdfast.admission.keys import SecretId
 from holdfast.errors import HoldfastError
 
 _REASONS = {
@@ -77,7 +78,8 @@ class Exchange:
     """One request's answer: either `respond`, or `start`, any number of `write` and `end`.
 
     Writing never blocks: a caller that produces much asks `is_writable` and is told by `on_writable`.
-    `on_disconnect` is called once if the client leaves before the answer is complete.
+    `on_disconnect` is called once if the client leaves before the answer is complete. `on_revoked` is, with the
+    error to tell, if the credential ceases to be good before; it completes the answer or cuts it.
     """
 
     __slots__ = (
@@ -89,7 +91,9 @@ class Exchange:
         "is_complete",
         "is_started",
         "on_disconnect",
+        "on_revoked",
         "on_writable",
+        "secret",
     )
 
     def __init__(self, connection: Connection, request: Request, *, keep_alive: bool) -> None:
@@ -103,6 +107,9 @@ class Exchange:
         self.is_complete = False
         self.on_writable: Callable[[], None] | None = None
         self.on_disconnect: Callable[[], None] | None = None
+        self.on_revoked: Callable[[HoldfastError], None] | None = None
+        #: Which secret of which key the request came with; None for callers without a key.
+        self.secret: SecretId | None = None
 
     @property
     def connection_number(self) -> int:
@@ -163,16 +170,22 @@ class Exchange:
 
     def _finish(self) -> None:
         self.is_complete = True
-        self.on_disconnect = self.on_writable = None
+        self.on_disconnect = self.on_writable = self.on_revoked = None
         self._connection.exchange_finished(keep_alive=self._keep_alive)
 
     def disconnected(self) -> None:
         if not self.is_complete:
             self.is_complete = True
             callback, self.on_disconnect = self.on_disconnect, None
-            self.on_writable = None
+            self.on_writable = self.on_revoked = None
             if callback is not None:
                 callback()
+
+    def revoke(self, error: HoldfastError) -> None:
+        """The credential is no longer good: end what is under way."""
+        callback, self.on_revoked = self.on_revoked, None
+        if callback is not None:
+            callback(error)
 
 
 def error_response(error: HoldfastError, *, status: int | None = None) -> tuple[int, Headers, bytes]:

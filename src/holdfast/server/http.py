@@ -15,12 +15,14 @@ from urllib.parse import parse_qsl, unquote
 import httptools
 import msgspec
 
+from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.core.websocket_handshake import is_upgrade_request
 from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidRequest,
     PayloadTooLarge,
+    Unauthorized,
 )
 from holdfast.server.exchange import Exchange, Headers, Request, error_response, response_head
 from holdfast.timers import Deadline, Timers
@@ -390,6 +392,12 @@ class HttpConnection(asyncio.Protocol):
     def is_busy(self) -> bool:
         """Whether an answer is under way."""
         return self._exchange is not None
+
+    def revoke(self, removed: set[SecretId]) -> None:
+        """End the answer that is under way, if its request came with one of these secrets."""
+        exchange = self._exchange
+        if exchange is not None and exchange.secret in removed:
+            exchange.revoke(Unauthorized(REVOKED))
 
     def close_idle(self) -> None:
         """Close unless an answer is under way; for shutting down."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from holdfast import __version__
-from holdfast.admission.keys import SecretId
+from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.admission.principal import Principal
 from holdfast.core import messages as m
 from holdfast.core import session_server as core
@@ -409,7 +409,7 @@ class SessionProtocol(WebSocketProtocol):
 
     def revoke(self) -> None:
         """Its credential is no longer good."""
-        self.finish(self.session.fail(Unauthorized("the key was revoked, or its secret replaced")))
+        self.finish(self.session.fail(Unauthorized(REVOKED)))
         self._leave_streams()
 
     def finish(self, close: core.CloseRequired) -> None:

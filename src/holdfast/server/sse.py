@@ -72,6 +72,7 @@ class SseReader:
         self._cursor: Cursor = stream.attach(self, after=after, epoch=epoch)
         exchange.on_disconnect = self._disconnected
         exchange.on_writable = self._mark
+        exchange.on_revoked = self._revoked
         self._timer: Deadline = timers.after(keep_alive, self._check_silence)
         if exchange.is_complete:  # the client was gone before its request began
             self._disconnected()
@@ -164,6 +165,22 @@ class SseReader:
     def _disconnected(self) -> None:
         self._timer.cancel()
         self._stream.lose(self._cursor)
+
+    def _revoked(self, error: HoldfastError) -> None:
+        """The caller may not read on, and for the stream it is gone.
+
+        The form without `completions` knows no error but in the end of the stream, which this is not: it is cut,
+        and who comes back is refused with the reason.
+        """
+        exchange = self._exchange
+        self._disconnected()
+        if not exchange.is_started:
+            exchange.respond(*error_response(error))
+        elif self._completions:
+            exchange.write(write_event(error_response(error)[2]))
+            exchange.end()
+        else:
+            exchange.abort()
 
 
 def error_payload(end: EndBody) -> bytes:

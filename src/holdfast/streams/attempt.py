@@ -21,6 +21,7 @@ from holdfast.streams.route import Target
 from holdfast.streams.stream import Stream
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, Headers
+from holdfast.upstream.capacity import EndpointLease
 from holdfast.upstream.providers.openai import ChatRequest, CompletionReader, StreamReader, status_error
 
 #: Most of an error answer's body that is kept.
@@ -30,7 +31,8 @@ _MAX_ERROR_BODY = 64 * 1024
 class Attempt:
     """One try, as the sink of its response. `granted` is the breaker's leave for it.
 
-    `deadline` is when the whole answer is due, on the clock of `timers`.
+    `lease` is its place at the provider, which the caller gives back. `deadline` is when the whole answer is due,
+    on the clock of `timers`.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class Attempt:
         "_first_byte",
         "_granted",
         "_last_read",
+        "_lease",
         "_outcome",
         "_paused",
         "_reader",
@@ -48,6 +51,7 @@ class Attempt:
         "_target",
         "_timers",
         "_watch",
+        "has_answered",
         "started",
         "status",
     )
@@ -60,6 +64,7 @@ class Attempt:
         timers: Timers,
         *,
         granted: Pass,
+        lease: EndpointLease | None,
         deadline: float,
     ) -> None:
         max_event = stream.log.max_bytes
@@ -76,6 +81,7 @@ class Attempt:
         self._target = target
         self._timers = timers
         self._granted = granted
+        self._lease = lease
         self._deadline = deadline
         self._call: Call | None = None
         self._outcome: asyncio.Future[UpstreamError | None] = asyncio.get_running_loop().create_future()
@@ -86,6 +92,8 @@ class Attempt:
         self._last_read = 0.0
         self._watch: Deadline | None = None
         self.started = timers.now()
+        #: Whether there has been an entry.
+        self.has_answered = False
         self.status: int | None = None
 
     async def run(self, request: ChatRequest) -> UpstreamError | None:
@@ -99,6 +107,10 @@ class Attempt:
             self._call = await target.upstream.send(http_request, self)
         except UpstreamError as exc:
             return exc
+        if self._lease is not None and request.stream:
+            # From here, since waiting for a connection is not the provider's time. An answer that is not streamed
+            # begins when it has ended, which tells nothing.
+            self._lease.begin()
         if self._paused:
             self._call.pause()
         stream.on_relief = self._resume
@@ -153,6 +165,10 @@ class Attempt:
         reader, stream = self._reader, self._stream
         entries = reader.receive(chunks)
         if entries:
+            if not self.has_answered:
+                self.has_answered = True
+                if self._lease is not None:
+                    self._lease.answered()
             stream.append(entries)
         if reader.error is not None:
             self._settle(reader.error)

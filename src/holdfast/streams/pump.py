@@ -15,6 +15,7 @@ from holdfast.errors import (
     Cancelled,
     CircuitOpen,
     ConnectTimeout,
+    HoldfastError,
     InternalError,
     PoolTimeout,
     UpstreamConnectError,
@@ -27,7 +28,10 @@ from holdfast.streams.attempt import Attempt
 from holdfast.streams.request_log import attempt_failed
 from holdfast.streams.route import Route, Target
 from holdfast.streams.stream import Stream
+from holdfast.streams.ticket import Ticket
 from holdfast.timers import Timers
+from holdfast.upstream.capacity import EndpointLease
+from holdfast.upstream.health import is_overload, may_be_of_the_request
 from holdfast.upstream.providers.openai import ChatRequest
 
 logger = logging.getLogger("holdfast")
@@ -40,11 +44,20 @@ _NOT_SENT_AGAIN: Final = (
 class Pump:
     """Runs one stream's generation to its end, over as many attempts as the route allows."""
 
-    def __init__(self, stream: Stream, request: ChatRequest, route: Route, timers: Timers) -> None:
+    def __init__(self, stream: Stream, request: ChatRequest, route: Route, timers: Timers, ticket: Ticket) -> None:
         self._stream = stream
         self._request = request
         self._route = route
         self._timers = timers
+        self._ticket = ticket
+        # A place at one of the targets, which is the next one then.
+        self._lease: EndpointLease | None = None
+        # It got a 500 before.
+        self._is_suspect = False
+        # The targets that would do, were they not at their limit.
+        self._crowded: list[Target] = []
+        # Why the queue was left without a place.
+        self._expired: HoldfastError | None = None
         self._attempts: list[AttemptRecord] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -69,6 +82,7 @@ class Pump:
             logger.exception("stream %s: the pump failed", stream.id)
             stream.finish("failed", error=InternalError(), attempts=self._attempts)
         finally:
+            self._release()
             stream.on_abandoned = _nothing
 
     async def _try_route(self) -> None:
@@ -77,12 +91,15 @@ class Pump:
         plan = route.plan(deadline=deadline)
         previous: Target | None = None
         error: UpstreamError | None = None
-        while (step := plan.next(timers.now(), self._can_try)) is not None:
+        self._lease = self._ticket.take_lease()
+        while (step := await self._next_step(plan)) is not None:
             if step.delay:
                 await asyncio.sleep(step.delay)
                 if not self._can_try(step.place, step.is_repetition):
                     continue
             target = route.targets[step.place]
+            if self._lease is None and target.capacity is not None:
+                self._lease = target.capacity.acquire()
             self._count(step, target, previous, error)
             plan.begin(step)
             attempt, error = await self._try_target(target, deadline)
@@ -97,24 +114,64 @@ class Pump:
                 return
             self._note_failure(plan, step.place, error)
             previous = target
-        if error is None:
-            error = CircuitOpen(retry_after=route.retry_after(timers.now()))
-        stream.finish("failed", error=error, attempts=self._attempts)
+        # Said of what was tried, if anything was; else of the wait that has come to nothing.
+        reason: HoldfastError | None = error or self._expired
+        if reason is None:
+            reason = CircuitOpen(retry_after=route.retry_after(timers.now()))
+        stream.finish("failed", error=reason, attempts=self._attempts)
+
+    async def _next_step(self, plan: RoutePlan) -> Step | None:
+        """Choose the next try; where what is left of the route is at its limit, wait for a place there."""
+        while True:
+            self._crowded = []
+            step = plan.next(self._timers.now(), self._can_try)
+            if step is not None:
+                return step
+            # A place that came with the turn may be of no use any more, where the breaker has opened since.
+            had_lease = self._release()
+            if not had_lease and not (self._crowded and await self._wait_for_place()):
+                return None
+
+    def _release(self, *, is_overload: bool = False, is_complete: bool = False) -> bool:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release(is_overload=is_overload, is_complete=is_complete)
+        return lease is not None
+
+    async def _wait_for_place(self) -> bool:
+        """Wait in the queue for one of the crowded targets; False where there is no room or it took too long."""
+        turn = _Return(self._stream)
+        if not self._ticket.rejoin(self._route.narrowed(self._crowded), turn):
+            return False
+        position = self._ticket.position
+        if position is not None:
+            self._stream.move(position)
+        self._expired = await turn.outcome
+        self._lease = self._ticket.take_lease()
+        return self._expired is None
 
     async def _try_target(self, target: Target, deadline: float) -> tuple[Attempt, UpstreamError | None]:
         health, timers = target.health, self._timers
         granted = health.breaker.acquire(timers.now())
-        if granted is None:
-            raise RuntimeError("a target was chosen that is left alone")
+        if granted is None or (self._lease is None and target.capacity is not None):
+            raise RuntimeError("a target was chosen that is left alone, or full")
         deadline = min(deadline, timers.now() + target.timeouts.total)
-        attempt = Attempt(self._stream, self._request, target, timers, granted=granted, deadline=deadline)
+        attempt = Attempt(
+            self._stream, self._request, target, timers, granted=granted, lease=self._lease, deadline=deadline
+        )
         try:
             error = await attempt.run(self._request)
         except BaseException:
             health.breaker.release(granted)
             self._record(target, attempt, "cancelled", unconfirmed=False)
             raise
-        health.record(granted, error, timers.now())
+        # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
+        # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
+        is_500 = may_be_of_the_request(error)
+        health.record(granted, error, timers.now(), is_suspect=is_500 and self._is_suspect)
+        self._is_suspect |= is_500
+        # After the breaker knows: whoever waits for this place is let in, or told that it is of no use.
+        self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
         unconfirmed = self._stream.log.next == 0 and _may_be_processed(error, attempt.status)
         self._record(target, attempt, None if error is None else error.code, unconfirmed=unconfirmed)
         if error is not None:
@@ -122,11 +179,15 @@ class Pump:
         return attempt, error
 
     def _can_try(self, place: int, is_repetition: bool) -> bool:
-        health, now = self._route.targets[place].health, self._timers.now()
-        if not health.breaker.can_pass(now):
+        target = self._route.targets[place]
+        health, lease, now = target.health, self._lease, self._timers.now()
+        if not health.breaker.can_pass(now) or (lease is not None and lease.capacity is not target.capacity):
             return False
         if is_repetition and not health.budget.has_room(now):
             health.budget_refusals += 1
+            return False
+        if lease is None and target.capacity is not None and target.capacity.is_full:
+            self._crowded.append(target)
             return False
         return True
 
@@ -184,6 +245,31 @@ class Pump:
                 unconfirmed=unconfirmed,
             )
         )
+
+
+class _Return:
+    """A request that was let in before and waits once more, for a place where it may still be tried."""
+
+    __slots__ = ("_stream", "outcome")
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        #: None when its turn has come, or why it waits no more.
+        self.outcome: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        self._stream.queue_position = None
+        self._settle(None)
+
+    def expire(self, error: HoldfastError) -> None:
+        self._settle(error)
+
+    def move(self, position: int) -> None:
+        self._stream.move(position)
+
+    def _settle(self, outcome: HoldfastError | None) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
 
 
 def _may_repeat(error: UpstreamError) -> bool:

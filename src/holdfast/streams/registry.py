@@ -138,15 +138,15 @@ class Registry:
         self.memory.running += 1
         self._tickets[stream_id] = ticket
         if ticket.position is None:
-            self._start(stream, request, route)
+            self._start(stream, request, route, ticket)
         else:
             stream.queue_position = ticket.position
             stream.on_abandoned = lambda: stream.finish("cancelled", error=Cancelled())
-            ticket.wait(_Turn(self, stream, request, route))
+            ticket.wait(_Turn(self, stream, request, route, ticket))
         return stream, False
 
-    def _start(self, stream: Stream, request: ChatRequest, route: Route) -> None:
-        task = Pump(stream, request, route, self._timers).start()
+    def _start(self, stream: Stream, request: ChatRequest, route: Route, ticket: Ticket) -> None:
+        task = Pump(stream, request, route, self._timers, ticket).start()
         self._pumps[stream.id] = task
         task.add_done_callback(lambda _: self._pump_ended(stream))
 
@@ -291,19 +291,22 @@ def is_owned(owner: str, by: str) -> bool:
 class _Turn:
     """A stream that waits for its turn."""
 
-    __slots__ = ("_registry", "_request", "_route", "_stream")
+    __slots__ = ("_registry", "_request", "_route", "_stream", "_ticket")
 
-    def __init__(self, registry: Registry, stream: Stream, request: ChatRequest, route: Route) -> None:
+    def __init__(
+        self, registry: Registry, stream: Stream, request: ChatRequest, route: Route, ticket: Ticket
+    ) -> None:
         self._registry = registry
         self._stream = stream
         self._request = request
         self._route = route
+        self._ticket = ticket
 
     def start(self) -> None:
         self._stream.queue_position = None
         # The model may have another route by now.
         route = self._registry._models.get(self._request.model, self._route)
-        self._registry._start(self._stream, self._request, route)
+        self._registry._start(self._stream, self._request, route, self._ticket)
 
     def expire(self, error: HoldfastError) -> None:
         self._stream.finish("failed", error=error)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from holdfast.core.fair_queue import Turn
 from holdfast.core.messages import Usage
+from holdfast.upstream.capacity import EndpointLease, Endpoints
 from holdfast.upstream.providers.openai import ChatRequest
 
 
@@ -19,6 +20,12 @@ class Ticket(Protocol):
 
     def wait(self, turn: Turn) -> None:
         """Say whom to tell; to be called before the next turn of the loop where there is a position."""
+
+    def take_lease(self) -> EndpointLease | None:
+        """Take over the place at a provider that came with its turn; None where it has none, or has given it."""
+
+    def rejoin(self, endpoints: Endpoints, turn: Turn) -> bool:
+        """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
 
     def close(self, usage: Usage | None, entries: int) -> None:
         """Give everything back, and settle what was used. Idempotent.

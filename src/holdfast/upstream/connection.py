@@ -413,10 +413,11 @@ class UpstreamConnection(asyncio.Protocol):
                 is_stale = self._loop.time() - call.sent_at <= _STALE_WITHIN
         if is_stale:
             self._owner.met_end(self)
-        if not event.processed and self.http.is_usable:
+        is_refused = not event.processed and self.http.is_usable
+        if is_refused:
             self._owner.request_refused(self)
         message = f"the provider's answer was cut ({cause}): {event.reason}"
-        error = UpstreamReset(message, processed=event.processed, is_stale=is_stale)
+        error = UpstreamReset(message, processed=event.processed, is_stale=is_stale, is_refused=is_refused)
         self._end_call(event.stream_id, error)
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:

@@ -8,7 +8,14 @@ from collections import Counter
 from holdfast.config import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig
 from holdfast.core.breaker import Breaker, BreakerLimits, Pass
 from holdfast.core.retry import RetryBudget
-from holdfast.errors import PoolTimeout, TotalTimeout, UpstreamError, UpstreamReset, UpstreamStatus
+from holdfast.errors import (
+    PoolTimeout,
+    TotalTimeout,
+    UpstreamError,
+    UpstreamReset,
+    UpstreamStatus,
+    UpstreamTimeout,
+)
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, Headers, HttpRequest, Upstream
 from holdfast.upstream.statistics import HealthStatistics
@@ -41,12 +48,12 @@ class Health:
         self.probe_failures = 0
         self.failures: Counter[str] = Counter()
 
-    def record(self, granted: Pass, error: UpstreamError | None, now: float) -> None:
-        """Count how an attempt has ended."""
+    def record(self, granted: Pass, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
+        """Count how an attempt has ended. A failure of a suspect request says nothing about the endpoint."""
         if error is not None:
             self.failures[error.code] += 1
         verdict = is_failure(error)
-        if verdict is None:
+        if verdict is None or (verdict and is_suspect):
             self.breaker.release(granted)
         elif verdict:
             self.breaker.fail(granted, now)
@@ -83,6 +90,22 @@ def is_failure(error: UpstreamError | None) -> bool | None:
     if isinstance(error, UpstreamReset) and (error.is_stale or not error.processed):
         return None  # to close what is idle, or refuse what is too much, is no sign of ill health
     return True
+
+
+def may_be_of_the_request(error: UpstreamError | None) -> bool:
+    """Whether the request itself may be to blame: some servers answer 500 to what they should refuse with 400."""
+    return isinstance(error, UpstreamStatus) and error.status == 500
+
+
+def is_overload(error: UpstreamError | None, *, has_answered: bool) -> bool:
+    """Say whether an outcome tells that the endpoint has more requests than it can take."""
+    if isinstance(error, UpstreamStatus):
+        return error.status in (429, 503, 529)
+    if isinstance(error, UpstreamReset):
+        return error.is_refused
+    if isinstance(error, (PoolTimeout, TotalTimeout)):
+        return False  # our own bounds
+    return isinstance(error, UpstreamTimeout) and not has_answered
 
 
 class Probe:

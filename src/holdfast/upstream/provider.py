@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from holdfast.config import ProviderConfig
 from holdfast.timers import Timers
+from holdfast.upstream.capacity import Capacity
 from holdfast.upstream.health import Health, Probe
 from holdfast.upstream.pool import Pool
 from holdfast.upstream.providers.openai import Endpoint
@@ -18,6 +19,8 @@ class Provider:
         self.name = name
         self.config = config
         self.health = Health(config.breaker, config.retry_budget)
+        adaptive = config.adaptive_concurrency
+        self.capacity = Capacity(adaptive, timers) if adaptive.enabled else None
         self.pool = Pool(config, timers)
         self.endpoint = Endpoint(
             base_url=config.base_url,
@@ -47,4 +50,5 @@ class Provider:
             provider=self.name,
             pool=self.pool.statistics(),
             health=self.health.statistics(self._timers.now()),
+            concurrency=None if self.capacity is None else self.capacity.statistics(),
         )

@@ -59,7 +59,25 @@ class HealthStatistics(Struct, frozen=True):
     probe_failures: int
 
 
+class ConcurrencyStatistics(Struct, frozen=True):
+    """The adaptive limit of one endpoint, in requests at a time.
+
+    TTFT, in seconds, is what it should be and the median of late; None before it was measured. `is_measuring`: the
+    limit is lowered to measure the baseline. `overloads` counts how often the endpoint's own signals lowered it.
+    """
+
+    limit: int
+    in_flight: int
+    baseline_ttft: float | None
+    recent_ttft: float | None
+    is_measuring: bool
+    overloads: int
+
+
 class ProviderStatistics(Struct, frozen=True):
+    """`concurrency` is None where no adaptive limit is enabled."""
+
     provider: str
     pool: PoolStatistics
     health: HealthStatistics
+    concurrency: ConcurrencyStatistics | None = None
