@@ -16,6 +16,7 @@ import msgspec
 from holdfast.bench.answer import Answer, Script
 from holdfast.bench.plan import Plan
 from holdfast.bench.tally import Tally
+from holdfast.simulate.request import STEERING
 
 #: Connections of one worker that are being made at a time.
 _OPENING = 64
@@ -98,16 +99,19 @@ class Load:
     def body(self, answer: Answer) -> bytes:
         """The request of an answer; the clock of its first token starts now."""
         plan = self.plan
-        request: dict[str, object] = {
-            "model": plan.model,
-            "stream": True,
-            "messages": [{"role": "user", "content": plan.prompt}],
-        }
+        prompt = plan.prompt
+        more: dict[str, object] = {}
         if plan.pace is None:
-            request["max_tokens"] = plan.tokens
+            more["max_tokens"] = plan.tokens
         else:
             seed = 0 if answer.script is None else answer.script.seed
-            request["sim"] = {**msgspec.structs.asdict(plan.pace), "tokens": plan.tokens, "seed": seed}
+            sim = {**msgspec.structs.asdict(plan.pace), "tokens": plan.tokens, "seed": seed}
+            if plan.steer_by == "prompt":
+                prompt = STEERING + msgspec.json.encode(sim).decode()
+            else:
+                more["sim"] = sim
+        message = {"role": "user", "content": prompt}
+        request = {"model": plan.model, "stream": True, "messages": [message], **more}
         answer.begun_ns = time.monotonic_ns()
         return msgspec.json.encode(request)
 

@@ -37,6 +37,8 @@ class Plan(msgspec.Struct, frozen=True):
     #: Length of one answer; when it has ended, the next one is asked for in its place.
     tokens: Annotated[int, Meta(ge=1, le=_MAX_SCRIPTED)] = 200
     pace: Pace | None = Pace()
+    #: How the pace gets to the simulated provider: in the field `sim`, or through gateways that drop it.
+    steer_by: Literal["field", "prompt"] = "field"
     #: Seconds between two polls of a stream, for `short-poll`.
     poll_interval: float = 1.0
     #: A new connection for each answer, instead of the next answer on the same one.
