@@ -30,6 +30,8 @@ class Reading:
     gateway_ns: int
     provider_ns: int
     resident: int
+    #: How long the window should have been, in seconds.
+    nominal: float
 
     def metrics(self) -> dict[str, float]:
         """All that can be said of the window; what was not measured is left out."""
@@ -73,6 +75,8 @@ class Visits:
             self.note([f"{count} {name}" for name, count in tally.faults.items()])
             self.note([f"{tally.failed} failed"] if tally.failed else [])
             self.note(tally.errors)
+            if abs(tally.seconds - reading.nominal) > 0.2 * reading.nominal:
+                self.note([f"a window of {reading.nominal:g} s took {tally.seconds:.2f} s: the machine was busy"])
             busy = 100 * (tally.cpu_ns + reading.provider_ns) / 1e9 / tally.seconds
             if busy > 92:
                 self.note(["the core of provider and load was full, so the gateway may carry more"])
@@ -106,7 +110,7 @@ def visit(
                 if number == 1:  # what happened while the streams were opened belongs to the first window
                     _carry_over(before, tally)
                 held = 0 if gateway.pid is None else resident(gateway.pid)
-                readings.append(Reading(tally, now[0] - gateway_ns, now[1] - provider_ns, held))
+                readings.append(Reading(tally, now[0] - gateway_ns, now[1] - provider_ns, held, seconds))
             gateway_ns, provider_ns = now
     wait_for_rest([pid for pid in (gateway.pid, provider.pid) if pid is not None])
     return readings

@@ -15,6 +15,11 @@ _CONFIG = """\
 [server]
 port = {port}
 
+# Short, or the logs that one visit leaves behind would be memory that the next one lacks.
+[streams]
+retention = 0.5
+retention_acknowledged = 0.5
+
 [providers.sim]
 base_url = "{provider_url}"
 http2 = "{http2}"

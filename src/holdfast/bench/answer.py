@@ -53,6 +53,7 @@ class Answer:
         "next_seq",
         "number",
         "script",
+        "unacknowledged",
     )
 
     def __init__(self, number: int, script: Script | None) -> None:
@@ -62,6 +63,8 @@ class Answer:
         #: When the last text came; 0 before the first.
         self.last_ns = 0
         self.next_seq = 0
+        #: Bytes since the last acknowledgement, where there are any.
+        self.unacknowledged = 0
         self._next = 0
         self._offset = 0
         self._is_broken = False

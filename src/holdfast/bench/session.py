@@ -20,8 +20,9 @@ from holdfast.errors import InvalidMessage
 #: Members in this order, as PROTOCOL.md section 5 has it.
 _EVENT = re.compile(rb'\{"type":"event(s?)","stream":"([^"]+)","seq":(\d+),"data":')
 _ENTRY = b'"choices"'
-#: Seconds between acknowledgements, as in the SDK.
+#: Seconds, and bytes of one stream, between acknowledgements, as in the SDK.
 ACK_INTERVAL = 1.0
+ACK_BYTES = 64 * 1024
 _TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
 _MAX_SHOWN = 600
 #: Seconds that the gateway may take to read our goodbye.
@@ -214,6 +215,9 @@ class _Socket(asyncio.Protocol):
             answer.receive(payload, now_ns, self._load.tally)
             if was_silent and answer.last_ns:
                 self._reader.settle()
+            answer.unacknowledged += len(payload)
+            if answer.unacknowledged >= ACK_BYTES:
+                self._acknowledge()
         elif first == _PING:
             self._write(_frame(_PONG, payload))
         elif first == _CLOSE:
@@ -233,7 +237,7 @@ class _Socket(asyncio.Protocol):
                 self._is_open = True
                 self._load.tally.opened += 1
                 self._load.tally.setup.add(time.monotonic_ns() - self.begun_ns)
-                self._timer = asyncio.get_running_loop().call_later(ACK_INTERVAL, self._acknowledge)
+                self._acknowledge_later()
                 self._reader.opened()
             case m.Accepted(request_id=request_id, stream=stream) if request_id in self._asked:
                 self._answers[stream.encode()] = self._asked.pop(request_id)
@@ -276,9 +280,14 @@ class _Socket(asyncio.Protocol):
         else:
             self._load.tally.note(why)
 
+    def _acknowledge_later(self) -> None:
+        self._acknowledge()
+        self._timer = asyncio.get_running_loop().call_later(ACK_INTERVAL, self._acknowledge_later)
+
     def _acknowledge(self) -> None:
         due = []
         for stream, answer in self._answers.items():
+            answer.unacknowledged = 0
             seq = answer.next_seq - 1
             if seq > self._acknowledged.get(stream, -1):
                 self._acknowledged[stream] = seq
@@ -286,7 +295,6 @@ class _Socket(asyncio.Protocol):
         for at in range(0, len(due), m.MAX_STREAMS_PER_MESSAGE):
             some = due[at : at + m.MAX_STREAMS_PER_MESSAGE]
             self._send(b'{"type":"ack","streams":{%b}}' % b",".join(some))
-        self._timer = asyncio.get_running_loop().call_later(ACK_INTERVAL, self._acknowledge)
 
     def _send(self, text: bytes) -> None:
         self._write(_frame(_TEXT, text))

@@ -87,8 +87,16 @@ async def carry(plan: Plan, lines: asyncio.StreamReader) -> None:
 async def _main() -> None:
     lines = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_give_up)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     await carry(msgspec.json.decode(await lines.readline(), type=Plan), lines)
+
+
+def _give_up(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """A fault of our own: what was counted is worth nothing, and each stream would say it again."""
+    loop.default_exception_handler(context)
+    if not isinstance(context.get("exception"), OSError):
+        os._exit(70)
 
 
 def _say(record: msgspec.Struct) -> None:
