@@ -95,6 +95,7 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, output: 
 
 
 def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
+    members = tree(process.pid)
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(stop)
     try:
@@ -105,6 +106,10 @@ def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    # Nobody here is told of the end of its children, and what comes next must not share the core with them.
+    deadline = time.monotonic() + _STOP_TIMEOUT
+    while any(is_running(member) for member in members) and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN)
 
 
 @contextlib.contextmanager
@@ -131,6 +136,14 @@ def tree(pid: int) -> list[int]:
     for member in found:
         found += children.get(member, [])
     return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended, and that nobody has waited for yet, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def cpu_ns(pid: int) -> int:

@@ -9,7 +9,7 @@ import msgspec
 #: An octave has 64 buckets, so that a value read back is at most 1/128 off. Below 128 ns every value is its own.
 _BITS = 6
 _LINEAR = 1 << (_BITS + 1)
-#: A day in nanoseconds. Longer durations count as this; with it a histogram has at most 2,600 buckets.
+#: A day in nanoseconds. Longer durations count as this; with it a histogram has at most 2,639 buckets.
 MAX_VALUE = 86_400 * 10**9
 
 

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta
 
 Transport = Literal["ws", "sse", "long-poll", "short-poll"]
-#: All that the expected text of all seeds may have, in tokens; about 25 MB.
-_MAX_SCRIPTED = 2_000_000
+#: Most tokens of an answer, and of all expected texts together; these take about 25 MB.
+MAX_TOKENS = 2_000_000
 #: Different texts; of two answers that are mixed up, one in so many would not be noticed.
 _MAX_SEEDS = 64
 
@@ -35,7 +35,7 @@ class Plan(msgspec.Struct, frozen=True):
     model: str = "demo"
     prompt: str = "bench"
     #: Length of one answer; when it has ended, the next one is asked for in its place.
-    tokens: Annotated[int, Meta(ge=1, le=_MAX_SCRIPTED)] = 200
+    tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = 200
     pace: Pace | None = Pace()
     #: How the pace gets to the simulated provider: in the field `sim`, or through gateways that drop it.
     steer_by: Literal["field", "prompt"] = "field"
@@ -50,7 +50,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def seeds(self) -> int:
-        return max(1, min(_MAX_SEEDS, _MAX_SCRIPTED // self.tokens))
+        return max(1, min(_MAX_SEEDS, MAX_TOKENS // self.tokens))
 
 
 class Ready(msgspec.Struct):
