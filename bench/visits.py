@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bench.gateways.gateway import Running
 from bench.processes import LOAD_CORE, Server, cpu_ns, pinned, resident
-from bench.results import Case
+from bench.results import Case, Options
 from holdfast.bench.plan import Plan
 from holdfast.bench.tally import Tally
 from holdfast.bench.workers import started
@@ -122,6 +122,11 @@ def _carry_over(before: Tally, tally: Tally) -> None:
         setattr(tally, name, getattr(tally, name) + count)
     for error in before.errors:
         tally.note(error)
+
+
+def window_seconds(options: Options) -> float:
+    """How long a window is: in a smoke run, as short as will do."""
+    return min(options.seconds, 0.4) if options.quick else options.seconds
 
 
 def wait_for_rest(pids: Iterable[int]) -> None:
