@@ -68,7 +68,7 @@ LOADS = {
     "short answers": Load("10 tokens, then the next", Pace(interval_ms=20, ttft_ms=50), streams=40, tokens=10),
 }
 _BRIEF = ("paced", "saturated")
-_QUICK = ("paced", "saturated")
+_QUICK = ("paced", "short answers")
 _COLUMNS = (
     *("cpu_us_per_token", "tokens_per_second", "tokens_per_cpu_second", "gateway_core_percent"),
     *("latency_p50_ms", "latency_p99_ms", "gap_p50_ms", "gap_p99_ms", "gap_p999_ms", "ttft_p50_ms", "ttft_p99_ms"),
@@ -101,10 +101,8 @@ def run(options: Options) -> SuiteResult:
                 for way in chosen:
                     gateway = gateways[way.gateway, way.provider]
                     plan = _plan(gateway, way, load)
-                    # A smoke run cannot wait for a steady state, and its figures are worth little anyhow.
-                    warm_up = min(load.warm_up, 0.5) if options.quick else load.warm_up
                     visits[name, way].add(
-                        visit(gateway, provider, plan, seconds=seconds, windows=windows, warm_up=warm_up)
+                        visit(gateway, provider, plan, seconds=seconds, windows=windows, warm_up=load.warm_up)
                     )
     return SuiteResult(
         name="cost",
@@ -116,9 +114,9 @@ def run(options: Options) -> SuiteResult:
             *notes,
             f"The gateway has core {GATEWAY_CORE} for itself; provider and clients share the other one. CPU is "
             "that of the gateway's processes, all threads, as the scheduler counts it.",
-            "Each window is a visit of its own, and the ways are visited in turn; but for the saturated load, whose "
-            "windows follow each other. `added_` is the difference to the window without a gateway in the same "
-            "round.",
+            "Each window is a visit of its own, and the ways are visited in turn. Those of the "
+            "saturated load follow each other. `added_` is the difference to the window without a gateway in the "
+            "same round.",
         ],
     )
 
