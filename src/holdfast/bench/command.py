@@ -154,8 +154,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
 def _refusal(plan: Plan) -> str | None:
     """Ask for the models, once and before any stream: why this gateway cannot be measured, None if it can."""
     request = urllib.request.Request(f"{plan.url.rstrip('/')}/models", headers=plan.headers)  # noqa: S310 - checked
+    # Without a proxy of the environment: the streams use none either.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(request, timeout=_ASK_TIMEOUT) as answer:  # noqa: S310
+        with opener.open(request, timeout=_ASK_TIMEOUT) as answer:
             body = answer.read()
     except urllib.error.HTTPError as exc:
         if exc.code in (401, 403):

@@ -22,7 +22,8 @@ class PollReader:
     """Reads one answer after another by long polls, or by polls that come each `plan.poll_interval` seconds.
 
     Two connections take turns: `POST` begins the answer and is left behind its head (`holdfast-on-disconnect:
-    continue` keeps the generation), the other one carries all polls.
+    continue` keeps the generation), the other one carries all polls. An answer whose head has not come when the
+    load stops cannot be cancelled: it comes to its end unread.
     """
 
     def __init__(self, load: Load, number: int) -> None:

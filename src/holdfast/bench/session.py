@@ -63,7 +63,9 @@ class SessionReader:
         """One answer has failed; the session goes on."""
         self._load.fail(why)
         self.settle()
-        self._load.again(self._create)
+        socket = self._socket
+        # A socket that came in the place of this one has asked for all answers anew.
+        self._load.again(lambda: self._create() if self._socket is socket else None)
 
     def lost(self, why: str, running: int) -> None:
         """The connection is no more, and with it `running` answers."""

@@ -106,8 +106,11 @@ def _say(record: msgspec.Struct) -> None:
 def main() -> None:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_main())
+    except KeyboardInterrupt:  # as the process that started this one; it says so
+        sys.exit(130)
 
 
 if __name__ == "__main__":
