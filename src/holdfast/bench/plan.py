@@ -41,6 +41,8 @@ class Plan(msgspec.Struct, frozen=True):
     steer_by: Literal["field", "prompt"] = "field"
     #: Seconds between two polls of a stream, for `short-poll`.
     poll_interval: float = 1.0
+    #: Seconds that all streams may take to begin; those that have not are waited for no longer.
+    settle_timeout: float = 30.0
     #: A new connection for each answer, instead of the next answer on the same one.
     fresh: bool = False
     #: Sent with every request, the credential among them.

@@ -25,9 +25,6 @@ from holdfast.bench.poll import PollReader
 from holdfast.bench.session import SessionReader
 from holdfast.bench.tally import Tally
 
-#: Seconds that all streams may take to begin; those that have not are waited for no longer.
-_SETTLE_TIMEOUT = 30.0
-
 
 def make_readers(load: Load) -> list[Reader]:
     """Make the readers of a plan; none of them is started."""
@@ -66,10 +63,10 @@ async def carry(plan: Plan, lines: asyncio.StreamReader) -> None:
         reader.start()
     try:
         try:
-            async with asyncio.timeout(_SETTLE_TIMEOUT):
+            async with asyncio.timeout(plan.settle_timeout):
                 await load.settled.wait()
         except TimeoutError:
-            load.tally.note(f"some streams had not begun after {_SETTLE_TIMEOUT:g} s")
+            load.tally.note(f"some streams had not begun after {plan.settle_timeout:g} s")
         _say(Ready(tally=msgspec.Raw(msgspec.json.encode(windows.cut()))))
         line = await lines.readline()
         if not line:
