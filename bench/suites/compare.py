@@ -25,8 +25,8 @@ _KEEPS_UP = 0.97
 #: Seconds that the search may take for each gateway, and how near it comes.
 _SEARCH_SECONDS = 13.0
 _NEAR = 1.15
-#: A gateway that gets through less than this share of a load is not asked again; and not at all where its cost under
-#: the small load foretells so many times a core.
+#: A gateway that gets through less than this share of a load is not visited again; and not at all where its cost
+#: under the small load foretells so many times a core.
 _FALLS_BEHIND, _HOPELESS = 0.5, 6.0
 #: Seconds in which all streams must have begun.
 _PATIENCE = 5.0
