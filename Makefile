@@ -10,7 +10,7 @@ ARGS   ?=
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit coverage bench-peers chaos test-slow test-real format lock clean
+.PHONY: help serve test lint types contracts unit coverage chaos test-slow test-real format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,22 +50,6 @@ unit: $(VENV)/.test
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report
 
-# Gateways to compare with, each in an environment of its own: what they depend on has no place beside ours.
-PEERS := .peers
-
-$(PEERS)/%/.ready: requirements/peers-%.in $(BIN)/uv
-	@test -x $(PEERS)/$*/bin/python || $(PYTHON) -m venv --without-pip $(PEERS)/$*
-	$(BIN)/uv pip install -q --python $(PEERS)/$*/bin/python -r $<
-	@touch $@
-
-$(PEERS)/portkey/.ready: requirements/peers-portkey/package.json
-	@command -v npm >/dev/null || { echo "Portkey needs Node.js with npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
-	@mkdir -p $(PEERS)/portkey && cp $< $(PEERS)/portkey/
-	cd $(PEERS)/portkey && npm install --silent --no-audit --no-fund --ignore-scripts
-	@touch $@
-
-bench-peers: $(PEERS)/litellm/.ready $(PEERS)/smg/.ready $(PEERS)/portkey/.ready ## install the gateways that bench compares with (nginx, haproxy: apt-get)
-
 chaos: $(VENV)/.test ## set up, then run for 10 minutes in bad weather and check every token (ARGS="--minutes 1")
 	$(BIN)/python -m chaos $(ARGS)
 
@@ -85,6 +69,23 @@ $(REAL)/.ready: $(BIN)/uv requirements/real.lock pyproject.toml
 
 test-real: $(REAL)/.ready ## set up, then try every client against a real model server (slow the first time; not in CI)
 	$(REAL)/bin/python tests/real
+
+# Gateways to compare with, each in an environment of its own: what they depend on has no place beside ours.
+PEERS := .peers
+
+$(PEERS)/%/.ready: requirements/peers-%.in $(BIN)/uv
+	@test -x $(PEERS)/$*/bin/python || $(PYTHON) -m venv --without-pip $(PEERS)/$*
+	$(BIN)/uv pip install -q --python $(PEERS)/$*/bin/python -r $<
+	@touch $@
+
+$(PEERS)/portkey/.ready: requirements/peers-portkey/package.json
+	@command -v npm >/dev/null || { echo "Portkey needs Node.js with npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(PEERS)/portkey && cp $< $(PEERS)/portkey/
+	cd $(PEERS)/portkey && npm install --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+.PHONY: bench-peers
+bench-peers: $(PEERS)/litellm/.ready $(PEERS)/smg/.ready $(PEERS)/portkey/.ready ## install the gateways that bench compares with (nginx, haproxy: apt-get)
 
 format: $(VENV)/.test ## format and fix what can be fixed
 	$(BIN)/ruff format .
