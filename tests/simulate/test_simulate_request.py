@@ -120,7 +120,7 @@ def test_field_goes_before_the_prompt():
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("sim:{", "JSON"), ('sim:{"token": 3}', "token"), ("sim:\ud800", "sim:")]
+    ("text", "named"), [("sim:{", "truncated"), ('sim:{"token": 3}', "unknown field `token`")]
 )
 def test_bad_steering_in_the_prompt_is_refused(text, named):
     with pytest.raises(RequestError, match=named) as caught:
