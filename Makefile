@@ -70,6 +70,23 @@ $(REAL)/.ready: $(BIN)/uv requirements/real.lock pyproject.toml
 test-real: $(REAL)/.ready ## set up, then try every client against a real model server (slow the first time; not in CI)
 	$(REAL)/bin/python tests/real
 
+# Gateways to compare with, each in an environment of its own: what they depend on has no place beside ours.
+PEERS := .peers
+
+$(PEERS)/%/.ready: requirements/peers-%.in $(BIN)/uv
+	@test -x $(PEERS)/$*/bin/python || $(PYTHON) -m venv --without-pip $(PEERS)/$*
+	$(BIN)/uv pip install -q --python $(PEERS)/$*/bin/python -r $<
+	@touch $@
+
+$(PEERS)/portkey/.ready: requirements/peers-portkey/package.json
+	@command -v npm >/dev/null || { echo "Portkey needs Node.js with npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(PEERS)/portkey && cp $< $(PEERS)/portkey/
+	cd $(PEERS)/portkey && npm install --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+.PHONY: bench-peers
+bench-peers: $(PEERS)/litellm/.ready $(PEERS)/smg/.ready $(PEERS)/portkey/.ready ## install the gateways that bench compares with (nginx, haproxy: apt-get)
+
 format: $(VENV)/.test ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -21,6 +21,7 @@ from holdfast.errors import ConfigError
 
 try:
     from holdfast.app import Gateway
+    from holdfast.bench import command as bench
     from holdfast.config_file import ConfigFile
     from holdfast.logs import Logs
     from holdfast.simulate import command as simulate
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     terminal.add_tail_arguments(tail)
     tail.set_defaults(run=terminal.run_tail)
     _add_simulate(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -82,6 +84,16 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         return
     simulate.add_arguments(parser)
     parser.set_defaults(run=simulate.run)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("bench", help="put a load on a gateway and check every token")
+    if not HAS_GATEWAY:
+        parser.description = "Needs the gateway: pip install 'holdfast[gateway]'"
+        parser.set_defaults(run=_needs_gateway)
+        return
+    bench.add_arguments(parser)
+    parser.set_defaults(run=bench.run)
 
 
 def _needs_gateway(args: argparse.Namespace) -> int:

@@ -103,3 +103,26 @@ def test_reference_describes_every_field_of_every_fault():
             assert f"`{field}`" in row, (config.tag, field)
     for field in Simulation.__struct_fields__:
         assert field in rows
+
+
+def prompt(text: str) -> bytes:
+    return json.dumps(VALID | {"messages": [{"role": "user", "content": text}]}).encode()
+
+
+def test_prompt_that_begins_with_sim_steers_like_the_field():
+    assert decode_request(prompt('sim:{"tokens": 3, "seed": 9}')).sim == Simulation(tokens=3, seed=9)
+    assert decode_request(prompt('about sim:{"tokens": 3}')).sim is None
+
+
+def test_field_goes_before_the_prompt():
+    body = json.loads(prompt('sim:{"tokens": 3}')) | {"sim": {"tokens": 5}}
+    assert decode_request(json.dumps(body).encode()).sim == Simulation(tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("sim:{", "truncated"), ('sim:{"token": 3}', "unknown field `token`")]
+)
+def test_bad_steering_in_the_prompt_is_refused(text, named):
+    with pytest.raises(RequestError, match=named) as caught:
+        decode_request(prompt(text))
+    assert (caught.value.status, caught.value.param) == (400, "messages")

@@ -83,7 +83,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
         return self.messages[-1].text()
 
 
+#: A prompt that begins so steers the answer by the JSON behind it, as the field `sim` does: many gateways drop
+#: fields that they do not know, and none drops the prompt.
+STEERING = "sim:"
+
 _decoder = msgspec.json.Decoder(ChatRequest)
+_sim_decoder = msgspec.json.Decoder(Simulation)
 _PATH = re.compile(r"`\$\.?([^`]*)`$")
 _MISSING = re.compile(r"missing required field `([^`]+)`|contains unknown field `([^`]+)`")
 
@@ -94,12 +99,23 @@ def decode_request(body: bytes) -> ChatRequest:
     Raises RequestError (400) that names the field, for anything that is not a valid request.
     """
     try:
-        return _decoder.decode(body)
+        request = _decoder.decode(body)
     except msgspec.ValidationError as exc:
         message = str(exc)
         raise RequestError(f"Invalid request: {message}", param=field_of(message)) from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise RequestError(f"The request body is not valid JSON: {exc}") from exc
+    prompt = request.last_user_text() if request.sim is None else ""
+    if prompt.startswith(STEERING):
+        return msgspec.structs.replace(request, sim=_steering(prompt[len(STEERING) :]))
+    return request
+
+
+def _steering(text: str) -> Simulation:
+    try:
+        return _sim_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
+        raise RequestError(f"Invalid `{STEERING}` in the prompt: {exc}", param="messages") from exc
 
 
 def field_of(message: str) -> str | None:

@@ -1,0 +1,167 @@
+"""Readers against scripted bytes: whatever the reads are, the same is counted, and what goes wrong is said."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.bench.http import HttpConnection, SseReader
+from holdfast.bench.load import Load
+from holdfast.bench.plan import Plan
+from holdfast.bench.session import SessionReader, _Socket
+from holdfast.bench.tally import Tally
+from holdfast.core import messages as m
+from holdfast.core.websocket import frame_header, text_frame
+from holdfast.core.websocket_handshake import accept_token
+from holdfast.simulate.answer import Answer
+from holdfast.simulate.request import ChatRequest, Message, Simulation
+
+TOKENS = 30
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+cut_lists = st.lists(st.integers(min_value=1, max_value=6000), max_size=30)
+
+
+class FakeTransport:
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = close
+
+
+def provided() -> Answer:
+    request = ChatRequest("demo", [Message("user", "hi")], sim=Simulation(tokens=TOKENS, seed=0))
+    return Answer(request, answer_id="1", created=1)
+
+
+def entries() -> list[bytes]:
+    answer = provided()
+    stream = answer.opening() + answer.content(0, TOKENS) + answer.closing()
+    return [part.removeprefix(b"data: ") for part in stream.split(b"\n\n") if part and b"[DONE]" not in part]
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    bounds = [0, *sorted({cut for cut in cuts if cut < len(data)}), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def chunked(parts: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+async def read_sse(parts: list[bytes]) -> Tally:
+    load = Load(Plan(url="http://127.0.0.1:1/v1", transport="sse", tokens=TOKENS))
+    reader = SseReader(load)
+    reader._connection = connection = HttpConnection(load, reader)
+    connection.connection_made(FakeTransport())  # type: ignore[arg-type]
+    for part in parts:
+        connection.data_received(part)
+    load.is_stopping = True
+    return load.tally
+
+
+def sse_body() -> bytes:
+    events = b"".join(b"id: 1-%d\ndata: %b\n\n" % (seq, entry) for seq, entry in enumerate(entries()))
+    return events + b"id: 1-%d\ndata: [DONE]\n\n" % len(entries())
+
+
+@given(cut_lists, cut_lists)
+def test_any_chunks_and_any_reads_of_sse_give_the_same(chunk_cuts, read_cuts):
+    response = HEAD + chunked(pieces(sse_body(), chunk_cuts))
+    tally = asyncio.run(read_sse(pieces(response, read_cuts)))
+    assert (tally.tokens, tally.answers, tally.failed, tally.faults) == (TOKENS, 1, 0, {})
+
+
+def test_sse_byte_by_byte():
+    response = HEAD + chunked([sse_body()])
+    tally = asyncio.run(read_sse([response[at : at + 1] for at in range(len(response))]))
+    assert (tally.tokens, tally.answers, tally.failed, tally.faults) == (TOKENS, 1, 0, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (sse_body().rpartition(b"id: ")[0], "ended without"),
+        (b'data: {"error":{"message":"out of order"}}\n\n', "out of order"),
+    ],
+)
+def test_sse_that_ends_without_done_is_a_failure(body, error):
+    tally = asyncio.run(read_sse([HEAD + chunked([body])]))
+    assert (tally.answers, tally.failed) == (0, 1)
+    assert error in tally.errors[0]
+
+
+def test_skipped_id_of_sse_is_found():
+    body = sse_body().replace(b"id: 1-5\n", b"id: 1-6\n").replace(b"id: 1-31\n", b"id: 1-40\n")
+    tally = asyncio.run(
+        read_sse([HEAD + chunked([body[:4000]]).removesuffix(b"0\r\n\r\n"), chunked([body[4000:]])])
+    )
+    assert tally.misnumbered
+    assert (tally.tokens, tally.answers) == (TOKENS, 1)
+
+
+async def read_session(messages: bytes, cuts: list[int]) -> tuple[Tally, FakeTransport]:
+    """A session whose first answer comes as these frames; what is asked for after it stays unanswered."""
+    load = Load(Plan(url="http://127.0.0.1:1/v1", tokens=TOKENS))
+    reader = SessionReader(load, 1)
+    reader._socket = socket = _Socket(load, reader)
+    transport = FakeTransport()
+    socket.connection_made(transport)  # type: ignore[arg-type]
+    key = re.search(rb"sec-websocket-key: (\S+)", transport.written)
+    assert key is not None
+    shake = b"HTTP/1.1 101 Go\r\nSec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"
+    limits = m.Limits(max_message=1, max_streams=1, log_bytes=1)
+    welcome = m.Welcome(1, "s", "holdfast/1", m.Heartbeat(20_000, 10_000), limits)
+    accepted = m.Accepted(request_id=f"{load.token}-0", stream="st_1")
+    data = shake % accept_token(key[1]) + text_frame(m.encode(welcome)) + text_frame(m.encode(accepted)) + messages
+    for part in pieces(data, cuts):
+        socket.data_received(part)
+    load.is_stopping = True
+    socket.abandon()
+    return load.tally, transport
+
+
+def session_frames(grouping: list[int]) -> bytes:
+    """The answer in messages of so many entries each, a ping among them, then its end."""
+    out, at, payloads = b"", 0, entries()
+    for size in itertools.cycle(grouping):
+        some = payloads[at : at + size]
+        if not some:
+            break
+        out += text_frame(m.entries_message(b"st_1", at, some)) + frame_header(0x9, 2) + b"hi"
+        at += len(some)
+    return out + text_frame(m.encode(m.End("st_1", at, "completed")))
+
+
+@given(st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=6), cut_lists)
+def test_any_messages_and_any_reads_of_a_session_give_the_same(grouping, cuts):
+    tally, transport = asyncio.run(read_session(session_frames(grouping), cuts))
+    assert (tally.tokens, tally.answers, tally.failed, tally.faults) == (TOKENS, 1, 0, {})
+    assert b'"ack"' in transport.written  # the end is acknowledged at once
+    assert tally.setup.total == 1
+
+
+def test_missing_entry_of_a_session_is_found_in_text_and_number():
+    frames = session_frames([1]).replace(text_frame(m.entries_message(b"st_1", 9, entries()[9:10])), b"")
+    tally, _ = asyncio.run(read_session(frames, []))
+    assert tally.faults == {"lost": 1, "misnumbered": 1}
+
+
+def test_stream_that_ends_incomplete_is_a_failure_with_its_reason():
+    end = m.End("st_1", 0, "incomplete", error=m.ErrorBody("upstream_reset", "the provider hung up"))
+    tally, _ = asyncio.run(read_session(text_frame(m.encode(end)), []))
+    assert (tally.answers, tally.failed) == (0, 1)
+    assert "upstream_reset: the provider hung up" in tally.errors[0]
