@@ -29,9 +29,12 @@ from holdfast.upstream.providers.openai import parse_request
 
 logger = logging.getLogger("holdfast.connections")
 
-#: About how many bytes one message and one flush of a connection carry.
+#: About how many bytes one message and one write of a connection carry.
 _MESSAGE_BYTES = 32 * 1024
-_FLUSH_BYTES = 512 * 1024
+_WRITE_BYTES = 512 * 1024
+#: Writes of one flush. A client that takes all of it is served faster than providers are read, so that it does not
+#: fall behind however fast they write; its connection is not alone, so there is a bound.
+_MAX_WRITES = 8
 #: Control messages that may wait for a client that sends without reading.
 _MAX_WAITING = 4096
 
@@ -338,11 +341,21 @@ class SessionProtocol(WebSocketProtocol):
         ready = self._ready
         if ready:
             self._read_cursors(out)
-        if out:
-            transport.write(out[0] if len(out) == 1 else b"".join(out))
-            if ready and self.is_writable:
-                self._mark()
-        return len(out)
+        if not out:
+            return 0
+        transport.write(out[0] if len(out) == 1 else b"".join(out))
+        messages = len(out)
+        for _ in range(_MAX_WRITES - 1):
+            if not ready or not self.is_writable:
+                return messages
+            out.clear()
+            self._read_cursors(out)
+            if out:
+                transport.write(b"".join(out))
+                messages += len(out)
+        if ready and self.is_writable:
+            self._mark()
+        return messages
 
     def _tell_positions(self) -> None:
         """Say where streams stand now: a client that does not read is told later, and once."""
@@ -358,7 +371,7 @@ class SessionProtocol(WebSocketProtocol):
         is_bare = self.session.state is core.State.BARE
         max_bytes = 1 if is_bare else _MESSAGE_BYTES
         size = 0
-        while ready and size < _FLUSH_BYTES:
+        while ready and size < _WRITE_BYTES:
             cursor = next(iter(ready))
             del ready[cursor]
             message = cursor.read(max_bytes)

@@ -22,7 +22,8 @@ HEADERS = (
 #: seen an `id`.
 _KEEP_ALIVE = b": keep-alive\n"
 
-_READ_BYTES = 32 * 1024
+#: About how many bytes one write carries: as much as one read of a provider brings at the most.
+_READ_BYTES = 256 * 1024
 
 
 class SseReader:

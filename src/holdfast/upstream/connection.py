@@ -34,7 +34,7 @@ from holdfast.upstream.call import HttpRequest, ResponseSink
 logger = logging.getLogger("holdfast")
 
 #: Bytes that one connection may bring before the others, and the readers, have their turn.
-_TURN_BYTES: Final = 256 * 1024
+_TURN_BYTES: Final = 128 * 1024
 #: Smaller reads mean that the socket was emptied.
 _BUSY_READ: Final = 32 * 1024
 #: How long a closed connection may take to send what is left, and a response that nobody reads to end, in seconds.
@@ -152,7 +152,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_target",
         "_timer",
         "_timers",
-        "_turn",
         "_turn_bytes",
         "established",
         "gone",
@@ -188,7 +187,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_used = False
         self._is_write_due = False
         self._is_held = False
-        self._turn = 0.0
         self._turn_bytes = 0
         self._pings = 0
         self._ping_sent: float | None = None
@@ -270,19 +268,18 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _count_turn(self, size: int) -> None:
         """Let others have their turn: an event loop reads one busy socket again and again before it goes on."""
-        now = self._loop.time()  # the same throughout one turn of uvloop
-        if now != self._turn:
-            self._turn, self._turn_bytes = now, 0
+        if not self._turn_bytes:
+            self._loop.call_soon(self._end_turn)
         self._turn_bytes += size
         if self._turn_bytes >= _TURN_BYTES and not self._is_held:
             self._is_held = True
             self._update_reading()
-            self._loop.call_soon(self._take_turn)
 
-    def _take_turn(self) -> None:
-        self._is_held = False
+    def _end_turn(self) -> None:
         self._turn_bytes = 0
-        self._update_reading()
+        if self._is_held:
+            self._is_held = False
+            self._update_reading()
 
     def close(self) -> None:
         """Say goodbye and close; requests that are still on it fail."""
