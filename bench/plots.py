@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from bench.results import Plot, Point
 
 #: Legible on white and on dark, and told apart by those who see no red or green (Okabe and Ito, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "holdfast",  # ids of clip paths are random without one
     "svg.fonttype": "none",  # text stays text: small files that can be searched
     "font.family": "sans-serif",
