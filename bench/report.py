@@ -32,22 +32,32 @@ def cell(values: Sequence[float]) -> str:
     return f"{number(median)} ({number(least)}-{number(most)})"
 
 
-def grid(cases: Sequence[Case]) -> tuple[list[str], list[list[str]]]:
-    """The columns of all cases, labels first, and their cells. The last may be of notes.
+def groups(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases that have the same columns, in order: each group is a table of its own."""
+    found: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Case]] = {}
+    for case in cases:
+        found.setdefault((tuple(case.labels), tuple(case.metrics)), []).append(case)
+    return list(found.values())
 
-    The numbers are the places in `notes`.
+
+def grid(cases: Sequence[Case], listed: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The columns of cases that have the same, labels first, and their cells.
+
+    Where a case has notes the last column has their places in `listed`, from 1.
     """
-    labels = list(dict.fromkeys(name for case in cases for name in case.labels))
-    metrics = list(dict.fromkeys(name for case in cases for name in case.metrics))
-    numbers = {note: place for place, note in enumerate(notes(cases), 1)}
+    has_notes = any(case.notes for case in cases)
     rows = []
     for case in cases:
-        row = [str(case.labels.get(name, "")) for name in labels]
-        row += [cell(case.metrics.get(name, ())) for name in metrics]
-        if numbers:
-            row.append(" ".join(f"[{numbers[note]}]" for note in case.notes))
+        row = [_label(value) for value in case.labels.values()]
+        row += [cell(values) for values in case.metrics.values()]
+        if has_notes:
+            row.append(" ".join(f"[{listed.index(note) + 1}]" for note in case.notes))
         rows.append(row)
-    return [*labels, *metrics, *(["notes"] if numbers else [])], rows
+    return [*cases[0].labels, *cases[0].metrics, *(["notes"] if has_notes else [])], rows
+
+
+def _label(value: str | int | float) -> str:
+    return value if isinstance(value, str) else number(value)
 
 
 def notes(cases: Sequence[Case]) -> list[str]:
@@ -57,19 +67,25 @@ def notes(cases: Sequence[Case]) -> list[str]:
 
 def table(result: SuiteResult) -> str:
     """The result for a terminal: figures aligned to the right, notes below."""
+    listed = notes(result.cases)
     lines = [f"{result.name}: {result.title}", f"$ {result.command}"]
-    columns, rows = grid(result.cases)
-    texts = max((len(case.labels) for case in result.cases), default=0)
-    widths = [max(len(row[place]) for row in [columns, *rows]) for place in range(len(columns))]
-    for row in [columns, *rows]:
-        cells = [
-            text.ljust(width) if place < texts or columns[place] == "notes" else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines += [f"  [{place}] {note}" for place, note in enumerate(notes(result.cases), 1)]
-    lines += [f"  {note}" for note in result.notes]
+    for cases in groups(result.cases):
+        lines += ["", *_aligned(cases, listed)]
+    lines += ["", *(f"[{place}] {note}" for place, note in enumerate(listed, 1)), *result.notes]
     return "\n".join(lines)
+
+
+def _aligned(cases: Sequence[Case], listed: Sequence[str]) -> list[str]:
+    columns, rows = grid(cases, listed)
+    widths = [max(len(row[place]) for row in [columns, *rows]) for place in range(len(columns))]
+    # Text to the left, figures to the right.
+    is_text = [isinstance(value, str) for value in cases[0].labels.values()]
+    is_text += [False] * len(cases[0].metrics) + [True]
+    lines = []
+    for row in [columns, *rows]:
+        cells = zip(row, widths, is_text, strict=False)
+        lines.append("  ".join(text.ljust(w) if left else text.rjust(w) for text, w, left in cells).rstrip())
+    return lines
 
 
 def markdown(records: Sequence[Record], failures: Sequence[str], *, has_plots: bool) -> str:
@@ -105,13 +121,14 @@ def _section(record: Record, *, has_plots: bool) -> list[str]:
         f"## {result.title}",
         f"`{result.command}`, {windows}, {record.environment.date} UTC, took {record.seconds:.0f} s",
     ]
-    columns, rows = grid(result.cases)
-    if rows:
+    listed = notes(result.cases)
+    for cases in groups(result.cases):
+        columns, rows = grid(cases, listed)
         lines = [columns, ["---"] * len(columns), *rows]
         parts.append("\n".join("| " + " | ".join(_escaped(text) for text in line) + " |" for line in lines))
-    listed = [f"[{place}] {note}" for place, note in enumerate(notes(result.cases), 1)] + result.notes
-    if listed:
-        parts.append("\n".join(f"- {note}" for note in listed))
+    below = [f"[{place}] {note}" for place, note in enumerate(listed, 1)] + result.notes
+    if below:
+        parts.append("\n".join(f"- {note}" for note in below))
     if has_plots:
         parts += [f"![{plot.title}]({plot.name}.svg)" for plot in result.plots]
     return parts

@@ -7,7 +7,6 @@ flusher and the session's flush into a transport that counts bytes; and an ackno
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 from collections import defaultdict
@@ -76,14 +75,13 @@ class HotPath:
 
     def __init__(self, *, per_read: int, spread: int = STREAMS, sockets: int = STREAMS) -> None:
         self.loop = StillLoop()  # type: ignore[abstract] # what it lacks is never called
-        # For the constructors that ask for the running loop; it stays for this thread, as no other one runs.
-        asyncio._set_running_loop(self.loop)
         self._timers = Timers(self.loop)
         self._per_read = per_read
         self._spread = spread
-        self._connect_provider()
-        self._open_sessions(sockets)
-        self._answer()
+        with self.loop.running():
+            self._connect_provider()
+            self._open_sessions(sockets)
+            self._answer()
         self._make_reads()
         self._tokens = 0
         self._check()
@@ -178,13 +176,14 @@ class HotPath:
     def run(self, tokens: int) -> None:
         """Bring so many tokens, a multiple of `step`, from the provider to the clients."""
         receive, turn, reads = self._connection.data_received, self.loop.turn, self._reads
-        for _ in range(tokens // self.step):
-            for read in itertools.islice(reads, self.step // self._per_read):
-                receive(read)
+        with self.loop.running():
+            for _ in range(tokens // self.step):
+                for read in itertools.islice(reads, self.step // self._per_read):
+                    receive(read)
+                    turn()
+                for session, ack in self._acks:
+                    session.data_received(ack)
                 turn()
-            for session, ack in self._acks:
-                session.data_received(ack)
-            turn()
         self._tokens += tokens
         # A benchmark that loses tokens would only be fast.
         if sum(stream.log.next for stream in self._streams.values()) != self._tokens:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 
@@ -17,6 +18,15 @@ class StillLoop(asyncio.AbstractEventLoop):
     def __init__(self) -> None:
         self._ready: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._handle = asyncio.Handle(lambda: None, (), self)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Be this thread's running loop, for the constructors that ask for it."""
+        asyncio._set_running_loop(self)
+        try:
+            yield
+        finally:
+            asyncio._set_running_loop(None)
 
     def turn(self) -> None:
         """Call what is due. What becomes due meanwhile is the next turn's."""

@@ -47,10 +47,12 @@ def _idle(options: Options, result: SuiteResult) -> None:
     steps = [500, 2000] if options.quick else [step for step in (1000, 10_000) if step < most] + [most]
     plot = Plot("idle-memory", "Memory of an idle session", "connections", "bytes per connection", log_x=True)
     points: list[Point] = []
-    server = {**_ROOM, "ping_interval": 2.0 if options.quick else _PING_INTERVAL}
+    interval = 2.0 if options.quick else _PING_INTERVAL
+    # A connection is not pinged again before the time for its answer has passed: half an interval by default.
+    server = {**_ROOM, "ping_interval": interval, "ping_timeout": interval / 2}
     with gateway(server=server) as measured, crowd(measured) as clients:
-        clients.ask("open", count=100)  # what is made once is not the connections'
-        count = 100
+        count = 200 if options.quick else 500
+        clients.ask("open", count=count)  # they fill what the interpreter has taken and not used
         for step in steps:
             case = _open(measured, clients, step - count)
             case.labels = {"what": "idle connections", "number": step}
@@ -59,7 +61,7 @@ def _idle(options: Options, result: SuiteResult) -> None:
             result.cases.append(case)
             count = step
         result.cases[-1].notes.append(_limit(most))
-        result.cases.append(_heartbeats(measured, clients, count, server["ping_interval"], options))
+        result.cases.append(_heartbeats(measured, clients, count, interval, options))
         result.cases.append(_storms(clients, count, options))
     plot.series["idle session"] = points
     result.plots.append(plot)
