@@ -45,17 +45,22 @@ def draw(plot: Plot, folder: Path) -> Path:
 
 
 def _draw_lines(axes: Axes, plot: Plot) -> None:
-    for place, (label, points) in enumerate(plot.series.items()):
+    measured = -1
+    for label, points in plot.series.items():
         points = sorted(points)
+        xs, medians = [x for x, *_ in points], [median for _, median, _, _ in points]
+        if len(points) > 1 and _is_exact(points):
+            # A fitted line has no windows. It follows the series that it was fitted to, and has its colour.
+            axes.plot(xs, medians, label=label, color=_colour(max(measured, 0)), linestyle="--", linewidth=1)
+            continue
+        measured += 1
         axes.errorbar(
-            [x for x, *_ in points],
-            [median for _, median, _, _ in points],
+            xs,
+            medians,
             yerr=_bars(points),
             label=label,
-            color=_COLOURS[place % len(_COLOURS)],
-            # A fitted line has no windows, hence no error bars: it is dashed and bears no markers.
-            marker="" if _is_exact(points) else "o",
-            linestyle="--" if _is_exact(points) else "-",
+            color=_colour(measured),
+            marker="o",
             markersize=4,
             linewidth=1.4,
             capsize=3,
@@ -83,20 +88,24 @@ def _draw_bars(axes: Axes, plot: Plot) -> None:
     labels = list(plot.series)
     for place, points in enumerate(plot.series.values()):
         for number_of_bar, point in enumerate(points):
-            _, median, _, _ = point
+            _, median, _, most = point
             height = 0.7 / len(points)
             at = place + (number_of_bar - (len(points) - 1) / 2) * height
             axes.barh(at, median, height=height, color=_COLOURS[0], xerr=_bars([point]), capsize=3)
-            axes.annotate(
-                number(median), (0, at), xytext=(4, 0), textcoords="offset points", va="center", color="w"
-            )
+            axes.annotate(number(median), (most, at), xytext=(6, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     if plot.log_y:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
+    axes.margins(x=0.12)  # room for the figures at the ends of the bars
     axes.set_xlabel(plot.y_label)
     axes.grid(visible=True, axis="x", linewidth=0.3, alpha=0.6)
     axes.set_axisbelow(True)
+
+
+def _colour(place: int) -> str:
+    return _COLOURS[place % len(_COLOURS)]
 
 
 def _bars(points: list[Point]) -> list[list[float]]:

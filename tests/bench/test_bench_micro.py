@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+
 from bench.micro import instructions
 from bench.micro.hot_path import HotPath
 from bench.micro.operation import Operation

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from bench.client_frames import PING, TEXT, FrameSplitter, client_frame
 from bench.readers import Reading, Tally
-
 from holdfast.core.websocket import OP_PING, TextMessage, WebSocketConnection, frame_header, text_frame
 
 

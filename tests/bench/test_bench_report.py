@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from bench import record, report, reproduction
 from bench.environment import Environment
 from bench.record import Record
 from bench.results import Case, Options, Plot, SuiteResult
-
-from bench import record, report, reproduction
 
 
 def result(cost: list[float], *, name: str = "cost", notes: list[str] | None = None) -> SuiteResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from bench.spread import fit_power_law, percentile, spread
 
 
