@@ -80,7 +80,9 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
     axes.set_ylabel(plot.y_label)
     axes.grid(visible=True, which="both", linewidth=0.3, alpha=0.6)
     if len(plot.series) > 1:
-        axes.legend(frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        known = dict(zip(labels, handles, strict=True))
+        axes.legend([known[label] for label in plot.series], list(plot.series), frameon=False)
 
 
 def _draw_bars(axes: Axes, plot: Plot) -> None:
