@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import signal
 import sys
 import time
 import traceback
@@ -129,6 +130,7 @@ def main() -> int:
         return compare(args.against, args.out)
     peers = tuple(name for name in args.peers.split(",") if name)
     options = Options(seconds=args.seconds, windows=args.windows, quick=args.quick, peers=peers)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, leaves no process behind
     try:
         return 1 if run_suites(args.suites or suites(), options, args.out) else 0
     except KeyboardInterrupt:

@@ -112,7 +112,10 @@ def _listening(command: list[str], *, is_measured: bool) -> Iterator[Server]:
 def _child(command: list[str], *, is_measured: bool) -> Iterator[subprocess.Popen[str]]:
     raise_descriptor_limit()
     pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, *command], stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
+    # In a session of its own: Ctrl-C in a terminal is for the benchmark, which then ends what it started.
+    process = subprocess.Popen(
+        [sys.executable, *command], stdin=pipe, stdout=pipe, text=True, cwd=ROOT, start_new_session=True
+    )
     try:
         _pin(process.pid, is_measured=is_measured)
         yield process

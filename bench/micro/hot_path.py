@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import hpack
@@ -166,7 +167,9 @@ class HotPath:
             event = self._events[stream][token]
             frames.append(frame_header(DATA, 0, _h2_stream(stream), len(event)) + event)
         size = self._per_read
-        self._reads = itertools.cycle([b"".join(frames[at : at + size]) for at in range(0, len(frames), size)])
+        self._reads: Iterator[bytes] = itertools.cycle(
+            [b"".join(frames[at : at + size]) for at in range(0, len(frames), size)]
+        )
 
     @property
     def step(self) -> int:
