@@ -64,7 +64,8 @@ def _idle(options: Options, result: SuiteResult) -> None:
             points.append((float(step), *spread(case.metrics["memory_bytes_each"])))
             result.cases.append(case)
             count = step
-        result.cases[-1].notes.append(_limit(most))
+        if not options.quick:
+            result.cases[-1].notes.append(_limit(most))
         result.cases.append(_heartbeats(measured, clients, count + _WARM_CONNECTIONS, interval, options))
     plot.series["idle session"] = points
     result.plots.append(plot)
