@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,8 @@ from bench.micro.operations import OPERATIONS
 
 #: An operation may need so many times the instructions of its baseline.
 TOLERANCE = 1.15
+#: Options of a build of CPython that change its code by more than the tolerance.
+_BUILD_OPTIONS = ("--enable-optimizations", "--with-lto", "--with-pydebug")
 _MARK = "Py_SetRecursionLimit"
 
 
@@ -78,11 +81,11 @@ def _total(profile: Path) -> int:
 
 
 def here() -> tuple[str, str]:
-    """The interpreter's minor version and the processor's architecture, which both decide the counts."""
-    return (
-        f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}",
-        platform.machine(),
-    )
+    """What decides the counts: the interpreter's minor version and how it was built, and the processor's kind."""
+    version = f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}"
+    options = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    built = [option for option in _BUILD_OPTIONS if option in options]
+    return " ".join([version, *built]), platform.machine()
 
 
 def read_baseline(path: Path) -> Baseline:
