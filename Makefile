@@ -10,7 +10,7 @@ ARGS   ?=
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit coverage chaos test-slow test-real format lock clean
+.PHONY: help serve test lint types contracts unit coverage bench micro-check chaos test-slow test-real format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,16 @@ contracts: $(VENV)/.test
 unit: $(VENV)/.test
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report
+
+$(VENV)/.bench: $(VENV)/.gateway requirements/bench.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/bench.lock
+	@touch $@
+
+bench: $(VENV)/.bench ## set up, then measure everything in half an hour, into bench/results (ARGS="scale --quick")
+	$(BIN)/python -m bench $(ARGS)
+
+micro-check: $(VENV)/.gateway ## set up, then count instructions: fails where an operation needs more than it may
+	$(BIN)/python -m bench micro --check
 
 chaos: $(VENV)/.test ## set up, then run for 10 minutes in bad weather and check every token (ARGS="--minutes 1")
 	$(BIN)/python -m chaos $(ARGS)
@@ -94,6 +104,7 @@ format: $(VENV)/.test ## format and fix what can be fixed
 lock: $(BIN)/uv ## resolve the dependencies anew into requirements/*.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-header --all-extras --group test pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --extra gateway pyproject.toml -c requirements/dev.lock -o requirements/gateway.lock
+	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-header --extra gateway --group bench pyproject.toml -c requirements/dev.lock -o requirements/bench.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --extra gateway pyproject.toml requirements/real.in -c requirements/dev.lock -o requirements/real.lock
 
 clean: ## remove the environment and all caches
