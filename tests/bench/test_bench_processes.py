@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from bench.gateways import direct
 from bench.gateways.registry import ADAPTERS, found
 from bench.processes import (

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 LOG_BYTES = 128 * 1024
 #: One read of the provider's socket, at most; what was on its way when the log was full.
 ONE_READ = 256 * 1024
-#: About 10 MB: more than the sockets' buffers on the whole way hold.
+#: About 20 MB: more than the sockets' buffers on the whole way hold.
 TOKENS = 80_000
 #: About 2 MB: more than the log holds.
 FEWER = 8_000

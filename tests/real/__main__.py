@@ -26,9 +26,9 @@ import clients
 import model
 import openai
 from clients import Answer, Mismatch, Question, Server, expect
-from processes import GatewayProcess, Link, ModelServer, Process
 
 from holdfast import SyncStreamingAIClient, UpstreamError
+from processes import GatewayProcess, Link, ModelServer, Process
 
 TOKENS = 400
 #: Text pieces after which a client's connection is cut.
