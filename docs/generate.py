@@ -202,8 +202,12 @@ def fixed_bounds() -> str:
         "requests that wait behind another one on a connection (pipelining)": str(http._MAX_PIPELINED),
         "a long poll": f"{api.MAX_POLL:g} s",
         "entries in one JSON answer of `GET /v1/streams/{id}`": f"about {_size(api._READ_BYTES)}",
-        "what one WebSocket connection is sent in one turn": f"about {_size(session._MAX_WRITES * session._WRITE_BYTES)}",
-        "what one SSE response is sent in one turn": f"about {_size(sse._READ_BYTES)}",
+        "what one WebSocket connection is sent at a time, and in one turn": (
+            f"about {_size(session._WRITE_BYTES)}, {_size(session._MAX_WRITES * session._WRITE_BYTES)}"
+        ),
+        "what one SSE response is sent at a time, and in one turn": (
+            f"about {_size(sse._READ_BYTES)}, {_size(sse._MAX_WRITES * sse._READ_BYTES)}"
+        ),
         "control messages that wait for a WebSocket client which does not read": (
             f"{session._MAX_WAITING}, then it is dropped"
         ),

@@ -31,10 +31,10 @@ logger = logging.getLogger("holdfast.connections")
 
 #: About how many bytes one message and one write of a connection carry.
 _MESSAGE_BYTES = 32 * 1024
-_WRITE_BYTES = 512 * 1024
-#: Writes of one flush. A client that takes all of it is served faster than providers are read, so that it does not
-#: fall behind however fast they write; its connection is not alone, so there is a bound.
-_MAX_WRITES = 8
+_WRITE_BYTES = 128 * 1024
+#: Writes of a turn, as long as the client takes them: one that takes nothing has no more than one of them waiting,
+#: and one that takes all is served faster than providers are read, so that it does not fall behind.
+_MAX_WRITES = 32
 #: Control messages that may wait for a client that sends without reading.
 _MAX_WAITING = 4096
 

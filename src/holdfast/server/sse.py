@@ -22,8 +22,10 @@ HEADERS = (
 #: seen an `id`.
 _KEEP_ALIVE = b": keep-alive\n"
 
-#: About how many bytes one write carries: as much as one read of a provider brings at the most.
-_READ_BYTES = 256 * 1024
+#: About how many bytes one write carries, and writes of a turn as long as the client takes them: one that takes
+#: nothing has no more than one of them waiting, and one that takes all does not fall behind.
+_READ_BYTES = 32 * 1024
+_MAX_WRITES = 16
 
 
 class SseReader:
@@ -98,7 +100,7 @@ class SseReader:
 
     def flush(self) -> int:
         self._is_marked = False
-        exchange, cursor, prefix = self._exchange, self._cursor, self._prefix
+        exchange, cursor = self._exchange, self._cursor
         if exchange.is_complete or not exchange.is_writable or not cursor.is_ready:
             return 0
         if not exchange.is_started:
@@ -107,6 +109,16 @@ class SseReader:
                 self._refuse(end)
                 return 1
             self._start()
+        events = 0
+        for _ in range(_MAX_WRITES):
+            events += self._write_entries()
+            if not exchange.is_writable or not cursor.is_ready:
+                return events
+        self._mark()
+        return events
+
+    def _write_entries(self) -> int:
+        exchange, cursor, prefix = self._exchange, self._cursor, self._prefix
         seq = cursor.position
         payloads = cursor.read_payloads(_READ_BYTES)
         has_end = cursor.is_done
@@ -131,8 +143,6 @@ class SseReader:
             exchange.end()
         else:
             self._stream.relieve()
-            if cursor.is_ready:
-                self._mark()
         return len(out)
 
     def _refuse(self, end: EndBody) -> None:
