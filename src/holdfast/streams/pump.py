@@ -84,6 +84,8 @@ class Pump:
         finally:
             self._release()
             stream.on_abandoned = _nothing
+            # A cancelled task keeps its exception, and that this frame and the log: no cycle may keep the task.
+            self._task = None
 
     async def _try_route(self) -> None:
         stream, route, timers = self._stream, self._route, self._timers

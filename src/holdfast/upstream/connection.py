@@ -104,6 +104,7 @@ class HttpCall:
         self._connection.await_end(self)
 
     def cancel(self) -> None:
+        self.sink = _NOBODY  # which refers to this call: without the cycle both go at once
         self._connection.cancel(self.stream_id)
 
 
@@ -437,8 +438,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _give_up(self, call: HttpCall) -> None:
         """One receiver's fault ends its own request, and nobody else's."""
+        sink = call.sink
         call.cancel()
-        call.sink.response_failed(UpstreamReset("the gateway failed to take the provider's answer"))
+        sink.response_failed(UpstreamReset("the gateway failed to take the provider's answer"))
 
     def _fail(self, events: list[Event], cause: str) -> None:
         for event in events:
