@@ -15,8 +15,9 @@ _CONFIG = """\
 [server]
 port = {port}
 
-# Short, or the logs that one visit leaves behind would be memory that the next one lacks.
+# Short, or the logs and the streams that one visit leaves behind would be memory that the next one lacks.
 [streams]
+detach_grace = 0.5
 retention = 0.5
 retention_acknowledged = 0.5
 

@@ -23,7 +23,7 @@ ADDED_P99_MS = 50.0
 #: Less than this share of the tokens means that somebody fell behind.
 _KEEPS_UP = 0.97
 #: Seconds that the search may take for each gateway, and how near it comes.
-_SEARCH_SECONDS = 13.0
+_SEARCH_SECONDS = 18.0
 _NEAR = 1.15
 #: A gateway that gets through less than this share of a load is not visited again; and not at all where its cost
 #: under the small load foretells so many times a core.
