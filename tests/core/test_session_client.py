@@ -820,6 +820,18 @@ def test_cancelled_create_that_crossed_goaway_fails(script: Script) -> None:
     assert isinstance(event, StreamFailed)
 
 
+def test_cancelled_create_fails_where_the_next_connection_drains_from_the_start(script: Script) -> None:
+    stream = script.create()
+    script.session.cancel(stream)
+    script.drop()
+    script.connect()
+    script.receive("goaway", reason="drain", streams="stay", window_ms=[0, 10])
+    events = script.receive("welcome", **WELCOME, streams=[])
+    assert [(type(event), event.stream) for event in events[-1:]] == [(StreamFailed, stream)]
+    assert isinstance(events[-1].error, Cancelled)
+    assert script.session.is_idle
+
+
 def test_draining_without_goaway_fails_the_request(script: Script) -> None:
     script.create()
     (event,) = script.receive("error", code="draining", message="going", request_id="r1")
