@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from holdfast.client.events import Chunk, StreamEnd, StreamEvent, StreamQueued, json_of, text_of
-from holdfast.core.messages import End, Usage
+from holdfast.core.messages import End, Usage, error_of
 from holdfast.core.session_client import ClientStream
-from holdfast.errors import Cancelled, HoldfastError, ProtocolError, StreamFailed, from_wire
+from holdfast.errors import Cancelled, HoldfastError, ProtocolError, StreamFailed
 
 
 class Carrier(Protocol):
@@ -271,14 +271,7 @@ class Reader:
             return Cancelled(end.error.message if end.error is not None else "")
         if end.error is None:
             return StreamFailed(f"the stream ended as {end.status}")
-        error = end.error
-        return from_wire(
-            error.code,
-            error.message,
-            retryable=error.retryable,
-            retry_after=error.retry_after,
-            status=error.status,
-        )
+        return error_of(end.error)
 
 
 def end_of(end: End) -> StreamEnd:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from holdfast.errors import HoldfastError, InvalidMessage
+from holdfast.errors import HoldfastError, InvalidMessage, from_wire
 
 SUBPROTOCOL: Final = "holdfast.v1"
 VERSION: Final = 1
@@ -291,6 +291,13 @@ def error_body(error: HoldfastError) -> ErrorBody:
         retry_after=error.retry_after,
         param=error.param,
         status=getattr(error, "status", None),
+    )
+
+
+def error_of(body: ErrorBody) -> HoldfastError:
+    """Make the exception for an error that came over the wire: the reverse of `error_body`."""
+    return from_wire(
+        body.code, body.message, retryable=body.retryable, retry_after=body.retry_after, status=body.status
     )
 
 

@@ -482,6 +482,4 @@ def _check_name(name: str, what: str) -> None:
 def _error(body: m.ErrorBody | None) -> HoldfastError:
     if body is None:
         return from_wire("unknown_stream", "the server refused to resume the stream")
-    return from_wire(
-        body.code, body.message, retryable=body.retryable, retry_after=body.retry_after, status=body.status
-    )
+    return m.error_of(body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.log import Cursor
-from holdfast.core.messages import EndBody
+from holdfast.core.messages import EndBody, error_of
 from holdfast.core.sse import write_event
 from holdfast.errors import HoldfastError, from_wire
 from holdfast.server.exchange import Exchange, error_response
@@ -202,14 +202,7 @@ def error_payload(end: EndBody) -> bytes:
 def end_error(end: EndBody) -> HoldfastError:
     if end.error is None:
         return from_wire("stream_failed", f"the stream ended {end.status}")
-    error = end.error
-    return from_wire(
-        error.code,
-        error.message,
-        retryable=error.retryable,
-        retry_after=error.retry_after,
-        status=error.status,
-    )
+    return error_of(end.error)
 
 
 def end_http_status(end: EndBody) -> int:
