@@ -33,6 +33,7 @@ from holdfast.errors import (
     UpstreamStatus,
     UpstreamTimeout,
 )
+from holdfast.version import __version__
 
 if TYPE_CHECKING:
     from holdfast.client.aio import StreamingAIClient
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from holdfast.client.events import Chunk, ConnectionState, StreamEnd, StreamEvent, StreamQueued
     from holdfast.client.streams import EventStream, TextStream
     from holdfast.client.sync import SyncEventStream, SyncStreamingAIClient, SyncTextStream
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AheadOfLog",

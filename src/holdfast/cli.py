@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import importlib.metadata
 import shutil
 import signal
 import sys
@@ -18,6 +17,7 @@ from holdfast.admission import command as keys
 from holdfast.client import terminal
 from holdfast.config import Config, check, load
 from holdfast.errors import ConfigError
+from holdfast.version import __version__
 
 try:
     from holdfast.app import Gateway
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="holdfast", description="A gateway that keeps LLM streams alive.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=importlib.metadata.version("holdfast"))
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_check(commands)

@@ -12,7 +12,6 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from holdfast import __version__
 from holdfast.client.config import WebSocketConfig
 from holdfast.core.messages import SUBPROTOCOL
 from holdfast.errors import (
@@ -29,6 +28,7 @@ from holdfast.errors import (
     Unauthorized,
     UpstreamError,
 )
+from holdfast.version import __version__
 
 #: Seconds that a peer gets for its half of the closing handshake.
 CLOSE_TIMEOUT = 2.0

@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
-from holdfast import __version__
 from holdfast.client.config import WebSocketConfig
 from holdfast.client.conversation import Conversation
 from holdfast.client.events import ConnectionState
@@ -27,6 +26,7 @@ from holdfast.errors import (
     PayloadTooLarge,
     ProtocolError,
 )
+from holdfast.version import __version__
 
 logger = logging.getLogger("holdfast.client")
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from holdfast import __version__
 from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.admission.principal import Principal
 from holdfast.core import messages as m
@@ -26,6 +25,7 @@ from holdfast.streams.stream import Stream
 from holdfast.streams.ticket import Caller
 from holdfast.timers import Timers
 from holdfast.upstream.providers.openai import parse_request
+from holdfast.version import __version__
 
 logger = logging.getLogger("holdfast.connections")
 
