@@ -22,9 +22,9 @@ $(BIN)/uv: requirements/uv.txt
 	$(PYTHON) -m pip --python $(BIN)/python install -q -r requirements/uv.txt
 	@touch $@
 
-$(VENV)/.gateway: $(BIN)/uv requirements/gateway.lock pyproject.toml
+$(VENV)/.gateway: $(BIN)/uv requirements/gateway.lock pyproject.toml tools/pyproject.toml
 	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/gateway.lock
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e . -e tools
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.gateway requirements/dev.lock
@@ -74,7 +74,7 @@ $(REAL)/.ready: $(BIN)/uv requirements/real.lock pyproject.toml
 	@test -x $(REAL)/bin/python || $(PYTHON) -m venv --without-pip $(REAL)
 	@echo "Installing llama-cpp-python; where it has to be compiled, this takes about ten minutes."
 	$(BIN)/uv pip install -q --python $(REAL)/bin/python --require-hashes -r requirements/real.lock
-	$(BIN)/uv pip install -q --python $(REAL)/bin/python --no-deps -e .
+	$(BIN)/uv pip install -q --python $(REAL)/bin/python --no-deps -e . -e tools
 	@touch $@
 
 test-real: $(REAL)/.ready ## set up, then try every client against a real model server (slow the first time; not in CI)
@@ -102,7 +102,7 @@ format: $(VENV)/.test ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 lock: $(BIN)/uv ## resolve the dependencies anew into requirements/*.lock
-	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-header --all-extras --group test pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-header --extra gateway --group test pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --extra gateway pyproject.toml -c requirements/dev.lock -o requirements/gateway.lock
 	$(BIN)/uv pip compile -q --upgrade --universal --generate-hashes --no-annotate --no-header --extra gateway --group bench pyproject.toml -c requirements/dev.lock -o requirements/bench.lock
 	$(BIN)/uv pip compile -q --universal --generate-hashes --no-annotate --no-header --extra gateway pyproject.toml requirements/real.in -c requirements/dev.lock -o requirements/real.lock

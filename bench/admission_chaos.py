@@ -23,8 +23,8 @@ from websockets.exceptions import WebSocketException
 from holdfast.admission.auth import create_key
 from holdfast.app import Gateway
 from holdfast.config import Config, KeyConfig, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
-from holdfast.config_limits import LimitsConfig, QueueConfig
-from holdfast.simulate.server import SimulatedProvider
+from holdfast.config.limits import LimitsConfig, QueueConfig
+from holdfast_tools.simulate.server import SimulatedProvider
 
 AT_ONCE = 80
 CONCURRENCY = 16

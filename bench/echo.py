@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from holdfast.core.websocket_handshake import UpgradeRejected, check_upgrade, switching_protocols
+from holdfast.core.websocket.handshake import UpgradeRejected, check_upgrade, switching_protocols
 from holdfast.errors import InvalidRequest
-from holdfast.server.exchange import Exchange, Request, error_response
-from holdfast.server.http import HttpConnection, Limits
-from holdfast.server.websocket import Liveness, WebSocketProtocol
+from holdfast.server.listener.exchange import Exchange, Request, error_response
+from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast.server.listener.websocket import Liveness, WebSocketProtocol
 from holdfast.timers import Timers
 
 MAX_MESSAGE = 32 * 1024 * 1024

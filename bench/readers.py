@@ -23,7 +23,7 @@ _AUTHORIZATION = b"authorization: Bearer " + KEY.encode() + b"\r\n"
 OPENING = HANDSHAKE % _AUTHORIZATION
 _ENTRIES = re.compile(rb'\{"type":"events?","stream":"([^"]+)","seq":(\d+),')
 _CHUNK = b'"object":"chat.completion.chunk"'
-#: A simulated token is a word and its number in the answer, see `holdfast.simulate.text`.
+#: A simulated token is a word and its number in the answer, see `holdfast_tools.simulate.text`.
 _TOKEN = re.compile(rb'"content":" ?[a-z]+(\d+)"')
 #: Streams of one acknowledgement, so that its frame stays below 64 KiB.
 _ACK_STREAMS = 512

@@ -29,7 +29,7 @@ from typing import Any
 
 from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.errors import HoldfastError
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.text import text
 
 INTERVAL_MS = 100
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import hpack
 import uvloop
 
-from holdfast.simulate import http2_frames as h2
+from holdfast_tools.simulate import http2_frames as h2
 
 COMMAND = "import sys; from holdfast.cli import main; sys.exit(main(['simulate', '--port', '0', *sys.argv[1:]]))"
 

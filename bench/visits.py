@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from bench.gateways.gateway import Running
 from bench.processes import LOAD_CORE, Server, cpu_ns, pinned, resident
 from bench.results import Case, Options
-from holdfast.bench.plan import Plan
-from holdfast.bench.tally import Tally
-from holdfast.bench.workers import started
+from holdfast_tools.bench.plan import Plan
+from holdfast_tools.bench.tally import Tally
+from holdfast_tools.bench.workers import started
 
 #: A process rests when it took less than this share of a core for so long; waited for no longer than the last.
 _RESTING_SHARE, _RESTING_FOR, _RESTING_WITHIN = 0.05, 0.05, 5.0

@@ -21,15 +21,18 @@ from holdfast import StreamingAIClient, SyncStreamingAIClient, WebSocketConfig, 
 from holdfast.cli import make_parser
 from holdfast.client.events import Chunk, ConnectionState, StreamEnd, StreamQueued
 from holdfast.client.streams import EventStream, TextStream
-from holdfast.config_limits import Count, Grace, Seconds, Size
-from holdfast.core.http1 import Http1Connection
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.messages import AttemptRecord, Usage
+from holdfast.config.units import Count, Grace, Seconds, Size
+from holdfast.core.http.http1 import Http1Connection
+from holdfast.core.http.http2 import Http2Connection
+from holdfast.core.session.messages import AttemptRecord, Usage
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
-from holdfast.server import api, http, session, sse
-from holdfast.simulate.faults import AnyConnectionFault, AnyRequestFault, ConnectionFault, RequestFault
-from holdfast.simulate.request import Simulation
+from holdfast.server import api
+from holdfast.server.delivery import sse
+from holdfast.server.listener import http
+from holdfast.server.surfaces import holdfast_session as session
 from holdfast.streams import memory
+from holdfast_tools.simulate.faults import AnyConnectionFault, AnyRequestFault, ConnectionFault, RequestFault
+from holdfast_tools.simulate.request import Simulation
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -349,7 +352,7 @@ def sdk_events() -> str:
 def _annotation(type_: Any) -> str:
     if get_origin(type_) is Literal:
         return " | ".join(f'"{value}"' for value in get_args(type_))
-    return inspect.formatannotation(_unwrapped(type_)[0]).replace("holdfast.core.messages.", "")
+    return inspect.formatannotation(_unwrapped(type_)[0]).replace("holdfast.core.session.messages.", "")
 
 
 def _class(cls: type, *, members: bool = True) -> Iterator[str]:

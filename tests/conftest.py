@@ -11,7 +11,7 @@ import pytest
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
-from holdfast.simulate.server import SimulatedProvider
+from holdfast_tools.simulate.server import SimulatedProvider
 
 
 async def until(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "condition") -> None:

@@ -13,9 +13,8 @@ import hpack
 
 from bench.client_frames import client_frame
 from bench.micro.operation import Operation, Run
-from holdfast.core.http import DataReceived
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.http2_frames import (
+from holdfast.core.http.connection import DataReceived
+from holdfast.core.http.frames import (
     DATA,
     END_STREAM,
     frame_header,
@@ -23,8 +22,9 @@ from holdfast.core.http2_frames import (
     settings_frame,
     window_update_frame,
 )
+from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.sse import EventSplitter, write_event
-from holdfast.core.websocket import TextMessage, WebSocketConnection, text_frame
+from holdfast.core.websocket.connection import TextMessage, WebSocketConnection, text_frame
 
 STREAMS = 16
 PAYLOAD = b"x" * 250

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 from bench.micro.operation import Operation, Run
-from holdfast.core.fair_queue import FairQueue
+from holdfast.core.limits.fair_queue import FairQueue
+from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.log import Log
-from holdfast.core.rate_limit import Concurrency, RateLimit
 
 PAYLOAD = b'{"choices":[{"index":0,"delta":{"content":"' + b"x" * 200 + b'"}}]}'
 TENANTS = 64

@@ -21,22 +21,23 @@ from bench.micro.still_loop import CountingTransport, StillLoop
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.config import StreamsConfig, TimeoutsConfig
-from holdfast.config_limits import LimitsConfig, QueueConfig
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.http2_frames import DATA, frame_header, header_frames, settings_frame
-from holdfast.core.messages import MAX_SEQ
+from holdfast.config.limits import LimitsConfig, QueueConfig
+from holdfast.core.http.frames import DATA, frame_header, header_frames, settings_frame
+from holdfast.core.http.http2 import Http2Connection
+from holdfast.core.http.request import HttpRequest
 from holdfast.core.moderation import ReadModeration
-from holdfast.server.flusher import Flusher
-from holdfast.server.session import SessionLimits, SessionProtocol, Sessions
-from holdfast.server.websocket import Liveness
-from holdfast.simulate.answer import Answer
-from holdfast.simulate.request import decode_request
+from holdfast.core.session.messages import MAX_SEQ
+from holdfast.dialects.chat import Endpoint
+from holdfast.generation.route import Route, Target
+from holdfast.server.delivery.flusher import Flusher
+from holdfast.server.listener.websocket import Liveness
+from holdfast.server.surfaces.holdfast_session import SessionLimits, SessionProtocol, Sessions
 from holdfast.streams.registry import Registry
-from holdfast.streams.route import Route, Target
 from holdfast.timers import Timers
-from holdfast.upstream.call import Call, HttpRequest, ResponseSink
+from holdfast.upstream.call import Call, ResponseSink
 from holdfast.upstream.connection import UpstreamConnection
-from holdfast.upstream.providers.openai import Endpoint
+from holdfast_tools.simulate.answer import Answer
+from holdfast_tools.simulate.request import decode_request
 
 STREAMS = 16
 #: Tokens of a stream between two acknowledgements.

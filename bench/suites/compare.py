@@ -13,8 +13,8 @@ from bench.gateways.registry import found
 from bench.processes import GATEWAY_CORE, ProcessFailed, Server, simulated_provider
 from bench.results import Case, Options, Plot, SuiteResult
 from bench.visits import Reading, Visits, visit, window_seconds
-from holdfast.bench.plan import Pace, Plan, Transport
-from holdfast.bench.workers import WorkerError
+from holdfast_tools.bench.plan import Pace, Plan, Transport
+from holdfast_tools.bench.workers import WorkerError
 
 RATE = 50.0
 _ENDLESS = 20_000

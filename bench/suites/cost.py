@@ -11,7 +11,7 @@ from bench.gateways.gateway import Running
 from bench.processes import GATEWAY_CORE, simulated_provider
 from bench.results import Case, Options, Plot, SuiteResult
 from bench.visits import Visits, visit, window_seconds
-from holdfast.bench.plan import Pace, Plan, Transport
+from holdfast_tools.bench.plan import Pace, Plan, Transport
 
 STREAMS = 200
 #: An answer that does not end while it is measured.

@@ -10,7 +10,7 @@ from bench.gateways.gateway import Running
 from bench.processes import GATEWAY_CORE, Server, simulated_provider
 from bench.results import Case, Options, Plot, SuiteResult
 from bench.visits import Visits, visit, window_seconds
-from holdfast.bench.plan import Pace, Plan, Transport
+from holdfast_tools.bench.plan import Pace, Plan, Transport
 
 _ENDLESS = 20_000
 #: Streams, and tokens per second of each: so many in all that the slowest way, a request for each token, keeps up.

@@ -8,6 +8,8 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Protocol
 
 import msgspec
 
@@ -17,18 +19,17 @@ from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, check
 from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
+from holdfast.generation.route import Route, Target
 from holdfast.server.api import Api, ApiLimits
-from holdfast.server.bounds import Bounds, collect
-from holdfast.server.credentials import AdminApi, TokenApi
+from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.drain import Drain
-from holdfast.server.flusher import Flusher
-from holdfast.server.http import HttpConnection, Limits
-from holdfast.server.operations import Operations
-from holdfast.server.session import SessionLimits, Sessions
-from holdfast.server.websocket import Liveness
-from holdfast.simulate.server import SimulatedProvider
+from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast.server.listener.websocket import Liveness
+from holdfast.server.surfaces.bounds import Bounds, collect
+from holdfast.server.surfaces.holdfast_session import SessionLimits, Sessions
+from holdfast.server.surfaces.keys import AdminApi, TokenApi
+from holdfast.server.surfaces.operations import Operations
 from holdfast.streams.registry import Registry
-from holdfast.streams.route import Route, Target
 from holdfast.timers import Timers
 from holdfast.upstream.provider import Provider
 from holdfast.upstream.statistics import ProviderStatistics
@@ -41,6 +42,17 @@ _BACKLOG = 4096
 _RETIRE_INTERVAL = 0.5
 
 
+class Demo(Protocol):
+    """A provider on loopback that needs no configuration: what `holdfast-tools` brings."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Gateway:
     """One gateway process. `start`, then `aclose`; both once.
 
@@ -50,7 +62,7 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._server: asyncio.Server | None = None
-        self._demo: SimulatedProvider | None = None
+        self._demo: Demo | None = None
         self._providers: dict[str, Provider] = {}
         self._routes: dict[str, Route] = {}
         # Providers that a reload has replaced, while streams still run on them.
@@ -65,7 +77,7 @@ class Gateway:
         check(config)
         providers, models = dict(config.providers), dict(config.models)
         if not models:
-            self._demo = SimulatedProvider()
+            self._demo = _demo()
             await self._demo.start()
             providers["demo"] = ProviderConfig(base_url=self._demo.base_url)
             models["demo"] = ModelConfig(route=["demo/demo"])
@@ -311,6 +323,15 @@ class Gateway:
             await self.access.aclose()
         if hasattr(self, "timers"):
             self.timers.close()
+
+
+def _demo() -> Demo:
+    for entry in entry_points(group="holdfast.demo"):
+        demo: Demo = entry.load()()
+        return demo
+    raise ConfigError(
+        "models: none is configured, and the demo needs the tools: pip install 'holdfast[demo]', or pass --config"
+    )
 
 
 def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:

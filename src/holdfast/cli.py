@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,8 @@ from holdfast.version import __version__
 
 try:
     from holdfast.app import Gateway
-    from holdfast.bench import command as bench
-    from holdfast.config_file import ConfigFile
     from holdfast.logs import Logs
-    from holdfast.simulate import command as simulate
+    from holdfast.reload import ConfigFile
 except ModuleNotFoundError as exc:
     if exc.name is None or exc.name.startswith("holdfast"):
         raise
@@ -34,6 +33,12 @@ else:
 
 #: Seconds that clients have to take their last bytes when the process ends at once.
 _LAST_GRACE = 1.0
+
+#: What the distribution `holdfast-tools` brings, named here so that its absence can be told.
+_TOOLS = {
+    "bench": "put a load on a gateway and check every token",
+    "simulate": "serve a simulated OpenAI-compatible provider",
+}
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -54,8 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     tail = commands.add_parser("tail", help="follow a stream by its id")
     terminal.add_tail_arguments(tail)
     tail.set_defaults(run=terminal.run_tail)
-    _add_simulate(commands)
-    _add_bench(commands)
+    _add_tools(commands)
     return parser
 
 
@@ -64,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args, unknown = parser.parse_known_args(argv)
     run: _Command = args.run
-    if unknown and run is not _needs_gateway:
+    if unknown and run not in (_needs_gateway, _needs_tools):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return run(args)
@@ -75,25 +79,24 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("simulate", help="serve a simulated OpenAI-compatible provider")
-    if not HAS_GATEWAY:
+def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands of other distributions: entry points of the group `holdfast.commands`, a module each."""
+    found = {entry.name: entry for entry in entry_points(group="holdfast.commands")} if HAS_GATEWAY else {}
+    for name in sorted({*found, *_TOOLS}):
+        if name in found:
+            command = found[name].load()
+            parser = commands.add_parser(name, help=command.HELP)
+            command.add_arguments(parser)
+            parser.set_defaults(run=command.run)
+            continue
+        missing = _needs_tools if HAS_GATEWAY else _needs_gateway
         # Its options are not known here; `main` lets them pass, so that the answer is what is missing.
-        parser.description = "Needs the gateway: pip install 'holdfast[gateway]'"
-        parser.set_defaults(run=_needs_gateway)
-        return
-    simulate.add_arguments(parser)
-    parser.set_defaults(run=simulate.run)
+        commands.add_parser(name, help=_TOOLS[name]).set_defaults(run=missing)
 
 
-def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("bench", help="put a load on a gateway and check every token")
-    if not HAS_GATEWAY:
-        parser.description = "Needs the gateway: pip install 'holdfast[gateway]'"
-        parser.set_defaults(run=_needs_gateway)
-        return
-    bench.add_arguments(parser)
-    parser.set_defaults(run=bench.run)
+def _needs_tools(args: argparse.Namespace) -> int:
+    print(f"holdfast {args.command} needs the tools: pip install 'holdfast[demo]'", file=sys.stderr)
+    return 2
 
 
 def _needs_gateway(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any, TextIO
 
-from holdfast.config_logging import LoggingConfig
+from holdfast.config.logging import LoggingConfig
 
 #: Lines that may wait for the writer; more are dropped and counted.
 MAX_WAITING = 10_000

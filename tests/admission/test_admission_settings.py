@@ -11,10 +11,10 @@ import pytest
 
 from holdfast.admission.limiter import network_of
 from holdfast.admission.queue import Admission, Ticket
-from holdfast.config_limits import LimitConfig, LimitsConfig, QueueConfig, merged
+from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig, merged
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import HoldfastError, RateLimited
 from holdfast.timers import Timers
-from holdfast.upstream.providers.openai import ChatRequest
 
 
 class Turn:

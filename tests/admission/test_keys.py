@@ -13,7 +13,7 @@ from holdfast.admission import keys as keys_module
 from holdfast.admission.key_store import KeyStore, NewKey, read_active
 from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, hash_key, parse_hash
 from holdfast.admission.principal import Principal
-from holdfast.config_limits import LimitConfig
+from holdfast.config.limits import LimitConfig
 from holdfast.errors import ConfigError, InternalError, InvalidRequest, NotFound
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.bench.answer import Answer, Script
-from holdfast.bench.tally import Tally
-from holdfast.simulate.answer import Answer as Provided
-from holdfast.simulate.request import ChatRequest, Message, Simulation
-from holdfast.simulate.text import token
+from holdfast_tools.bench.answer import Answer, Script
+from holdfast_tools.bench.tally import Tally
+from holdfast_tools.simulate.answer import Answer as Provided
+from holdfast_tools.simulate.request import ChatRequest, Message, Simulation
+from holdfast_tools.simulate.text import token
 
 SEED, TOKENS = 7, 40
 

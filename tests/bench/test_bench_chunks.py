@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.bench.http import HttpConnection, SseReader
-from holdfast.bench.load import Load
-from holdfast.bench.plan import Plan
-from holdfast.bench.session import SessionReader, _Socket
-from holdfast.bench.tally import Tally
-from holdfast.core import messages as m
-from holdfast.core.websocket import frame_header, text_frame
-from holdfast.core.websocket_handshake import accept_token
-from holdfast.simulate.answer import Answer
-from holdfast.simulate.request import ChatRequest, Message, Simulation
+from holdfast.core.session import messages as m
+from holdfast.core.websocket.connection import frame_header, text_frame
+from holdfast.core.websocket.handshake import accept_token
+from holdfast_tools.bench.http import HttpConnection, SseReader
+from holdfast_tools.bench.load import Load
+from holdfast_tools.bench.plan import Plan
+from holdfast_tools.bench.session import SessionReader, _Socket
+from holdfast_tools.bench.tally import Tally
+from holdfast_tools.simulate.answer import Answer
+from holdfast_tools.simulate.request import ChatRequest, Message, Simulation
 
 TOKENS = 30
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"

@@ -11,12 +11,12 @@ import socket
 import msgspec
 import pytest
 
-from holdfast.bench import command
-from holdfast.bench.plan import Pace, Plan
-from holdfast.bench.tally import Tally
-from holdfast.bench.workers import started
 from holdfast.cli import main
-from holdfast.config_auth import KeyConfig
+from holdfast.config.auth import KeyConfig
+from holdfast_tools.bench import command
+from holdfast_tools.bench.plan import Pace, Plan
+from holdfast_tools.bench.tally import Tally
+from holdfast_tools.bench.workers import started
 
 KEY = "hf_" + "k" * 40
 SHORT = ["--seconds", "0.3", "--streams", "6", "--tokens", "5", "--rate", "1000"]

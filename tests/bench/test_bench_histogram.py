@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.bench.histogram import MAX_VALUE, Histogram
+from holdfast_tools.bench.histogram import MAX_VALUE, Histogram
 
 values = st.lists(st.integers(min_value=0, max_value=MAX_VALUE), min_size=1, max_size=200)
 shares = st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0])

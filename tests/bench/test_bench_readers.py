@@ -8,7 +8,7 @@ import pytest
 
 from bench.client_frames import PING, TEXT, FrameSplitter, client_frame
 from bench.readers import Reading, Tally
-from holdfast.core.websocket import OP_PING, TextMessage, WebSocketConnection, frame_header, text_frame
+from holdfast.core.websocket.connection import OP_PING, TextMessage, WebSocketConnection, frame_header, text_frame
 
 
 def entry(token: int) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from chaos.checker import check, token
 
-from holdfast.simulate import text
+from holdfast_tools.simulate import text
 
 TOKENS = 5
 SEED = 7

@@ -15,9 +15,9 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from holdfast import StreamingAIClient
-from holdfast.core import messages as m
-from holdfast.core import session_server
 from holdfast.core.log import Log
+from holdfast.core.session import messages as m
+from holdfast.core.session import server as session_server
 from holdfast.errors import HoldfastError, InvalidRequest, UnknownStream
 
 MakeClient = Callable[..., StreamingAIClient]

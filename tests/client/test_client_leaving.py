@@ -18,7 +18,7 @@ from holdfast import (
     StreamingAIClient,
     UnknownStream,
 )
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -27,7 +27,7 @@ from holdfast import (
     Unauthorized,
     UnknownStream,
 )
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.errors import HelloTimeout, InvalidMessage
 
 HELLO = [{"role": "user", "content": "hi"}]

@@ -24,7 +24,7 @@ from holdfast import (
     UpstreamStatus,
     UpstreamTimeout,
 )
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.errors import IdleTimeout, TooManyStreams
 
 HELLO = [{"role": "user", "content": "hi"}]

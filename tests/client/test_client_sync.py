@@ -27,7 +27,7 @@ from holdfast import (
     UnknownStream,
     WebSocketConfig,
 )
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.errors import IdleTimeout
 
 HELLO = [{"role": "user", "content": "hi"}]

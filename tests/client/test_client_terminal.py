@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from scripted_gateway import Generation, ScriptedGateway, answers, words
 
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.errors import UnknownModel
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import sys; from holdfast.cli import main; sys.exit(main())"]

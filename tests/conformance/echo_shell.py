@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from holdfast.core.websocket import (
+from holdfast.core.websocket.connection import (
     BinaryMessage,
     TextMessage,
     WebSocketConnection,
 )
-from holdfast.core.websocket_handshake import UpgradeAccepted, check_upgrade, switching_protocols
+from holdfast.core.websocket.handshake import UpgradeAccepted, check_upgrade, switching_protocols
 
 MAX_REQUEST_HEAD = 16 * 1024
 LINGER = 2.0

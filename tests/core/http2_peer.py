@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from hpack import Decoder, Encoder
 
-from holdfast.core.http import ConnectionFailed, Event, SettingsChanged, StreamFailed
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.http2_frames import (
+from holdfast.core.http.connection import ConnectionFailed, Event, SettingsChanged, StreamFailed
+from holdfast.core.http.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -20,6 +19,7 @@ from holdfast.core.http2_frames import (
     SETTINGS,
     WINDOW_UPDATE,
 )
+from holdfast.core.http.http2 import Http2Connection
 
 OK = [(b":status", b"200")]
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from holdfast.core.concurrency import Flight, GradientLimit, GradientLimits
+from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
 
 GOOD, LATE, BAD = 0.2, 0.5, 2.0
 INTERVAL = 300.0

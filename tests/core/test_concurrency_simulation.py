@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from holdfast.core.concurrency import Flight, GradientLimit, GradientLimits
+from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
 
 TTFT = 0.3
 DURATION = 6.0

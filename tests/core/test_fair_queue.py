@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.fair_queue import FairQueue, Place
+from holdfast.core.limits.fair_queue import FairQueue, Place
 
 Queue = FairQueue[str]
 

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ErrorCode,
     HttpConnection,
     HttpMisuse,
     check_request_target,
     request_fields,
 )
-from holdfast.core.http1 import Http1Connection
-from holdfast.core.http2 import Http2Connection
+from holdfast.core.http.http1 import Http1Connection
+from holdfast.core.http.http2 import Http2Connection
 
 
 def test_both_connections_have_the_common_shape() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ConnectionFailed,
     DataReceived,
     ErrorCode,
@@ -13,7 +13,7 @@ from holdfast.core.http import (
     StreamFailed,
     Windows,
 )
-from holdfast.core.http1 import Http1Connection
+from holdfast.core.http.http1 import Http1Connection
 
 OK_3 = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -15,7 +15,7 @@ from http2_peer import (
     window_update,
 )
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ConnectionFailed,
     DataReceived,
     ErrorCode,
@@ -28,9 +28,8 @@ from holdfast.core.http import (
     StreamFailed,
     Windows,
 )
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.http2_flow import MAX_USELESS_FRAMES
-from holdfast.core.http2_frames import (
+from holdfast.core.http.flow import MAX_USELESS_FRAMES
+from holdfast.core.http.frames import (
     ACK,
     CONTINUATION,
     DATA,
@@ -45,7 +44,8 @@ from holdfast.core.http2_frames import (
     SETTINGS,
     WINDOW_UPDATE,
 )
-from holdfast.core.http2_settings import UNLIMITED
+from holdfast.core.http.http2 import Http2Connection
+from holdfast.core.http.settings import UNLIMITED
 
 EOF = "the peer closed the connection"
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from hpack import Decoder, Encoder, NeverIndexedHeaderTuple
 
-from holdfast.core.http import ErrorCode, Headers
-from holdfast.core.http2_fields import (
+from holdfast.core.http.connection import ErrorCode
+from holdfast.core.http.fields import (
     FieldFault,
     RequestEncoder,
     ResponseDecoder,
@@ -13,7 +13,8 @@ from holdfast.core.http2_fields import (
     list_size,
     response_head,
 )
-from holdfast.core.http2_frames import ConnectionFault
+from holdfast.core.http.frames import ConnectionFault
+from holdfast.core.http.request import Headers
 
 REQUEST = [(b":method", b"POST"), (b":path", b"/v1/chat"), (b"authorization", b"Bearer k"), (b"x-app", b"a")]
 

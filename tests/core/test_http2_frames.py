@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from http2_peer import Frame, read_frames
 
-from holdfast.core.http import ErrorCode
-from holdfast.core.http2_frames import (
+from holdfast.core.http.connection import ErrorCode
+from holdfast.core.http.frames import (
     ACK,
     CONTINUATION,
     END_HEADERS,

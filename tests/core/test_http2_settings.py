@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.http import ErrorCode
-from holdfast.core.http2_frames import ConnectionFault
-from holdfast.core.http2_settings import UNLIMITED, PeerSettings
+from holdfast.core.http.connection import ErrorCode
+from holdfast.core.http.frames import ConnectionFault
+from holdfast.core.http.settings import UNLIMITED, PeerSettings
 
 
 def payload(*pairs: tuple[int, int]) -> bytes:

@@ -14,7 +14,7 @@ from http2_peer import (
     window_update,
 )
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     DataReceived,
     ErrorCode,
     Event,
@@ -25,8 +25,8 @@ from holdfast.core.http import (
     StreamFailed,
     Windows,
 )
-from holdfast.core.http2_flow import MAX_USELESS_FRAMES
-from holdfast.core.http2_frames import (
+from holdfast.core.http.flow import MAX_USELESS_FRAMES
+from holdfast.core.http.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.errors import AheadOfLog, InvalidMessage, RateLimited, UpstreamStatus
 
 

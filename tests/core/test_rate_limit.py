@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from holdfast.core.rate_limit import ArrivalRates, Concurrency, RateLimit
+from holdfast.core.limits.rate_limit import ArrivalRates, Concurrency, RateLimit
 
 
 def test_limit_is_granted_at_once_and_no_more_within_its_window() -> None:

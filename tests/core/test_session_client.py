@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.core import messages as m
-from holdfast.core.client_stream import ACK_BYTES
-from holdfast.core.session_client import (
+from holdfast.core.session import messages as m
+from holdfast.core.session.client import (
     ACK_INTERVAL,
     ClientSession,
     ClientStream,
@@ -25,6 +24,7 @@ from holdfast.core.session_client import (
     StreamQueued,
     Welcomed,
 )
+from holdfast.core.session.client_stream import ACK_BYTES
 from holdfast.errors import (
     Cancelled,
     Draining,

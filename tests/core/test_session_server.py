@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.core import messages as m
 from holdfast.core.log import Cursor, Log
-from holdfast.core.session_server import (
+from holdfast.core.session import messages as m
+from holdfast.core.session.server import (
     MAX_INVALID_MESSAGES,
     AttachReceived,
     CancelReceived,

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from holdfast.core import messages as m
-from holdfast.core import session_client as client
-from holdfast.core import session_server as server
 from holdfast.core.log import Cursor, Log
+from holdfast.core.session import client, server
+from holdfast.core.session import messages as m
 from holdfast.errors import InvalidMessage
 
 VECTORS = Path(__file__).resolve().parents[2] / "protocol" / "vectors"

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from holdfast.core import websocket
-from holdfast.core.websocket import (
+from holdfast.core.websocket.connection import (
     MAX_QUEUED_PONGS,
     OP_BINARY,
     OP_CLOSE,
@@ -30,6 +29,7 @@ from holdfast.core.websocket import (
     text_frame,
     xor_mask,
 )
+from holdfast.core.websocket import connection as websocket
 
 MASK = b"\x37\xfa\x21\x3d"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.websocket_handshake import (
+from holdfast.core.websocket.handshake import (
     UpgradeAccepted,
     UpgradeRejected,
     accept_token,

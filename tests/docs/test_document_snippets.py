@@ -15,8 +15,8 @@ from programs import PYTHON, Programs
 
 from holdfast.cli import main, make_parser
 from holdfast.config import parse
-from holdfast.config_auth import AuthConfig
-from holdfast.simulate.prose import prose
+from holdfast.config.auth import AuthConfig
+from holdfast_tools.simulate.prose import prose
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 ENVIRONMENT = {"OPENAI_API_KEY": "sk-1", "OPENROUTER_API_KEY": "sk-2", "NAME": "value"}

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.errors import ERRORS
 
 ROOT = Path(__file__).resolve().parents[2]

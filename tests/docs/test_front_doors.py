@@ -13,7 +13,7 @@ import pytest
 from pages import ROOT
 from programs import Programs
 
-from holdfast.simulate.prose import prose
+from holdfast_tools.simulate.prose import prose
 
 ANSWER = "".join(prose("hi"))
 

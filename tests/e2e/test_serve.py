@@ -18,7 +18,7 @@ import pytest
 from command_line import DEADLINE, Server, environment, run, serve
 
 from holdfast import SyncStreamingAIClient, WebSocketConfig
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.text import text
 
 ROOT = Path(__file__).parents[2]
 HELLO = [{"role": "user", "content": "hi"}]

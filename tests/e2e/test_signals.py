@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.errors import HoldfastError
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.text import text
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -15,9 +15,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.protocol import State
 
-from holdfast.core import messages as m
-from holdfast.core import session_client as core
-from holdfast.simulate.text import text
+from holdfast.core.session import client as core
+from holdfast.core.session import messages as m
+from holdfast_tools.simulate.text import text
 
 #: Seconds that a test waits for anything.
 DEADLINE = 10.0

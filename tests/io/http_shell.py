@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ConnectionFailed,
     DataReceived,
     Event,
     GoAwayReceived,
-    Headers,
     HttpConnection,
     PongReceived,
     ResponseEnded,
@@ -18,8 +17,9 @@ from holdfast.core.http import (
     SettingsChanged,
     StreamFailed,
 )
-from holdfast.core.http1 import Http1Connection
-from holdfast.core.http2 import Http2Connection
+from holdfast.core.http.http1 import Http1Connection
+from holdfast.core.http.http2 import Http2Connection
+from holdfast.core.http.request import Headers
 
 
 class Exchange:

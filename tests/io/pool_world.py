@@ -16,13 +16,13 @@ import msgspec
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
 from holdfast.core.log import Cursor
-from holdfast.core.messages import EndBody
-from holdfast.simulate import SimulatedProvider
-from holdfast.simulate.certificate import context_of, self_signed
-from holdfast.simulate.text import text
+from holdfast.core.session.messages import EndBody
+from holdfast.dialects.chat import parse_request
 from holdfast.streams.stream import Stream
-from holdfast.upstream.providers.openai import parse_request
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
+from holdfast_tools.simulate import SimulatedProvider
+from holdfast_tools.simulate.certificate import context_of, self_signed
+from holdfast_tools.simulate.text import text
 
 DEADLINE = 10.0
 PROTOCOLS = ("http1", "h2c", "h2tls")

@@ -11,9 +11,9 @@ import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig
-from holdfast.core.messages import EndBody
+from holdfast.core.session.messages import EndBody
+from holdfast.dialects.chat import parse_request
 from holdfast.streams.stream import Stream
-from holdfast.upstream.providers.openai import parse_request
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 
 DEADLINE = 10.0

@@ -12,7 +12,7 @@ from gateway_client import Http, Session, ask, chat, eventually
 
 from holdfast.app import Gateway
 from holdfast.config import Config
-from holdfast.simulate.server import SimulatedProvider
+from holdfast_tools.simulate.server import SimulatedProvider
 
 COMPLETIONS = "/v1/chat/completions"
 ENDLESS = {"tokens": 2, "interval_ms": 3_600_000, "ttft_ms": 3_600_000}

@@ -11,7 +11,7 @@ from scripted_provider import Deed, ScriptedProvider, ScriptedWorld
 
 from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.errors import UpstreamReset
-from holdfast.simulate import faults as f
+from holdfast_tools.simulate import faults as f
 
 ONCE_ONLY: dict[str, Any] = {"at_most_once": True}
 COMPLETED = ("completed", None)

@@ -31,7 +31,7 @@ from holdfast import (
 )
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
-from holdfast.simulate.certificate import self_signed
+from holdfast_tools.simulate.certificate import self_signed
 
 HELLO = [{"role": "user", "content": "hi"}]
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("python_*.py"))

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from pool_world import ONCE, PROTOCOLS, QUICK, World
 
-from holdfast.simulate import faults as f
+from holdfast_tools.simulate import faults as f
 
 COMPLETED = ("completed", None)
 TRUNCATED = "upstream_truncated"

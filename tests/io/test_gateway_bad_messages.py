@@ -9,7 +9,7 @@ import pytest
 from gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, eventually, unharmed
 from websockets.exceptions import ConnectionClosed
 
-from holdfast.core.websocket import frame_header, xor_mask
+from holdfast.core.websocket.connection import frame_header, xor_mask
 
 
 @pytest.fixture

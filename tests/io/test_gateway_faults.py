@@ -8,7 +8,7 @@ import json
 import pytest
 from gateway_client import ONCE, Http, Session, answer, ask, chat, content, read_stream, unharmed
 
-from holdfast.simulate.faults import BlackHole, ResetConnection, Silence
+from holdfast_tools.simulate.faults import BlackHole, ResetConnection, Silence
 
 TOKENS = 12
 COMPLETIONS = "/v1/chat/completions"

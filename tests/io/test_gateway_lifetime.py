@@ -20,8 +20,8 @@ from gateway_client import (
     whole,
 )
 
-from holdfast.server.http import HttpConnection, Limits
-from holdfast.simulate.faults import CloseConnection
+from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast_tools.simulate.faults import CloseConnection
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

@@ -14,7 +14,7 @@ from gateway_client import Session, ask, chat, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.config_logging import LoggingConfig
+from holdfast.config.logging import LoggingConfig
 from holdfast.logs import ConsoleFormatter, JsonFormatter, Logs, QueueHandler, escape
 
 SECRET = "the prompt nobody may see"

@@ -14,9 +14,9 @@ from gateway_client import Session, answer, ask, chat, content, eventually
 
 from holdfast.app import Gateway
 from holdfast.config import Config, load
-from holdfast.config_file import ConfigFile
 from holdfast.errors import ConfigError
-from holdfast.simulate.server import SimulatedProvider
+from holdfast.reload import ConfigFile
+from holdfast_tools.simulate.server import SimulatedProvider
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from gateway_client import DEADLINE, Http, Session, answer, chat, content, eventually
 from websockets.exceptions import ConnectionClosed
 
-from holdfast.simulate.certificate import self_signed
+from holdfast_tools.simulate.certificate import self_signed
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

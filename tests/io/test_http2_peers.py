@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from http_shell import HttpShell, connect
 
-from holdfast.core.http import ErrorCode
+from holdfast.core.http.connection import ErrorCode
 
 NODE = shutil.which("node")
 NGHTTPD = shutil.which("nghttpd")

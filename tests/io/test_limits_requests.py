@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
-from holdfast.config_limits import LimitsConfig
+from holdfast.config.limits import LimitsConfig
 
 #: The fixtures of tests/conftest.py.
 Path = Any

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pool_world import PROTOCOLS, Running, World, eventually
 
-from holdfast.simulate import SimulatedProvider
+from holdfast_tools.simulate import SimulatedProvider
 
 COMPLETED = ("completed", None)
 #: Repetitions come soon.

@@ -11,7 +11,7 @@ import pytest
 from gateway_client import Http, ask, chat
 from pool_world import ONCE, PROTOCOLS, QUICK, Running, World, eventually
 
-from holdfast.simulate import faults as f
+from holdfast_tools.simulate import faults as f
 
 COMPLETED = ("completed", None)
 RESET = ("incomplete", "upstream_reset")

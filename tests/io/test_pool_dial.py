@@ -15,9 +15,9 @@ from pool_world import ONCE, World, ca_file, certificate, eventually
 
 from holdfast.config import ProviderConfig
 from holdfast.errors import ConfigError
-from holdfast.simulate.certificate import context_of
 from holdfast.upstream import dial as dialling
 from holdfast.upstream.dial import Origin
+from holdfast_tools.simulate.certificate import context_of
 
 COMPLETED = ("completed", None)
 REFUSED = ("failed", "upstream_connect_error")

@@ -11,7 +11,7 @@ from gateway_client import Http, Session, ask, chat, eventually
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
-from holdfast.config_limits import LimitsConfig, QueueConfig
+from holdfast.config.limits import LimitsConfig, QueueConfig
 
 #: The fixtures of tests/conftest.py.
 Path = Any

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 from holdfast.admission.jwks import parse_jwks
 from holdfast.app import Gateway
 from holdfast.config import Config
-from holdfast.config_auth import AuthConfig, JwtConfig
+from holdfast.config.auth import AuthConfig, JwtConfig
 from holdfast.errors import ConfigError
 
 ISSUER, AUDIENCE = "https://idp.example", "holdfast"

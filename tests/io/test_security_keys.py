@@ -16,7 +16,7 @@ from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.keys import create_key
 from holdfast.cli import main
 from holdfast.config import parse
-from holdfast.config_auth import AuthConfig
+from holdfast.config.auth import AuthConfig
 from holdfast.errors import ConfigError
 
 COMPLETIONS = "/v1/chat/completions"

@@ -16,8 +16,8 @@ from holdfast.admission.client_tokens import ClientTokens, TokenRequest
 from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, parse_hash
 from holdfast.admission.principal import Principal, Scopes
 from holdfast.config import KeyConfig
-from holdfast.config_auth import AuthConfig
-from holdfast.core.messages import SUBPROTOCOL
+from holdfast.config.auth import AuthConfig
+from holdfast.core.session.messages import SUBPROTOCOL
 from holdfast.errors import Forbidden, Unauthorized
 
 COMPLETIONS = "/v1/chat/completions"

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from pool_world import PROTOCOLS, World, eventually
 
-from holdfast.simulate.faults import RandomFailures
+from holdfast_tools.simulate.faults import RandomFailures
 
 REQUESTS = 2000
 AT_ONCE = 200

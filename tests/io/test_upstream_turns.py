@@ -8,10 +8,10 @@ import threading
 
 import uvloop
 
-from holdfast.core.http1 import Http1Connection
+from holdfast.core.http.http1 import Http1Connection
+from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.errors import UpstreamError
 from holdfast.timers import Timers
-from holdfast.upstream.call import Headers, HttpRequest
 from holdfast.upstream.connection import _TURN_BYTES, UpstreamConnection
 
 SIZE = 64 * 1024 * 1024

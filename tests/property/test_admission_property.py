@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.admission.queue import Admission, Ticket
-from holdfast.config_limits import LimitConfig, LimitsConfig, QueueConfig
-from holdfast.core.messages import Usage
+from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig
+from holdfast.core.session.messages import Usage
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import HoldfastError, QueueFull, QueueTimeout, RateLimited
-from holdfast.upstream.providers.openai import ChatRequest
 
 KEYS = {"k0": "t0", "k1": "t0", "k2": "t1", "k3": "t2"}
 MODELS = {"small": 1, "large": 3, "free": None}

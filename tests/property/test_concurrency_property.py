@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from holdfast.admission.queue import Admission, Ticket
 from holdfast.config import BreakerConfig, TimeoutsConfig
-from holdfast.config_limits import AdaptiveConcurrencyConfig, LimitConfig, LimitsConfig, QueueConfig
-from holdfast.core.concurrency import Flight, GradientLimit, GradientLimits
+from holdfast.config.limits import AdaptiveConcurrencyConfig, LimitConfig, LimitsConfig, QueueConfig
+from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import HoldfastError, QueueFull, RateLimited
-from holdfast.streams.route import Route, Target
+from holdfast.generation.route import Route, Target
 from holdfast.upstream.capacity import Capacity, EndpointLease
 from holdfast.upstream.health import Health
-from holdfast.upstream.providers.openai import ChatRequest
 
 # -- the limit -------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.fair_queue import WEIGHTS, FairQueue, Place, Priority
+from holdfast.core.limits.fair_queue import WEIGHTS, FairQueue, Place, Priority
 
 step = st.one_of(
     st.tuples(st.just("push"), st.integers(0, 3), st.integers(1, 50)),

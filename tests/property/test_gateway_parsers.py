@@ -12,11 +12,11 @@ import msgspec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from holdfast.dialects.chat import Endpoint, parse_request
 from holdfast.errors import InvalidRequest
-from holdfast.server.exchange import Exchange, Request
-from holdfast.server.http import MAX_HEAD, HttpConnection, Limits
+from holdfast.server.listener.exchange import Exchange, Request
+from holdfast.server.listener.http import MAX_HEAD, HttpConnection, Limits
 from holdfast.timers import Timers
-from holdfast.upstream.providers.openai import Endpoint, parse_request
 
 MAX_BODY = 4096
 LIMITS = Limits(max_body=MAX_BODY, header_timeout=10.0, body_timeout=10.0, keep_alive_timeout=10.0)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ConnectionFailed,
     DataReceived,
     Event,
@@ -15,7 +15,7 @@ from holdfast.core.http import (
     ResponseReceived,
     StreamFailed,
 )
-from holdfast.core.http1 import Http1Connection
+from holdfast.core.http.http1 import Http1Connection
 
 methods = st.sampled_from([b"GET", b"POST", b"HEAD"])
 cuts = st.lists(st.integers(0, 600), max_size=12)

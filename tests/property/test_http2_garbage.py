@@ -8,7 +8,7 @@ from hpack import Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ConnectionFailed,
     DataReceived,
     Event,
@@ -17,8 +17,8 @@ from holdfast.core.http import (
     ResponseReceived,
     StreamFailed,
 )
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.http2_flow import MAX_USELESS_FRAMES
+from holdfast.core.http.flow import MAX_USELESS_FRAMES
+from holdfast.core.http.http2 import Http2Connection
 
 REQUESTS = 4
 

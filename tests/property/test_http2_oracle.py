@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     DataReceived,
     Event,
     PongReceived,
@@ -21,8 +21,8 @@ from holdfast.core.http import (
     SettingsChanged,
     StreamFailed,
 )
-from holdfast.core.http2 import Http2Connection
-from holdfast.core.http2_frames import SETTINGS_ACK
+from holdfast.core.http.frames import SETTINGS_ACK
+from holdfast.core.http.http2 import Http2Connection
 
 HEAD = [(":status", "200"), ("x-server", "oracle")]
 TRAILERS = [(b"x-trailer", b"t")]

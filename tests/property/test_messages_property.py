@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core import messages as m
 from holdfast.core.log import Log
-from holdfast.core.session_client import ClientSession
-from holdfast.core.session_client import State as ClientState
-from holdfast.core.session_server import MAX_INVALID_MESSAGES, CloseRequired, ServerSession
-from holdfast.core.session_server import State as ServerState
+from holdfast.core.session import messages as m
+from holdfast.core.session.client import ClientSession
+from holdfast.core.session.client import State as ClientState
+from holdfast.core.session.server import MAX_INVALID_MESSAGES, CloseRequired, ServerSession
+from holdfast.core.session.server import State as ServerState
 from holdfast.errors import InvalidMessage
 
 VECTORS = Path(__file__).resolve().parents[2] / "protocol" / "vectors"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.rate_limit import ArrivalRates, Concurrency, Lease, RateLimit, Reservation
+from holdfast.core.limits.rate_limit import ArrivalRates, Concurrency, Lease, RateLimit, Reservation
 
 WINDOW = 60.0
 

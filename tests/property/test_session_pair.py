@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from holdfast.core import messages as m
-from holdfast.core import session_client as client
-from holdfast.core import session_server as server
 from holdfast.core.log import Cursor, Log
+from holdfast.core.session import client, server
+from holdfast.core.session import messages as m
 from holdfast.errors import Cancelled, Draining, DuplicateRequest, HoldfastError, LogTrimmed, UnknownStream
 
 MAX_ENTRY = 40

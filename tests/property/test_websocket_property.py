@@ -12,7 +12,7 @@ from websockets.http11 import Response
 from websockets.protocol import Protocol, Side, State
 from websockets.uri import parse_uri
 
-from holdfast.core.websocket import (
+from holdfast.core.websocket.connection import (
     BinaryMessage,
     CloseReceived,
     ConnectionFailed,
@@ -23,7 +23,7 @@ from holdfast.core.websocket import (
     WebSocketConnection,
     text_frame,
 )
-from holdfast.core.websocket_handshake import UpgradeAccepted, check_upgrade, switching_protocols
+from holdfast.core.websocket.handshake import UpgradeAccepted, check_upgrade, switching_protocols
 
 MAX_MESSAGE = 300
 

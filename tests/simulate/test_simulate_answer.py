@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.simulate.answer import Answer, error_event, malformed_event
-from holdfast.simulate.faults import ErrorEvent, Malformed
-from holdfast.simulate.prose import prose
-from holdfast.simulate.request import ChatRequest, Message, Simulation, StreamOptions
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.answer import Answer, error_event, malformed_event
+from holdfast_tools.simulate.faults import ErrorEvent, Malformed
+from holdfast_tools.simulate.prose import prose
+from holdfast_tools.simulate.request import ChatRequest, Message, Simulation, StreamOptions
+from holdfast_tools.simulate.text import text
 
 
 def answer_of(sim=None, *, model="m", prompt="hi", usage=False, limit=None):

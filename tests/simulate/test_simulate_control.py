@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from holdfast.simulate.control import RESET_WITHIN, FaultPlan
-from holdfast.simulate.faults import CloseConnection, HangHandshake, RandomFailures, ResetConnection, Silence
-from holdfast.simulate.statistics import MAX_KEYS, Counters
+from holdfast_tools.simulate.control import RESET_WITHIN, FaultPlan
+from holdfast_tools.simulate.faults import CloseConnection, HangHandshake, RandomFailures, ResetConnection, Silence
+from holdfast_tools.simulate.statistics import MAX_KEYS, Counters
 
 STORM = RandomFailures(status={429: 0.3, 503: 0.3}, hang_handshake=0.01, reset=0.01, seed=1)
 

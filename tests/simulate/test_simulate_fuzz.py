@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.simulate import http2_frames as h2
-from holdfast.simulate.faults import Goaway, LowerSettings, NoPingAnswer, ResetStreams, Silence
-from holdfast.simulate.http1 import Http1
-from holdfast.simulate.http2 import Http2
-from holdfast.simulate.statistics import Counters
+from holdfast_tools.simulate import http2_frames as h2
+from holdfast_tools.simulate.faults import Goaway, LowerSettings, NoPingAnswer, ResetStreams, Silence
+from holdfast_tools.simulate.http1 import Http1
+from holdfast_tools.simulate.http2 import Http2
+from holdfast_tools.simulate.statistics import Counters
 
 
 class Wire:
@@ -219,7 +219,7 @@ def test_goaway_that_leaves_out_everything_names_stream_0():
 
 
 def test_http2_body_that_is_too_large_is_refused_and_the_stream_ends(monkeypatch):
-    monkeypatch.setattr("holdfast.simulate.http2.MAX_BODY", 10)
+    monkeypatch.setattr("holdfast_tools.simulate.http2.MAX_BODY", 10)
     handler, wire, service, counters = http2()
     data = http2_session(1).replace(b'{"number": 0}'[3:], b"1234567890")
     handler.receive(data)
@@ -230,7 +230,7 @@ def test_http2_body_that_is_too_large_is_refused_and_the_stream_ends(monkeypatch
 
 
 def test_http1_body_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr("holdfast.simulate.http1.MAX_BODY", 10)
+    monkeypatch.setattr("holdfast_tools.simulate.http1.MAX_BODY", 10)
     handler, wire, service = http1()
     handler.receive(http1_session(1))
     assert service.requests == []

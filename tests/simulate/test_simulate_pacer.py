@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from holdfast.simulate.pacer import Pacer, Trickle
+from holdfast_tools.simulate.pacer import Pacer, Trickle
 
 
 class Handle:

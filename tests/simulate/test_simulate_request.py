@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.simulate import faults
-from holdfast.simulate.request import ChatRequest, RequestError, Simulation, decode_request, error_type
+from holdfast_tools.simulate import faults
+from holdfast_tools.simulate.request import ChatRequest, RequestError, Simulation, decode_request, error_type
 
 VALID = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

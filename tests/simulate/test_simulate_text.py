@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.simulate.prose import prose
-from holdfast.simulate.text import FACTOR, PRIME, WORDS, text, token, token_range
+from holdfast_tools.simulate.prose import prose
+from holdfast_tools.simulate.text import FACTOR, PRIME, WORDS, text, token, token_range
 
 SEEDS = st.integers(0, 0xFFFF_FFFF)
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.dialects.chat import CompletionReader, StreamReader
 from holdfast.errors import UpstreamError
-from holdfast.upstream.providers.openai import CompletionReader, StreamReader
 
 
 @pytest.mark.parametrize(

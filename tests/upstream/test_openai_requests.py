@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 
+from holdfast.dialects.chat import Endpoint, StreamReader, parse_request
 from holdfast.errors import UpstreamTruncated
-from holdfast.upstream.providers.openai import Endpoint, StreamReader, parse_request
 
 REQUEST = parse_request(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}')
 

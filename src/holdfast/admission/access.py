@@ -13,7 +13,7 @@ from holdfast.admission.key_watcher import KeyWatcher
 from holdfast.admission.keys import KeySet, KeyTable, config_keys
 from holdfast.admission.origins import OriginRules
 from holdfast.config import Config
-from holdfast.config_auth import JwtConfig
+from holdfast.config.auth import JwtConfig
 from holdfast.errors import ConfigError
 from holdfast.timers import Timers
 

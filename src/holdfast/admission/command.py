@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.admission.key_store import KeyRecord, KeyStore, NewKey
 from holdfast.admission.keys import create_key
-from holdfast.config_limits import LimitConfig
+from holdfast.config.limits import LimitConfig
 from holdfast.errors import HoldfastError, InvalidRequest
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes

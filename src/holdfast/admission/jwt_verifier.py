@@ -13,7 +13,7 @@ import jwt
 
 from holdfast.admission.jwks import Jwks
 from holdfast.admission.principal import SUBJECT_PREFIX, Principal, Scopes, is_name
-from holdfast.config_auth import JwtConfig
+from holdfast.config.auth import JwtConfig
 from holdfast.errors import Forbidden, Unauthorized
 
 #: Longest token that is looked at; a signature costs time in proportion to it.

@@ -18,7 +18,7 @@ import msgspec
 
 from holdfast.admission.keys import Key, create_key, parse_hash
 from holdfast.admission.principal import Principal, Scopes, is_name
-from holdfast.config_limits import LimitConfig
+from holdfast.config.limits import LimitConfig
 from holdfast.errors import ConfigError, InternalError, InvalidRequest, NotFound
 
 #: Longest time that the previous secret may stay good after a rotation.

@@ -15,8 +15,8 @@ from typing import TypeAlias
 import msgspec
 
 from holdfast.admission.principal import Principal, Scopes
-from holdfast.config_auth import KeyConfig
-from holdfast.config_limits import LimitConfig
+from holdfast.config.auth import KeyConfig
+from holdfast.config.limits import LimitConfig
 
 PREFIX = "hf_"
 HASH_PREFIX = "sha256:"

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from holdfast.config_limits import LimitConfig, LimitsConfig, merged
-from holdfast.core.rate_limit import Concurrency, Lease, RateLimit, Reservation
+from holdfast.config.limits import LimitConfig, LimitsConfig, merged
+from holdfast.core.http.request import Headers
+from holdfast.core.limits.rate_limit import Concurrency, Lease, RateLimit, Reservation
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import InvalidRequest, RateLimited
-from holdfast.upstream.providers.openai import ChatRequest
 
 #: Bytes of a request's JSON that make about one token. English has four characters to a token, the envelope adds
 #: some, other scripts have more bytes to a character and fewer characters to a token.
@@ -20,8 +21,6 @@ _BYTES_PER_TOKEN = 4
 _MEDIA_TOKENS = 1000
 #: Accounts that are kept before those without any use are looked for.
 _MAX_IDLE = 1024
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Account:

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from holdfast.config import is_loopback
+from holdfast.core.http.request import Headers
 from holdfast.errors import Forbidden
-
-Headers = list[tuple[bytes, bytes]]
 
 #: Answer headers that a page's script may read; the Fetch standard knows no prefixes here.
 _EXPOSED = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.config_limits import LimitConfig
+from holdfast.config.limits import LimitConfig
 from holdfast.errors import Forbidden, Unauthorized
 
 #: Begins the key id of a caller who has no key but a subject, and the tenant where the subject is one of its own.

@@ -12,16 +12,17 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from holdfast.admission.limiter import Account, Headers, Limiter
-from holdfast.config_limits import LimitsConfig, QueueConfig
-from holdfast.core.fair_queue import FairQueue, Place, Turn
-from holdfast.core.messages import Usage
-from holdfast.core.rate_limit import Concurrency, Lease, Reservation
+from holdfast.admission.limiter import Account, Limiter
+from holdfast.config.limits import LimitsConfig, QueueConfig
+from holdfast.core.http.request import Headers
+from holdfast.core.limits.fair_queue import FairQueue, Place, Turn
+from holdfast.core.limits.rate_limit import Concurrency, Lease, Reservation
+from holdfast.core.session.messages import Usage
 from holdfast.core.sliding import SlidingCounts
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import QueueFull, QueueTimeout, RateLimited
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.capacity import EndpointLease, Endpoints
-from holdfast.upstream.providers.openai import ChatRequest
 
 #: Positions are told at most this often, in seconds, since all of them are looked at for it.
 _POSITION_INTERVAL = 1.0

@@ -16,7 +16,7 @@ from holdfast.client.config import WebSocketConfig
 from holdfast.client.connections import Connections
 from holdfast.client.events import ConnectionState
 from holdfast.client.streams import EventStream, Reader, TextStream
-from holdfast.core.messages import MAX_NAME, MAX_SEQ
+from holdfast.core.session.messages import MAX_NAME, MAX_SEQ
 from holdfast.errors import Cancelled, InvalidRequest, LogTrimmed
 
 logger = logging.getLogger("holdfast.client")

@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from urllib.parse import SplitResult, urlsplit
 
-from holdfast.core.messages import MAX_CREDIT
+from holdfast.core.session.messages import MAX_CREDIT
 from holdfast.errors import ConfigError
 
 _PATH = "/v1/ws/stream"

@@ -11,7 +11,7 @@ from holdfast.client.events import ConnectionState
 from holdfast.client.runner import Runner
 from holdfast.client.streams import Reader
 from holdfast.core.backoff import Backoff
-from holdfast.core.session_client import ClientStream
+from holdfast.core.session.client import ClientStream
 from holdfast.errors import Draining, HoldfastError
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 
 from holdfast.client.config import WebSocketConfig
 from holdfast.client.link import Link, LinkFailed
-from holdfast.core import session_client as session_events
-from holdfast.core.session_client import ClientSession
+from holdfast.core.session import client as session_events
+from holdfast.core.session.client import ClientSession
 from holdfast.errors import ConnectionLost, HoldfastError, ProtocolError
 
 logger = logging.getLogger("holdfast.client")

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.typing import Subprotocol
 
 from holdfast.client.config import WebSocketConfig
-from holdfast.core.messages import SUBPROTOCOL
+from holdfast.core.session.messages import SUBPROTOCOL
 from holdfast.errors import (
     ERRORS,
     ConnectionLost,

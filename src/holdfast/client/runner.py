@@ -13,9 +13,9 @@ from holdfast.client.conversation import Conversation
 from holdfast.client.events import ConnectionState
 from holdfast.client.link import CLOSE_TIMEOUT, LinkFailed, open_link
 from holdfast.client.streams import Reader
-from holdfast.core import session_client as session_events
 from holdfast.core.backoff import Backoff
-from holdfast.core.session_client import ClientSession, ClientStream
+from holdfast.core.session import client as session_events
+from holdfast.core.session.client import ClientSession, ClientStream
 from holdfast.errors import (
     Cancelled,
     ConnectionLost,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.core.messages import end_message, entries_message
+from holdfast.core.session.messages import end_message, entries_message
 from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
 
 #: What an entry costs beside its payload: the bytes object's header and a list slot, rounded up.

@@ -19,15 +19,16 @@ from holdfast.admission.limiter import network_of
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
+from holdfast.core.limits.rate_limit import ArrivalRates
 from holdfast.core.log import Cursor
-from holdfast.core.messages import SUBPROTOCOL
-from holdfast.core.rate_limit import ArrivalRates
-from holdfast.core.websocket_handshake import (
+from holdfast.core.session.messages import SUBPROTOCOL
+from holdfast.core.websocket.handshake import (
     UpgradeRejected,
     check_upgrade,
     offered_subprotocols,
     switching_protocols,
 )
+from holdfast.dialects.chat import parse_request
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -37,19 +38,18 @@ from holdfast.errors import (
     Overloaded,
     RateLimited,
 )
-from holdfast.server.exchange import Exchange, Request, error_response
-from holdfast.server.flusher import Flusher
-from holdfast.server.http import HttpConnection
-from holdfast.server.operations import Operations
+from holdfast.generation.ticket import Caller
+from holdfast.server.delivery.flusher import Flusher
+from holdfast.server.delivery.sse import HEADERS as SSE_HEADERS
+from holdfast.server.delivery.sse import SseReader, end_error, end_http_status
+from holdfast.server.listener.exchange import Exchange, Request, error_response
+from holdfast.server.listener.http import HttpConnection
 from holdfast.server.routes import Handler, Routes
-from holdfast.server.session import SessionProtocol, Sessions
-from holdfast.server.sse import HEADERS as SSE_HEADERS
-from holdfast.server.sse import SseReader, end_error, end_http_status
+from holdfast.server.surfaces.holdfast_session import SessionProtocol, Sessions
+from holdfast.server.surfaces.operations import Operations
 from holdfast.streams.registry import Registry
 from holdfast.streams.stream import Stream
-from holdfast.streams.ticket import Caller
 from holdfast.timers import Timers
-from holdfast.upstream.providers.openai import parse_request
 
 logger = logging.getLogger("holdfast")
 

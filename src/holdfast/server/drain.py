@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from holdfast.core import messages as m
+from holdfast.core.session import messages as m
 from holdfast.server.api import Api
-from holdfast.server.session import Sessions
+from holdfast.server.surfaces.holdfast_session import Sessions
 from holdfast.streams.registry import Registry
 from holdfast.timers import Timers
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from holdfast.admission.principal import Principal
-from holdfast.server.exchange import Exchange, Request
+from holdfast.server.listener.exchange import Exchange, Request
 
 #: Answers an authenticated request; the text is what the path's one group matched.
 Handler: TypeAlias = Callable[[Request, Exchange, Principal, str], Awaitable[None]]

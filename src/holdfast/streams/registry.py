@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from holdfast.config import StreamsConfig
 from holdfast.core.log import Log
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import (
     Cancelled,
     Draining,
@@ -19,14 +20,13 @@ from holdfast.errors import (
     UnknownModel,
     UnknownStream,
 )
+from holdfast.generation.pump import Pump
+from holdfast.generation.route import Route
+from holdfast.generation.ticket import Admission, Caller, Ticket
 from holdfast.streams.memory import LogMemory
-from holdfast.streams.pump import Pump
 from holdfast.streams.request_log import RequestLog
-from holdfast.streams.route import Route
 from holdfast.streams.stream import Origin, Stream
-from holdfast.streams.ticket import Admission, Caller, Ticket
 from holdfast.timers import Timers
-from holdfast.upstream.providers.openai import ChatRequest
 
 
 @dataclass(slots=True, frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from holdfast.core.messages import AttemptRecord
+from holdfast.core.session.messages import AttemptRecord
+from holdfast.dialects.chat import ChatRequest
 from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
+from holdfast.generation.ticket import Caller
 from holdfast.streams.stream import Stream
-from holdfast.streams.ticket import Caller
-from holdfast.upstream.providers.openai import ChatRequest
 
 logger = logging.getLogger("holdfast.requests")
 

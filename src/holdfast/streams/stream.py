@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.log import Cursor, Log
-from holdfast.core.messages import (
+from holdfast.core.session.messages import (
     AttemptRecord,
     EndBody,
     EndStatus,
@@ -19,8 +19,8 @@ from holdfast.core.messages import (
     error_body,
 )
 from holdfast.errors import Cancelled, HoldfastError
+from holdfast.generation.ticket import Caller
 from holdfast.streams.memory import LogMemory
-from holdfast.streams.ticket import Caller
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")

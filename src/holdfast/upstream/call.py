@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.errors import UpstreamError
-
-Headers = list[tuple[bytes, bytes]]
-
-
-@dataclass(slots=True, frozen=True)
-class HttpRequest:
-    """A request to an origin. Header names are lower case; `host` and `content-length` are the connection's."""
-
-    method: str
-    path: str
-    headers: Headers = field(repr=False)
-    body: bytes = field(repr=False, default=b"")
 
 
 class ResponseSink(Protocol):

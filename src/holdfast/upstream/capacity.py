@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
-from holdfast.config_limits import AdaptiveConcurrencyConfig
-from holdfast.core.concurrency import Flight, GradientLimit, GradientLimits
+from holdfast.config.limits import AdaptiveConcurrencyConfig
+from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
 from holdfast.timers import Timers
 from holdfast.upstream.statistics import ConcurrencyStatistics
 

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from holdfast.core.http import (
+from holdfast.core.http.connection import (
     ConnectionFailed,
     DataReceived,
     ErrorCode,
     Event,
     GoAwayReceived,
-    Headers,
     HttpConnection,
     PongReceived,
     ResponseEnded,
@@ -27,9 +26,10 @@ from holdfast.core.http import (
     SettingsChanged,
     StreamFailed,
 )
+from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
 from holdfast.timers import RESOLUTION, Deadline, Timers
-from holdfast.upstream.call import HttpRequest, ResponseSink
+from holdfast.upstream.call import ResponseSink
 
 logger = logging.getLogger("holdfast")
 

@@ -15,9 +15,9 @@ from typing import Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from holdfast.config import ProviderConfig, check_proxy
-from holdfast.core.http import HttpConnection
-from holdfast.core.http1 import Http1Connection
-from holdfast.core.http2 import Http2Connection
+from holdfast.core.http.connection import HttpConnection
+from holdfast.core.http.http1 import Http1Connection
+from holdfast.core.http.http2 import Http2Connection
 from holdfast.errors import ConfigError, ConnectTimeout, UpstreamConnectError
 from holdfast.upstream.connection import UpstreamConnection
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 from holdfast.config import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig
 from holdfast.core.breaker import Breaker, BreakerLimits, Pass
+from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.retry import RetryBudget
 from holdfast.errors import (
     PoolTimeout,
@@ -17,7 +18,7 @@ from holdfast.errors import (
     UpstreamTimeout,
 )
 from holdfast.timers import Deadline, Timers
-from holdfast.upstream.call import Call, Headers, HttpRequest, Upstream
+from holdfast.upstream.call import Call, Upstream
 from holdfast.upstream.statistics import HealthStatistics
 
 

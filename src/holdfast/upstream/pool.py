@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from holdfast.config import ProviderConfig
 from holdfast.core import pool as core
-from holdfast.core.http import HttpMisuse
+from holdfast.core.http.connection import HttpMisuse
+from holdfast.core.http.request import HttpRequest
 from holdfast.errors import PoolTimeout, UpstreamConnectError, UpstreamError, UpstreamMalformed
 from holdfast.timers import Deadline, Timers
-from holdfast.upstream.call import Call, HttpRequest, ResponseSink
+from holdfast.upstream.call import Call, ResponseSink
 from holdfast.upstream.connection import UpstreamConnection
 from holdfast.upstream.dial import Origin, dial
 from holdfast.upstream.statistics import ConnectionStatistics, PoolStatistics

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from holdfast.config import ProviderConfig
+from holdfast.dialects.chat import Endpoint
 from holdfast.timers import Timers
 from holdfast.upstream.capacity import Capacity
 from holdfast.upstream.health import Health, Probe
 from holdfast.upstream.pool import Pool
-from holdfast.upstream.providers.openai import Endpoint
 from holdfast.upstream.statistics import ProviderStatistics
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from holdfast.simulate import SimulatedProvider
+from holdfast_tools.simulate import SimulatedProvider
 
 DEADLINE = 10.0
 

@@ -15,7 +15,7 @@ import h2.settings
 import hyperframe.frame
 from simulate_client import DEADLINE
 
-from holdfast.simulate import SimulatedProvider
+from holdfast_tools.simulate import SimulatedProvider
 
 
 class H2Client:

@@ -14,13 +14,13 @@ import httpx
 import pytest
 from simulate_client import chat_body, contents
 
-from holdfast.simulate import certificate as certificates
-from holdfast.simulate.command import add_arguments, run
-from holdfast.simulate.text import text
+from holdfast_tools.simulate import certificate as certificates
+from holdfast_tools.simulate.command import add_arguments, run
+from holdfast_tools.simulate.text import text
 
 SCRIPT = """
 import argparse, sys
-from holdfast.simulate import command
+from holdfast_tools.simulate import command
 parser = argparse.ArgumentParser()
 command.add_arguments(parser)
 sys.exit(command.run(parser.parse_args()))
@@ -128,8 +128,8 @@ def test_option_that_cannot_be_used_is_explained(capsys, options, message):
 
 
 def test_self_signed_without_cryptography_is_explained(capsys, monkeypatch):
-    monkeypatch.delattr("holdfast.simulate.certificate")
-    monkeypatch.setitem(sys.modules, "holdfast.simulate.certificate", None)
+    monkeypatch.delattr("holdfast_tools.simulate.certificate")
+    monkeypatch.setitem(sys.modules, "holdfast_tools.simulate.certificate", None)
     assert run(parsed("--tls-self-signed")) == 2
     assert "pip install cryptography" in capsys.readouterr().err
 

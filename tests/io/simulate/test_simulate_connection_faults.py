@@ -12,10 +12,10 @@ import pytest
 from simulate_client import RawConnection, chat_body, contents
 from simulate_h2_client import H2Client
 
-from holdfast.simulate import certificate as certificates
-from holdfast.simulate import http2_frames as frames
-from holdfast.simulate.control import FaultPlan
-from holdfast.simulate.faults import (
+from holdfast_tools.simulate import certificate as certificates
+from holdfast_tools.simulate import http2_frames as frames
+from holdfast_tools.simulate.control import FaultPlan
+from holdfast_tools.simulate.faults import (
     BlackHole,
     CloseConnection,
     Goaway,
@@ -27,7 +27,7 @@ from holdfast.simulate.faults import (
     ResetStreams,
     Silence,
 )
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.text import text
 
 LONG = {"tokens": 1000, "interval_ms": 5}
 SHORT = {"tokens": 40, "interval_ms": 5}

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 from simulate_client import RawConnection, chat_body, contents
 
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.text import text
 
 TOKENS = 10
 

@@ -9,7 +9,7 @@ import openai
 import pytest
 from simulate_client import RawConnection, chat_body, contents
 
-from holdfast.simulate.text import text
+from holdfast_tools.simulate.text import text
 
 
 async def test_stream_over_raw_socket_has_openai_shape(provider):

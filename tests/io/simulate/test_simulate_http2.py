@@ -14,9 +14,9 @@ import pytest
 from simulate_client import RawConnection, chat_body, contents
 from simulate_h2_client import H2Client
 
-from holdfast.simulate import certificate as certificates
-from holdfast.simulate import http2_frames as frames
-from holdfast.simulate.text import text
+from holdfast_tools.simulate import certificate as certificates
+from holdfast_tools.simulate import http2_frames as frames
+from holdfast_tools.simulate.text import text
 
 TOKENS = 10
 
@@ -101,7 +101,7 @@ async def test_closed_tls_answer_ends_with_close_notify(serve, certificate, trus
 
 
 async def test_alpn_can_be_limited_to_http1(certificate, trusting):
-    from holdfast.simulate import SimulatedProvider
+    from holdfast_tools.simulate import SimulatedProvider
 
     provider = SimulatedProvider()
     await provider.start(ssl_context=certificates.context_of(*certificate), alpn=("http/1.1",))

@@ -1,0 +1,124 @@
+"""What types cannot say of a configuration: references, URLs, hashes, and that an open port has keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+from holdfast.config.auth import AuthConfig
+from holdfast.config.gateway import Config
+from holdfast.config.providers import ProviderConfig
+from holdfast.errors import ConfigError
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def check(config: Config, *, source: str = "configuration") -> None:
+    """Check what types cannot say: references, URLs, hashes, and that an open port has keys."""
+    for name, provider in config.providers.items():
+        _check_provider(f"{source}: providers.{name}", provider)
+    for name, model in config.models.items():
+        if not name.isprintable():
+            raise ConfigError(f"{source}: models.{name!r}: expected a printable name")
+        for index, entry in enumerate(model.targets):
+            provider_name, slash, target_model = entry.target.partition("/")
+            where = f'{source}: models."{name}".route[{index}]'
+            if not slash or not target_model:
+                raise ConfigError(f'{where}: expected "provider/model", got {entry.target!r}')
+            if provider_name not in config.providers:
+                known = ", ".join(sorted(config.providers)) or "none is configured"
+                raise ConfigError(f"{where}: there is no provider {provider_name!r} ({known})")
+        if model.retry.maximum < model.retry.initial:
+            raise ConfigError(f'{source}: models."{name}".retry.maximum: expected at least `initial`')
+    for name, key in config.keys.items():
+        # Names with this beginning are those of the subjects of an issuer's tokens.
+        if not f"{name}{key.tenant or ''}".isprintable() or name.startswith("sub:"):
+            raise ConfigError(
+                f"{source}: keys.{name!r}: expected printable names, and none that begins with `sub:`"
+            )
+        if not _HASH.fullmatch(key.hash):
+            raise ConfigError(
+                f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
+            )
+    server = config.server
+    for origin in server.allowed_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"{source}: server.allowed_origins: expected scheme://host[:port] in lower case, got {origin!r}"
+            )
+    if (server.tls_cert is None) != (server.tls_key is None):
+        raise ConfigError(f"{source}: server.tls_cert and server.tls_key go together")
+    _check_auth(f"{source}: auth", config.auth)
+    if not config.has_callers and not is_loopback(server.host):
+        raise ConfigError(
+            f"{source}: server.host is {server.host!r}, but there are no [keys], so anyone who reaches the port "
+            "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "
+            "127.0.0.1."
+        )
+
+
+def _check_auth(where: str, auth: AuthConfig) -> None:
+    """The messages name no value: most of them are secrets."""
+    if auth.token_secret is not None and len(auth.token_secret) < 32:
+        raise ConfigError(f"{where}.token_secret: expected at least 32 characters, such as `openssl rand -hex 32`")
+    if auth.admin_key is not None:
+        if auth.key_store is None:
+            raise ConfigError(f"{where}.admin_key: the admin API needs auth.key_store as well")
+        if not _HASH.fullmatch(auth.admin_key) and len(auth.admin_key) < 32:
+            raise ConfigError(f"{where}.admin_key: expected at least 32 characters (see `holdfast keys create`)")
+    if auth.jwt is not None:
+        if (auth.jwt.jwks_url is None) == (auth.jwt.jwks_file is None):
+            raise ConfigError(f"{where}.jwt: expected either jwks_url or jwks_file")
+        if auth.jwt.jwks_url is not None:
+            url = urlsplit(auth.jwt.jwks_url)
+            if not url.hostname or (
+                url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname))
+            ):
+                raise ConfigError(f"{where}.jwt.jwks_url: expected https://host/path, or http on this machine")
+        if not auth.jwt.audience:
+            raise ConfigError(f"{where}.jwt.audience: expected at least one audience")
+
+
+def _check_provider(where: str, provider: ProviderConfig) -> None:
+    url = urlsplit(provider.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
+        raise ConfigError(
+            f"{where}.base_url: expected http(s)://host[:port]/path without user, query or fragment, got "
+            f"{provider.base_url.split('?')[0]!r}"
+        )
+    if provider.client_key is not None and provider.client_cert is None:
+        raise ConfigError(f"{where}.client_key: needs client_cert as well")
+    if provider.min_warm > provider.max_connections:
+        raise ConfigError(f"{where}.min_warm: expected at most max_connections, {provider.max_connections}")
+    if provider.breaker.max_open_for < provider.breaker.open_for:
+        raise ConfigError(f"{where}.breaker.max_open_for: expected at least open_for")
+    adaptive = provider.adaptive_concurrency
+    if not adaptive.min <= adaptive.first <= adaptive.max:
+        key = "max" if adaptive.max < adaptive.min else "initial"
+        expected = f"at least min, {adaptive.min}" if key == "max" else f"from {adaptive.min} to {adaptive.max}"
+        raise ConfigError(f"{where}.adaptive_concurrency.{key}: expected {expected}")
+    if provider.proxy not in (None, "off"):
+        check_proxy(provider.proxy, f"{where}.proxy")
+
+
+def check_proxy(proxy: str, where: str) -> None:
+    """Raise `ConfigError` unless a proxy's URL can be used. It is not shown: it may hold a password."""
+    url = urlsplit(proxy)
+    try:
+        is_valid = url.scheme == "http" and bool(url.hostname) and url.port != 0
+    except ValueError:  # the port
+        is_valid = False
+    if not is_valid:
+        raise ConfigError(f"{where}: expected http://[user:password@]host:port")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address. Names other than localhost count as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

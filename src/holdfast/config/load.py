@@ -1,0 +1,85 @@
+"""Reads a configuration file. Its errors name the file, the key and what was expected."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from holdfast.config.auth import KeyConfig
+from holdfast.config.checks import check
+from holdfast.config.gateway import Config
+from holdfast.config.models import ModelConfig
+from holdfast.config.providers import ProviderConfig
+from holdfast.errors import ConfigError
+
+_T = TypeVar("_T")
+_ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
+
+
+def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check a configuration file. Raises `ConfigError` naming file, key and what was expected."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: is not UTF-8 text: {exc}") from exc
+    return parse(text, source=str(path), environ=environ)
+
+
+def parse(text: str, *, source: str = "configuration", environ: Mapping[str, str] | None = None) -> Config:
+    """Check configuration text; see `load`."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{source}: is not valid TOML: {exc}") from exc
+    raw = _resolve(raw, "", source, os.environ if environ is None else environ)
+    # Tables with free names are converted one by one: msgspec's own paths say `providers[...]` without the name.
+    parts: dict[str, Any] = dict(raw)
+    for section, type_ in (("providers", ProviderConfig), ("models", ModelConfig), ("keys", KeyConfig)):
+        table = raw.get(section, {})
+        if isinstance(table, dict):
+            parts[section] = {
+                name: _convert(item, type_, f"{section}.{name}", source) for name, item in table.items()
+            }
+    config = _convert(parts, Config, "", source)
+    check(config, source=source)
+    return config
+
+
+def _resolve(value: Any, path: str, source: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, f"{path}.{key}".lstrip("."), source, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, f"{path}[{index}]", source, environ) for index, item in enumerate(value)]
+    if isinstance(value, str) and value.startswith("env:"):
+        match = _ENV.fullmatch(value)
+        if match is None:
+            raise ConfigError(f"{source}: {path}: expected `env:NAME` with the name of an environment variable")
+        if match[1] not in environ:
+            raise ConfigError(f"{source}: {path}: the environment variable {match[1]} is not set")
+        return environ[match[1]]
+    return value
+
+
+def _convert(value: Any, type_: type[_T], path: str, source: str) -> _T:
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{source}: {_place(str(exc), path)}") from exc
+
+
+def _place(message: str, path: str) -> str:
+    """Put msgspec's place, "... - at `$.server.port`", first and in the file's own terms."""
+    text, _, place = message.partition(" - at `$")
+    place = (path + place.rstrip("`")).lstrip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text)
+    if unknown:
+        return f"{place}{'.' if place else ''}{unknown[1]}: there is no such key"
+    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text

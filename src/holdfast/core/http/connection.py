@@ -1,0 +1,261 @@
+"""What the HTTP/1.1 and the HTTP/2 client connection have in common: events, calls, and the rules for requests.
+
+One I/O shell drives either: it feeds `receive_data`, acts on the events in order, and then writes
+`data_to_send()`. What the peer does wrong is an event; what the caller does wrong raises `HttpMisuse`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import ClassVar, Final, Protocol, TypeAlias
+
+from msgspec import Struct
+
+from holdfast.core.http.request import Headers
+
+
+class HttpMisuse(RuntimeError):
+    """The caller did what the connection's state or HTTP does not allow; the connection is unchanged."""
+
+
+class ErrorCode(IntEnum):
+    """RFC 9113 section 7. HTTP/1.1 connections report their failures by the nearest of these."""
+
+    NO_ERROR = 0x0
+    PROTOCOL_ERROR = 0x1
+    INTERNAL_ERROR = 0x2
+    FLOW_CONTROL_ERROR = 0x3
+    SETTINGS_TIMEOUT = 0x4
+    STREAM_CLOSED = 0x5
+    FRAME_SIZE_ERROR = 0x6
+    REFUSED_STREAM = 0x7
+    CANCEL = 0x8
+    COMPRESSION_ERROR = 0x9
+    CONNECT_ERROR = 0xA
+    ENHANCE_YOUR_CALM = 0xB
+    INADEQUATE_SECURITY = 0xC
+    HTTP_1_1_REQUIRED = 0xD
+
+
+class ResponseReceived(Struct, gc=False):
+    """The head of the final response. Informational (1xx) responses are swallowed."""
+
+    stream_id: int
+    status: int
+    headers: Headers
+
+
+class DataReceived(Struct, gc=False):
+    """All body bytes that one `receive_data` brought for one h2 stream; no chunk is empty."""
+
+    stream_id: int
+    chunks: list[bytes]
+
+
+class ResponseEnded(Struct, gc=False):
+    """The response is complete, and its length is what it said; the slot is free."""
+
+    stream_id: int
+    trailers: Headers
+
+
+class StreamFailed(Struct, gc=False):
+    """The response will not be complete; the slot is free.
+
+    `processed` is False only where the request was certainly not processed, so that it may be sent again whatever
+    it was: the RFC guarantees it, or `data_to_send` has not given out a byte of it.
+
+    `was_kept_alive`: the connection had carried a request before, and not a byte of this answer came. HTTP/1.1
+    cannot tell whether its peer closed it as idle before the request arrived (RFC 9112 section 9.3.1); HTTP/2 says
+    so by GOAWAY.
+    """
+
+    stream_id: int
+    code: int
+    reason: str
+    processed: bool
+    was_kept_alive: bool = False
+
+
+class GoAwayReceived(Struct, gc=False):
+    """The peer takes no new requests here. `StreamFailed` follows for each one above `last_stream_id`."""
+
+    last_stream_id: int
+    code: int
+    debug: bytes
+
+
+class SettingsChanged(Struct, gc=False):
+    """The peer's SETTINGS were applied; the first of these says that it speaks HTTP/2."""
+
+    max_concurrent_streams: int
+    initial_window: int
+
+
+class PongReceived(Struct, gc=False):
+    """The answer to a `send_ping`."""
+
+    payload: bytes
+
+
+class ConnectionFailed(Struct, gc=False):
+    """The peer broke the protocol or closed the connection. Write what is left to send, then close the socket.
+
+    Always the last event. `StreamFailed` came before it for each h2 stream that was open.
+    """
+
+    code: int
+    reason: str
+
+
+Event: TypeAlias = (
+    ResponseReceived
+    | DataReceived
+    | ResponseEnded
+    | StreamFailed
+    | GoAwayReceived
+    | SettingsChanged
+    | PongReceived
+    | ConnectionFailed
+)
+
+
+class Windows(Struct, frozen=True, gc=False):
+    """Flow-control windows in bytes, for statistics: what the peer may still send, and what we may."""
+
+    receive: int
+    send: int
+
+
+class HttpConnection(Protocol):
+    """A client connection without I/O; implemented by `Http1Connection` and `Http2Connection`."""
+
+    #: The protocol's ALPN name (RFC 7301).
+    alpn: ClassVar[str]
+
+    @property
+    def is_established(self) -> bool:
+        """The peer has shown that it speaks this protocol; HTTP/1.1 has no such sign and is so at once."""
+
+    @property
+    def is_usable(self) -> bool:
+        """New requests may be sent, now or when a slot comes free.
+
+        A connection that is not usable and has no open h2 stream is to be closed by the shell.
+        """
+
+    @property
+    def is_closed(self) -> bool:
+        """The connection failed or was closed: it takes no more bytes and reports no more events."""
+
+    @property
+    def can_ping(self) -> bool:
+        """`send_ping` may be called."""
+
+    @property
+    def open_streams(self) -> int:
+        """How many requests have neither ended nor failed."""
+
+    @property
+    def available_streams(self) -> int:
+        """How many requests may be sent now."""
+
+    @property
+    def keep_alive_timeout(self) -> float | None:
+        """For how many seconds the peer keeps an idle connection, where its last answer said so."""
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes from the network. Any split of the same bytes gives the same events, up to corking."""
+
+    def receive_eof(self) -> list[Event]:
+        """Take the peer's end of the connection, or its loss."""
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes to write, each once; empty if there are none."""
+
+    def send_request(  # one parameter per part of an HTTP request
+        self, method: bytes, scheme: bytes, authority: bytes, path: bytes, headers: Headers, body: bytes = b""
+    ) -> int:
+        """Send a request with its whole body and return its stream id.
+
+        `host`, `content-length` and the fields that belong to one connection are the connection's own: those
+        in `headers` are dropped.
+
+        Raises:
+            HttpMisuse: no stream is available, or a part of the request cannot be sent in HTTP.
+        """
+
+    def reset_stream(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
+        """Give up a request. Its slot is free at once and no event of it follows; an ended one is let be."""
+
+    def grant(self, stream_id: int, n: int) -> None:
+        """Say that the application has room for `n` of the received bytes again; after the end it does nothing."""
+
+    def send_ping(self, payload: bytes) -> None:
+        """Ask for a sign of life; `payload` is 8 bytes and comes back in `PongReceived`."""
+
+    def send_goaway(self, code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
+        """Send no more requests; those that are open go on."""
+
+    def close(self, code: int = ErrorCode.NO_ERROR) -> list[Event]:
+        """End the connection at once and return `StreamFailed` for each open h2 stream."""
+
+    def windows(self) -> Windows:
+        """Return the connection's windows; 0 where the protocol has none."""
+
+    def stream_windows(self, stream_id: int) -> Windows:
+        """Return an h2 stream's windows; 0 where the protocol has none or the stream has ended."""
+
+
+# -- the rules for requests ------------------------------------------------------------------------------
+
+# RFC 9110 section 5.6.2. Lower-cased before it is sent: RFC 9113 section 8.2 demands it.
+_is_token: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+# RFC 9110 section 5.5: no control characters, so no CR, LF or NUL, and no white space at the ends.
+_is_value: Final = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?").fullmatch
+# RFC 3986 section 3.2 without the user information, which RFC 9113 section 8.3.1 forbids.
+_is_authority: Final = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+").fullmatch
+# RFC 9112 section 3.2.1 and 3.2.4 (OPTIONS *); a fragment is never sent.
+_is_path: Final = re.compile(rb"/[!\"$-~]*|\*").fullmatch
+
+#: RFC 9113 section 8.2.2 and RFC 9110 section 7.6.1: these belong to one connection, and we choose them.
+CONNECTION_FIELDS: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
+)
+_OWN_FIELDS: Final = CONNECTION_FIELDS | {b"host", b"content-length"}
+_WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
+
+
+def check_request_target(method: bytes, scheme: bytes, authority: bytes, path: bytes) -> None:
+    """Raise `HttpMisuse` unless these may stand in a request."""
+    if not _is_token(method) or method == b"CONNECT":
+        raise HttpMisuse(f"{method!r} is not a method that can be sent here")
+    if scheme not in (b"http", b"https"):
+        raise HttpMisuse(f"the scheme is {scheme!r} and should be b'http' or b'https'")
+    if not _is_authority(authority):
+        raise HttpMisuse(f"{authority!r} is not a host with an optional port")
+    if not _is_path(path):
+        raise HttpMisuse("the path should start with '/' and have visible ASCII characters only")
+
+
+def request_fields(method: bytes, headers: Headers, body: bytes) -> Headers:
+    """Check and lower-case the header fields of a request and add its content-length.
+
+    The messages name a field and never show its value, which may be a secret.
+    """
+    fields: Headers = []
+    for name, value in headers:
+        if not _is_token(name):
+            raise HttpMisuse(f"{name!r} is not the name of a header field")
+        name = name.lower()
+        if name in _OWN_FIELDS:
+            continue
+        if not _is_value(value):
+            raise HttpMisuse(
+                f"the value of header field {name.decode()!r} has a control character or white space at an end"
+            )
+        fields.append((name, value))
+    if body or method in _WITH_CONTENT:
+        fields.append((b"content-length", b"%d" % len(body)))
+    return fields

@@ -1,0 +1,212 @@
+"""One stream as its reader sees it, and what a client session reports to its shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from holdfast.core.session import messages as m
+from holdfast.errors import HoldfastError
+
+#: So many received bytes are acknowledged at once.
+ACK_BYTES = 64 * 1024
+
+
+class ClientStream:
+    """A stream of a `ClientSession`, which alone calls the methods.
+
+    `last_seq` is the last sequence number that was received, -1 before the first. `id` is None until the server
+    has accepted the request. After `is_ended` nothing more is reported. With a `window` the server may run at
+    most that many bytes (and one entry) ahead of what the application has consumed.
+    """
+
+    __slots__ = (
+        "_acked",
+        "_unacked_bytes",
+        "_unconsumed",
+        "_ungranted",
+        "epoch",
+        "id",
+        "is_cancelled",
+        "is_detached",
+        "is_ended",
+        "is_live",
+        "is_sent",
+        "last_seq",
+        "request",
+        "request_id",
+        "window",
+    )
+
+    def __init__(
+        self,
+        *,
+        id_: str | None = None,
+        epoch: int | None = None,
+        after: int = -1,
+        request_id: str | None = None,
+        request: bytes = b"",
+        window: int | None = None,
+    ) -> None:
+        if window is not None and not 1 <= window <= m.MAX_CREDIT:
+            raise ValueError(f"window must be 1 to {m.MAX_CREDIT} bytes, not {window}")
+        self.id = id_
+        self.epoch = epoch
+        self.last_seq = after
+        self.request_id = request_id
+        self.request = request
+        self.window = window
+        self.is_ended = False
+        self.is_cancelled = False
+        self.is_detached = False
+        #: The server may know the request: `create` was written on some connection.
+        self.is_sent = False
+        #: The server has said on this connection from where it delivers. What comes before that belongs to an
+        #: older attachment of the same stream.
+        self.is_live = False
+        self._acked = after
+        self._unacked_bytes = 0
+        self._unconsumed = 0
+        self._ungranted = 0
+
+    def start_credit(self) -> int | None:
+        """Return the credit of a new attachment: the window less what the application has yet to consume."""
+        if self.window is None:
+            return None
+        # One large entry may have overdrawn the window. A credit is never negative, so the debt is kept here.
+        self._ungranted = min(self.window - self._unconsumed, 0)
+        return max(self.window - self._unconsumed, 0)
+
+    def take(self, seq: int, payloads: list[msgspec.Raw]) -> list[bytes]:
+        """Count entries from `seq` on as received, and return those that are new. There must be no gap."""
+        skip = self.last_seq + 1 - seq
+        if skip:
+            # The server has spent credit on them, and nobody will consume them again.
+            self._ungranted += sum(len(bytes(payload)) for payload in payloads[:skip])
+            payloads = payloads[skip:]
+        new = [bytes(payload) for payload in payloads]
+        size = sum(map(len, new))
+        self.last_seq += len(new)
+        self._unconsumed += size
+        self._unacked_bytes += size
+        return new
+
+    @property
+    def needs_ack(self) -> bool:
+        return self._unacked_bytes >= ACK_BYTES
+
+    def take_ack(self) -> int | None:
+        """Return the number to acknowledge, None where nothing came since the last time."""
+        self._unacked_bytes = 0
+        if self.last_seq == self._acked:
+            return None
+        self._acked = self.last_seq
+        return self.last_seq
+
+    def consume(self, size: int) -> None:
+        """Count payload that the application has taken. Raises ValueError for more than was received."""
+        if size > self._unconsumed:
+            raise ValueError(f"{size} bytes consumed of {self._unconsumed} received")
+        self._unconsumed -= size
+        self._ungranted += size
+
+    def take_grant(self) -> int:
+        """Return the credit to grant, 0 while that is less than half a window."""
+        if self.window is None or self._ungranted * 2 < self.window:
+            return 0
+        grant, self._ungranted = self._ungranted, 0
+        return grant
+
+
+# -- what the shell learns ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True, frozen=True)
+class Welcomed:
+    """The session is open. `resumed` streams carry on; each that was refused follows as `StreamFailed`."""
+
+    welcome: m.Welcome
+    resumed: list[ClientStream]
+
+
+@dataclass(slots=True, frozen=True)
+class StreamAccepted:
+    stream: ClientStream
+    duplicate: bool
+
+
+@dataclass(slots=True, frozen=True)
+class StreamQueued:
+    stream: ClientStream
+    position: int
+
+
+@dataclass(slots=True)  # not frozen: that would double the cost of what is made per token
+class EntriesReceived:
+    """New consecutive entries, each exactly once; the last has the number `stream.last_seq`."""
+
+    stream: ClientStream
+    payloads: list[bytes]
+
+
+@dataclass(slots=True, frozen=True)
+class StreamEnded:
+    stream: ClientStream
+    end: m.End
+
+
+@dataclass(slots=True, frozen=True)
+class StreamFailed:
+    """The request or its resumption was refused: nothing more will come. The generation may still run."""
+
+    stream: ClientStream
+    error: HoldfastError
+
+
+@dataclass(slots=True, frozen=True)
+class SessionError:
+    """An error that concerns the whole connection; the server closes it where it cannot go on."""
+
+    error: HoldfastError
+
+
+@dataclass(slots=True, frozen=True)
+class GoawayReceived:
+    """Where `streams` is `stay`, the session takes no new request; those that run stay until they end."""
+
+    reason: str
+    window_ms: tuple[int, int]
+    streams: m.StreamsOnGoaway
+
+
+@dataclass(slots=True, frozen=True)
+class StreamReturned:
+    """The server goes, and has not started this request: the session forgets it. Ask another connection."""
+
+    stream: ClientStream
+
+
+@dataclass(slots=True, frozen=True)
+class ConnectionFailed:
+    """The connection is of no further use: the peer is silent or broke the protocol.
+
+    The session has forgotten it already; close it and make a new one.
+    """
+
+    reason: str
+
+
+Event: TypeAlias = (
+    Welcomed
+    | StreamAccepted
+    | StreamQueued
+    | EntriesReceived
+    | StreamEnded
+    | StreamFailed
+    | SessionError
+    | GoawayReceived
+    | StreamReturned
+    | ConnectionFailed
+)

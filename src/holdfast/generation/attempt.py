@@ -1,0 +1,249 @@
+"""One try at one endpoint: takes its answer into the stream's log, and watches the deadlines.
+
+Bytes arrive by callback and are appended in the same turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from holdfast.core.breaker import Pass
+from holdfast.core.http.request import Headers
+from holdfast.core.retry import parse_retry_after
+from holdfast.dialects.chat import ChatRequest, CompletionReader, StreamReader, status_error
+from holdfast.errors import (
+    FirstByteTimeout,
+    IdleTimeout,
+    TotalTimeout,
+    UpstreamError,
+    UpstreamMalformed,
+)
+from holdfast.generation.route import Target
+from holdfast.streams.stream import Stream
+from holdfast.timers import Deadline, Timers
+from holdfast.upstream.call import Call
+from holdfast.upstream.capacity import EndpointLease
+
+#: Most of an error answer's body that is kept.
+_MAX_ERROR_BODY = 64 * 1024
+
+
+class Attempt:
+    """One try, as the sink of its response. `granted` is the breaker's leave for it.
+
+    `lease` is its place at the provider, which the caller gives back. `deadline` is when the whole answer is due,
+    on the clock of `timers`.
+    """
+
+    __slots__ = (
+        "_call",
+        "_deadline",
+        "_error_body",
+        "_first_byte",
+        "_granted",
+        "_last_read",
+        "_lease",
+        "_outcome",
+        "_paused",
+        "_reader",
+        "_retry_after",
+        "_stream",
+        "_target",
+        "_timers",
+        "_watch",
+        "has_answered",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self,
+        stream: Stream,
+        request: ChatRequest,
+        target: Target,
+        timers: Timers,
+        *,
+        granted: Pass,
+        lease: EndpointLease | None,
+        deadline: float,
+    ) -> None:
+        max_event = stream.log.max_bytes
+        self._reader: StreamReader | CompletionReader = (
+            StreamReader(
+                max_event=max_event,
+                hide_usage=not request.wants_usage,
+                requires_finish_reason=target.endpoint.requires_finish_reason,
+            )
+            if request.stream
+            else CompletionReader(max_size=max_event)
+        )
+        self._stream = stream
+        self._target = target
+        self._timers = timers
+        self._granted = granted
+        self._lease = lease
+        self._deadline = deadline
+        self._call: Call | None = None
+        self._outcome: asyncio.Future[UpstreamError | None] = asyncio.get_running_loop().create_future()
+        self._error_body: bytearray | None = None
+        self._retry_after: float | None = None
+        self._first_byte = False
+        self._paused = False
+        self._last_read = 0.0
+        self._watch: Deadline | None = None
+        self.started = timers.now()
+        #: Whether there has been an entry.
+        self.has_answered = False
+        self.status: int | None = None
+
+    async def run(self, request: ChatRequest) -> UpstreamError | None:
+        """Try once. Returns None where the answer is complete, else what went wrong.
+
+        Cancellation-safe: the provider's request is cancelled and the slot is freed.
+        """
+        stream, target = self._stream, self._target
+        http_request = target.endpoint.completion(request, target.model, stream_id=stream.id)
+        try:
+            self._call = await target.upstream.send(http_request, self)
+        except UpstreamError as exc:
+            return exc
+        if self._lease is not None and request.stream:
+            # From here, since waiting for a connection is not the provider's time. An answer that is not streamed
+            # begins when it has ended, which tells nothing.
+            self._lease.begin()
+        if self._paused:
+            self._call.pause()
+        stream.on_relief = self._resume
+        self._last_read = self._timers.now()
+        self._watch_deadlines(streaming=request.stream)
+        is_complete = False
+        try:
+            error = await self._outcome
+            is_complete = error is None
+            return error
+        finally:
+            stream.on_relief = _nothing
+            if self._watch is not None:
+                self._watch.cancel()
+            if is_complete:
+                self._call.leave()
+            else:
+                self._call.cancel()
+
+    @property
+    def reader(self) -> StreamReader | CompletionReader:
+        return self._reader
+
+    # -- the response --
+
+    def response_received(self, status: int, headers: Headers) -> None:
+        self.status = status
+        if status != 200:
+            self._error_body = bytearray()
+            self._retry_after = _retry_after(headers)
+            return
+        content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        expected = b"text/event-stream" if isinstance(self._reader, StreamReader) else b"application/json"
+        if not content_type.lower().startswith(expected):
+            self._settle(
+                UpstreamMalformed(
+                    f"the provider answered with content type {content_type[:100].decode('ascii', 'replace')!r}, "
+                    f"expected {expected.decode()}"
+                )
+            )
+
+    def data_received(self, chunks: list[bytes]) -> None:
+        if not self._first_byte:
+            self._first_byte = True
+            if self.status == 200:
+                self._target.health.breaker.answered(self._granted)
+        self._last_read = self._timers.now()
+        if self._error_body is not None:
+            if len(self._error_body) < _MAX_ERROR_BODY:
+                self._error_body += b"".join(chunks)
+            return
+        reader, stream = self._reader, self._stream
+        entries = reader.receive(chunks)
+        if entries:
+            if not self.has_answered:
+                self.has_answered = True
+                if self._lease is not None:
+                    self._lease.answered()
+            stream.append(entries)
+        if reader.error is not None:
+            self._settle(reader.error)
+        elif reader.is_finished:
+            # The terminal event ends the answer; a provider that keeps the stream open is not waited for.
+            self._settle(None)
+        elif stream.is_full and not self._paused:
+            self._paused = True
+            if self._call is not None:
+                self._call.pause()
+
+    def response_ended(self) -> None:
+        reader = self._reader
+        if self.status is not None and self._error_body is not None:
+            body = bytes(self._error_body[:_MAX_ERROR_BODY])
+            self._settle(status_error(self.status, body, retry_after=self._retry_after))
+            return
+        if isinstance(reader, CompletionReader):
+            body_or_none = reader.end() if reader.error is None else None
+            if body_or_none is not None:
+                self._stream.append([body_or_none])
+        else:
+            reader.end()
+        self._settle(reader.error)
+
+    def response_failed(self, error: UpstreamError) -> None:
+        self._settle(error)
+
+    def _settle(self, error: UpstreamError | None) -> None:
+        if not self._outcome.done():
+            self._outcome.set_result(error)
+
+    def _resume(self) -> None:
+        if self._paused and self._call is not None:
+            self._paused = False
+            # While the provider had to wait for us, its silence was not its own.
+            self._last_read = self._timers.now()
+            self._call.resume()
+
+    # -- deadlines --
+
+    def _watch_deadlines(self, *, streaming: bool) -> None:
+        """Check the deadlines; one timer for all, set anew only when it fires, never per token."""
+        timeouts, total, now = self._target.timeouts, self._deadline, self._timers.now()
+        deadline = total
+        error: UpstreamError | None = None
+        if now >= total:
+            error = TotalTimeout(f"the answer was not complete after {timeouts.total:g} s")
+        elif streaming and not self._paused:
+            if not self._first_byte:
+                # Looked at again in time for the idle deadline: the first byte may come at any moment.
+                deadline = min(total, self._last_read + timeouts.first_byte, now + timeouts.idle)
+                if now >= self._last_read + timeouts.first_byte:
+                    error = FirstByteTimeout(f"nothing came within {timeouts.first_byte:g} s of the request")
+            else:
+                deadline = min(total, self._last_read + timeouts.idle)
+                if now >= self._last_read + timeouts.idle:
+                    error = IdleTimeout(f"the provider was silent for {timeouts.idle:g} s")
+        elif self._paused:
+            deadline = min(total, now + timeouts.idle)
+        if error is not None:
+            self._settle(error)
+            return
+        self._watch = self._timers.after(
+            max(deadline - now, 0.01), lambda: self._watch_deadlines(streaming=streaming)
+        )
+
+
+def _retry_after(headers: Headers) -> float | None:
+    for name, value in headers:
+        if name == b"retry-after":
+            return parse_retry_after(value, time.time())
+    return None
+
+
+def _nothing() -> None:
+    pass

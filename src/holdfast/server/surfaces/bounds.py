@@ -1,0 +1,187 @@
+"""Every bound of this process with its present use: what `GET /v1/limits` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from holdfast.admission.limiter import Account
+from holdfast.admission.queue import Admission
+from holdfast.config import Config
+from holdfast.core.limits.rate_limit import Concurrency, RateLimit
+from holdfast.core.session import messages as m
+from holdfast.core.session.server import MAX_INVALID_MESSAGES
+from holdfast.server.surfaces.holdfast_session import Sessions
+from holdfast.streams.registry import Registry
+from holdfast.upstream.statistics import ProviderStatistics
+
+
+class Bound(Struct, frozen=True):
+    """`used` is None for what is bounded each time anew, such as a message; `limit` None is no limit.
+
+    `setting` is where it is configured, None for what PROTOCOL.md fixes. Of what each session or log has, `used`
+    is that of the one which has most.
+    """
+
+    name: str
+    limit: float | None
+    used: int | None = None
+    setting: str | None = None
+
+
+class RateUse(Struct, frozen=True):
+    """Within the last minute; `held` are reservations of requests that wait. `reset_after` is in seconds."""
+
+    limit: int
+    used: int
+    remaining: int
+    held: int
+    reset_after: float
+
+
+class HoldUse(Struct, frozen=True):
+    limit: int | None
+    used: int
+
+
+class AccountUse(Struct, frozen=True):
+    """What one key or tenant uses. Rates without a limit are not counted."""
+
+    requests: RateUse | None
+    tokens: RateUse | None
+    streams: HoldUse
+    connections: HoldUse
+    waiting: int | None = None
+
+
+class ModelUse(Struct, frozen=True):
+    model: str
+    limit: int | None
+    running: int
+    waiting: int
+
+
+class Bounds(Struct, frozen=True):
+    """`key` and `tenant` are the caller's own."""
+
+    bounds: list[Bound]
+    models: list[ModelUse]
+    key: AccountUse
+    tenant: AccountUse
+    refused: int
+    queue_timeouts: int
+
+
+def collect(
+    config: Config,
+    registry: Registry,
+    sessions: Sessions,
+    admission: Admission,
+    *,
+    connections: int,
+    providers: Sequence[ProviderStatistics],
+    caller: tuple[str, str | None],
+    now: float,
+) -> Bounds:
+    """Gather what there is; it looks at every session and stream once."""
+    tenant, key = caller
+    key_account, tenant_account = admission.limiter.accounts(tenant, key, now)
+    waiting = admission.queue.waiting_of(tenant)
+    return Bounds(
+        bounds=[
+            *_process_bounds(config, registry, sessions, admission, connections),
+            *_provider_bounds(providers),
+            *_protocol_bounds(config),
+        ],
+        models=[
+            ModelUse(name, model.limit, model.used, admission.waiting_for(name))
+            for name, model in admission.models.items()
+        ],
+        key=_account(key_account, now),
+        tenant=_account(tenant_account, now, waiting=waiting),
+        refused=admission.refused,
+        queue_timeouts=admission.expired,
+    )
+
+
+def _process_bounds(
+    config: Config, registry: Registry, sessions: Sessions, admission: Admission, connections: int
+) -> list[Bound]:
+    server, streams, queue = config.server, config.streams, config.queue
+    use = registry.statistics()
+    rate = server.max_connections_per_second_per_address
+    return [
+        Bound("connections", server.max_connections, connections, "server.max_connections"),
+        Bound(
+            "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
+        ),
+        Bound("streams that are kept", streams.max_streams, use.streams, "streams.max_streams"),
+        Bound("bytes of all logs", streams.memory_bytes, use.log_bytes, "streams.memory_bytes"),
+        Bound("bytes of a log", streams.log_bytes, registry.largest_log, "streams.log_bytes"),
+        Bound("waiting requests", queue.max_waiting, len(admission.queue), "queue.max_waiting"),
+        Bound(
+            "waiting requests of a tenant",
+            queue.max_waiting_per_tenant,
+            admission.queue.most_waiting,
+            "queue.max_waiting_per_tenant",
+        ),
+        Bound("seconds in the queue", queue.deadline, None, "queue.deadline"),
+        Bound(
+            "streams that a session reads",
+            server.max_streams_per_session,
+            max((len(session.session.cursors) for session in sessions.open), default=0),
+            "server.max_streams_per_session",
+        ),
+    ]
+
+
+def _provider_bounds(providers: Sequence[ProviderStatistics]) -> list[Bound]:
+    return [
+        Bound(
+            f"requests in flight at {provider.provider}",
+            concurrency.limit,
+            concurrency.in_flight,
+            f"providers.{provider.provider}.adaptive_concurrency",
+        )
+        for provider in providers
+        if (concurrency := provider.concurrency) is not None
+    ]
+
+
+def _protocol_bounds(config: Config) -> list[Bound]:
+    server = config.server
+    return [
+        Bound("bytes of a message or body", server.max_body, None, "server.max_body"),
+        Bound("seconds to the first message", server.hello_timeout, None, "server.hello_timeout"),
+        Bound(
+            "ends that wait for their ack", server.max_streams_per_session, None, "server.max_streams_per_session"
+        ),
+        Bound("characters of a name", m.MAX_NAME),
+        Bound("streams in one hello, members of one ack", m.MAX_STREAMS_PER_MESSAGE),
+        Bound("sequence number", m.MAX_SEQ),
+        Bound("bytes of outstanding credit of a reading", m.MAX_CREDIT),
+        Bound("invalid messages on a connection", MAX_INVALID_MESSAGES),
+    ]
+
+
+def _account(account: Account, now: float, *, waiting: int | None = None) -> AccountUse:
+    return AccountUse(
+        requests=_rate(account.requests, now),
+        tokens=_rate(account.tokens, now),
+        streams=_hold(account.streams),
+        connections=_hold(account.connections),
+        waiting=waiting,
+    )
+
+
+def _rate(rate: RateLimit | None, now: float) -> RateUse | None:
+    if rate is None:
+        return None
+    return RateUse(
+        rate.limit, rate.used(now), rate.remaining(now), rate.held, round(max(rate.reset_after(now), 0.0), 3)
+    )
+
+
+def _hold(concurrency: Concurrency) -> HoldUse:
+    return HoldUse(concurrency.limit, concurrency.used)
