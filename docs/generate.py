@@ -22,9 +22,9 @@ from holdfast.cli import make_parser
 from holdfast.client.events import Chunk, ConnectionState, StreamEnd, StreamQueued
 from holdfast.client.streams import EventStream, TextStream
 from holdfast.config.units import Count, Grace, Seconds, Size
+from holdfast.core.entries import AttemptRecord, Usage
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
-from holdfast.core.session.messages import AttemptRecord, Usage
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
 from holdfast.server import api
 from holdfast.server.delivery import sse

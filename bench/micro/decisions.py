@@ -8,6 +8,7 @@ from bench.micro.operation import Operation, Run
 from holdfast.core.limits.fair_queue import FairQueue
 from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.log import Log
+from holdfast.core.session.framing import SESSION_FRAMING
 
 PAYLOAD = b'{"choices":[{"index":0,"delta":{"content":"' + b"x" * 200 + b'"}}]}'
 TENANTS = 64
@@ -25,7 +26,7 @@ def _log_append(readers: int) -> Run:
         for number in range(count):
             log.append(entry)
             for cursor in cursors:
-                message = cursor.read(32_768)
+                message = cursor.read(SESSION_FRAMING, 32_768)
                 read += message is not None
             if number % 256 == 255:
                 for cursor in cursors:
@@ -45,7 +46,7 @@ def _log_replay() -> Run:
     def run(count: int) -> None:
         for _ in range(count // 1024):
             cursor = log.cursor()
-            while cursor.read(32_768) is not None:
+            while cursor.read(SESSION_FRAMING, 32_768) is not None:
                 pass
             if cursor.position != 1024:
                 raise RuntimeError(f"the replay ended at {cursor.position} of 1024")

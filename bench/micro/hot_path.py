@@ -27,7 +27,7 @@ from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.http.request import HttpRequest
 from holdfast.core.moderation import ReadModeration
 from holdfast.core.session.messages import MAX_SEQ
-from holdfast.dialects.chat import Endpoint
+from holdfast.dialects.endpoint import Endpoint
 from holdfast.generation.route import Route, Target
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import Liveness
@@ -103,7 +103,7 @@ class HotPath:
         self._connection.data_received(settings_frame({_SETTING_STREAMS: 100, _SETTING_WINDOW: 1 << 20}))
 
     def _open_sessions(self, sockets: int) -> None:
-        endpoint = Endpoint(base_url="http://provider/v1", api_key=None, headers={}, stream_usage=True)
+        endpoint = Endpoint(base_url="http://provider/v1")
         target = Target("sim", "demo", endpoint, _OneConnection(self._connection), TimeoutsConfig())
         self._registry = Registry(
             StreamsConfig(log_bytes=LOG_BYTES),

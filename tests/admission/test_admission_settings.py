@@ -12,7 +12,8 @@ import pytest
 from holdfast.admission.limiter import network_of
 from holdfast.admission.queue import Admission, Ticket
 from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig, merged
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Ask
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import HoldfastError, RateLimited
 from holdfast.timers import Timers
 
@@ -42,9 +43,9 @@ async def timers() -> AsyncIterator[Timers]:
     timers.close()
 
 
-def request(**body: Any) -> ChatRequest:
+def request(**body: Any) -> Ask:
     body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **body}
-    return ChatRequest(body["model"], True, body, False, b"", len(msgspec.json.encode(body)))
+    return CHAT.parse(msgspec.json.encode(body), stream=True)
 
 
 def enter(admission: Admission, tenant: str = "t") -> tuple[Ticket, Turn]:

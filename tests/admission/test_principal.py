@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from holdfast.admission.origins import OriginRules, cors_headers, preflight_headers
 from holdfast.admission.principal import Principal, Scopes
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import Forbidden, Unauthorized
-from holdfast.streams.registry import is_owned
+
+
+def bounds(body):
+    request = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **body}
+    return CHAT.parse(json.dumps(request).encode()).bounds
+
 
 NARROW = Principal("t", scopes=Scopes(models=frozenset({"small"}), max_tokens=100))
 
 
 def test_model_outside_the_scope_is_refused_by_name():
     with pytest.raises(Forbidden, match="does not allow the model 'large'") as caught:
-        NARROW.authorize("large", {"max_tokens": 1}, 0)
+        NARROW.authorize("large", bounds({"max_tokens": 1}), 0)
     assert caught.value.param == "model"
 
 
@@ -28,7 +36,7 @@ def test_model_outside_the_scope_is_refused_by_name():
     ],
 )
 def test_request_within_the_scope_is_let_through(body):
-    NARROW.authorize("small", body, 0)
+    NARROW.authorize("small", bounds(body), 0)
 
 
 @pytest.mark.parametrize(
@@ -51,27 +59,27 @@ def test_request_within_the_scope_is_let_through(body):
 )
 def test_request_beyond_the_token_scope_is_refused(body):
     with pytest.raises(Forbidden):
-        NARROW.authorize("small", body, 0)
+        NARROW.authorize("small", bounds(body), 0)
 
 
 def test_principal_without_scopes_may_ask_for_everything():
-    Principal("t").authorize("any", {"max_tokens": 10**9}, 0)
+    Principal("t").authorize("any", bounds({"max_tokens": 10**9}), 0)
 
 
 def test_expired_token_is_refused():
     principal = Principal("t", expires=10.0)
-    principal.authorize("any", {}, 9.0)
+    principal.authorize("any", bounds({}), 9.0)
     with pytest.raises(Unauthorized, match="expired"):
-        principal.authorize("any", {}, 10.0)
+        principal.authorize("any", bounds({}), 10.0)
 
 
 def test_tenant_owns_what_its_subjects_own_and_not_the_other_way_round():
     tenant, ann, bob = Principal("t"), Principal("t", subject="ann"), Principal("t", subject="bob")
     other = Principal("t2", subject="ann")
-    assert is_owned(ann.owner, tenant.owner)
-    assert is_owned(ann.owner, ann.owner)
+    assert tenant.owner.may_read(ann.owner)
+    assert ann.owner.may_read(ann.owner)
     for owner, by in [(tenant, ann), (ann, bob), (ann, other), (other, tenant)]:
-        assert not is_owned(owner.owner, by.owner)
+        assert not by.owner.may_read(owner.owner)
 
 
 # -- origins -------------------------------------------------------------------------------------------

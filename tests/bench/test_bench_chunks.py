@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.core.entries import ErrorBody
 from holdfast.core.session import messages as m
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.websocket.connection import frame_header, text_frame
 from holdfast.core.websocket.handshake import accept_token
 from holdfast_tools.bench.http import HttpConnection, SseReader
@@ -141,7 +143,7 @@ def session_frames(grouping: list[int]) -> bytes:
         some = payloads[at : at + size]
         if not some:
             break
-        out += text_frame(m.entries_message(b"st_1", at, some)) + frame_header(0x9, 2) + b"hi"
+        out += text_frame(SESSION_FRAMING.entries(b"st_1", 1, at, some)) + frame_header(0x9, 2) + b"hi"
         at += len(some)
     return out + text_frame(m.encode(m.End("st_1", at, "completed")))
 
@@ -155,13 +157,13 @@ def test_any_messages_and_any_reads_of_a_session_give_the_same(grouping, cuts):
 
 
 def test_missing_entry_of_a_session_is_found_in_text_and_number():
-    frames = session_frames([1]).replace(text_frame(m.entries_message(b"st_1", 9, entries()[9:10])), b"")
+    frames = session_frames([1]).replace(text_frame(SESSION_FRAMING.entries(b"st_1", 1, 9, entries()[9:10])), b"")
     tally, _ = asyncio.run(read_session(frames, []))
     assert tally.faults == {"lost": 1, "misnumbered": 1}
 
 
 def test_stream_that_ends_incomplete_is_a_failure_with_its_reason():
-    end = m.End("st_1", 0, "incomplete", error=m.ErrorBody("upstream_reset", "the provider hung up"))
+    end = m.End("st_1", 0, "incomplete", error=ErrorBody("upstream_reset", "the provider hung up"))
     tally, _ = asyncio.run(read_session(text_frame(m.encode(end)), []))
     assert (tally.answers, tally.failed) == (0, 1)
     assert "upstream_reset: the provider hung up" in tally.errors[0]

@@ -15,9 +15,11 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from holdfast import StreamingAIClient
+from holdfast.core.entries import EndBody, EndStatus, Position, Usage, error_body
 from holdfast.core.log import Log
 from holdfast.core.session import messages as m
 from holdfast.core.session import server as session_server
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.errors import HoldfastError, InvalidRequest, UnknownStream
 
 MakeClient = Callable[..., StreamingAIClient]
@@ -57,11 +59,11 @@ class Generation:
         self.log.append([json.dumps(chunk).encode() for chunk in chunks])
         self.gateway.wake()
 
-    def end(self, status: m.EndStatus = "completed", error: HoldfastError | None = None) -> None:
+    def end(self, status: EndStatus = "completed", error: HoldfastError | None = None) -> None:
         finish = "stop" if status == "completed" else None
-        usage = m.Usage(1, self.log.next, self.log.next + 1)
-        body = m.EndBody(status, finish, usage, None if error is None else m.error_body(error))
-        self.log.seal(m.encode(body))
+        usage = Usage(1, self.log.next, self.log.next + 1)
+        body = EndBody(status, finish, usage, None if error is None else error_body(error))
+        self.log.seal(body)
         self.gateway.wake()
 
 
@@ -123,9 +125,9 @@ class Connection:
             try:
                 log = self._open(resume)
             except HoldfastError as exc:
-                states.append(m.StreamState(resume.stream, "refused", error=m.error_body(exc)))
+                states.append(m.StreamState(resume.stream, "refused", error=error_body(exc)))
             else:
-                status: m.StreamStatus = "ended" if log.is_sealed else "running"
+                status: m.StreamStatus = "ended" if log.end is not None else "running"
                 states.append(m.StreamState(resume.stream, status, log.epoch, resume.after + 1))
         limits = m.Limits(self.script.max_message, 1024, 1 << 30)
         self.session.send(
@@ -138,7 +140,7 @@ class Connection:
         generation = self.gateway.by_id.get(resume.stream)
         if generation is None:
             raise UnknownStream()
-        cursor = generation.log.cursor(resume.after, epoch=resume.epoch, credit=resume.credit)
+        cursor = generation.log.cursor(Position(resume.after, resume.epoch), credit=resume.credit)
         old = self.session.attach(resume.stream, cursor)
         if old is not None:
             old.close()
@@ -165,13 +167,13 @@ class Connection:
         except HoldfastError as exc:
             self.session.send_error(exc, stream=resume.stream)
         else:
-            status: m.StreamStatus = "ended" if log.is_sealed else "running"
+            status: m.StreamStatus = "ended" if log.end is not None else "running"
             self.session.send(m.Attached(resume.stream, status, log.epoch, resume.after + 1))
 
     def _cancel(self, cancel: session_server.CancelReceived) -> None:
         gateway = self.gateway
         generation = gateway.by_id.get(cancel.stream or "") or gateway.by_request.get(cancel.request_id or "")
-        if generation is not None and not generation.log.is_sealed:
+        if generation is not None and generation.log.end is None:
             generation.is_cancelled = True
             if gateway.confirms_cancel:
                 generation.end("cancelled")
@@ -179,7 +181,7 @@ class Connection:
     def _due(self) -> Iterator[bytes]:
         yield from self.session.data_to_send()
         for stream, cursor in list(self.session.cursors.items()):
-            while (message := cursor.read(16 * 1024)) is not None:
+            while (message := cursor.read(SESSION_FRAMING, 16 * 1024)) is not None:
                 yield message
             if cursor.is_done:
                 self.session.retire(stream).close()

@@ -24,6 +24,7 @@ from holdfast import (
     UpstreamStatus,
     UpstreamTimeout,
 )
+from holdfast.core.entries import EndStatus, Usage
 from holdfast.core.session import messages as m
 from holdfast.errors import IdleTimeout, TooManyStreams
 
@@ -36,7 +37,7 @@ async def test_stream_chat_yields_the_text_of_the_answer(
     gateway.on_create = answers("Hel", "", "lo")
     stream = client.stream_chat(HELLO, model="demo")
     assert [text async for text in stream] == ["Hel", "lo"]
-    assert (stream.text, stream.finish_reason, stream.usage) == ("Hello", "stop", m.Usage(1, 3, 4))
+    assert (stream.text, stream.finish_reason, stream.usage) == ("Hello", "stop", Usage(1, 3, 4))
     assert (stream.id, stream.last_seq) == ("st_0", 2)
 
 
@@ -115,7 +116,7 @@ async def test_events_yield_queue_position_chunks_and_end(
         StreamQueued(3),
         Chunk(0, {"choices": [{"index": 0, "delta": {"content": "a"}}]}, "a"),
         Chunk(1, {"odd": [1]}, ""),
-        StreamEnd(2, "completed", "stop", m.Usage(1, 2, 3), []),
+        StreamEnd(2, "completed", "stop", Usage(1, 2, 3), []),
     ]
 
 
@@ -139,7 +140,7 @@ async def test_iterator_that_has_ended_stays_ended(gateway: ScriptedGateway, cli
 async def test_stream_that_does_not_complete_raises_its_error_with_what_came(
     gateway: ScriptedGateway,
     client: StreamingAIClient,
-    status: m.EndStatus,
+    status: EndStatus,
     error: holdfast.HoldfastError | None,
     expected: type[holdfast.HoldfastError],
 ) -> None:
@@ -213,7 +214,7 @@ async def test_second_client_attaches_to_a_running_and_to_an_ended_stream(
         assert [text async for text in stream][-1] == "last"
     assert [text async for text in second.attach(stream.id)] == [*words(10), "last"]
     assert [event async for event in second.attach_events(stream.id, after=11)][-1] == StreamEnd(
-        11, "completed", "stop", m.Usage(1, 11, 12), []
+        11, "completed", "stop", Usage(1, 11, 12), []
     )
 
 

@@ -27,6 +27,7 @@ from holdfast import (
     UnknownStream,
     WebSocketConfig,
 )
+from holdfast.core.entries import Usage
 from holdfast.core.session import messages as m
 from holdfast.errors import IdleTimeout
 
@@ -68,7 +69,7 @@ async def test_stream_chat_yields_the_text(gateway: ScriptedGateway, run: Callab
             stream.usage,
         )
 
-    assert await run(use) == (["Hel", "lo"], "Hello", "st_0", "mine", 2, "stop", m.Usage(1, 3, 4))
+    assert await run(use) == (["Hel", "lo"], "Hello", "st_0", "mine", 2, "stop", Usage(1, 3, 4))
 
 
 async def test_events_yield_queue_position_chunks_and_end(
@@ -90,7 +91,7 @@ async def test_events_yield_queue_position_chunks_and_end(
     events = await run(use)
     assert events[0] == StreamQueued(2)
     assert [(event.seq, event.text) for event in events[1:3]] == [(0, "a"), (1, "b")]
-    assert events[3] == StreamEnd(2, "completed", "stop", m.Usage(1, 2, 3), [])
+    assert events[3] == StreamEnd(2, "completed", "stop", Usage(1, 2, 3), [])
 
 
 async def test_streams_of_several_threads_share_the_connection(

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.entries import EndBody, Position
 from holdfast.core.log import ENTRY_OVERHEAD, Cursor, Log
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
 
-END = b'{"status":"completed"}'
+END = EndBody("completed")
+PAYLOAD = b'{"status":"completed"}'
 
 
 def new_log(entries: int = 0, *, size: int = 10, is_ended: bool = False, **options: Any) -> Log:
@@ -24,7 +27,7 @@ def new_log(entries: int = 0, *, size: int = 10, is_ended: bool = False, **optio
 
 def read_all(cursor: Cursor, max_bytes: int = 1000) -> list[dict[str, Any]]:
     messages = []
-    while (message := cursor.read(max_bytes)) is not None:
+    while (message := cursor.read(SESSION_FRAMING, max_bytes)) is not None:
         messages.append(json.loads(message))
     return messages
 
@@ -48,21 +51,19 @@ def test_entries_are_counted_with_their_overhead() -> None:
     assert (log.first, log.next, log.bytes) == (0, 2, 3 + 2 * ENTRY_OVERHEAD)
 
 
-def test_log_is_full_at_its_bound_and_still_takes_entries() -> None:
+def test_log_at_its_bound_still_takes_entries() -> None:
     log = Log("st_1", max_bytes=ENTRY_OVERHEAD + 2)
     log.append([b"1"])
-    assert not log.is_full
     log.append([b"2"])
-    assert log.is_full
+    assert log.bytes > log.max_bytes
     log.append([b"3"])
     assert log.next == 3
 
 
 def test_seal_is_the_last_entry() -> None:
     log = new_log(2)
-    assert not log.is_sealed
-    assert log.seal(END) == len(END) + ENTRY_OVERHEAD
-    assert log.is_sealed
+    assert log.end is None
+    assert log.seal(END) == len(PAYLOAD) + ENTRY_OVERHEAD
     assert (log.next, log.end) == (3, END)
 
 
@@ -88,7 +89,7 @@ def test_cursor_reads_all_entries_then_waits() -> None:
     assert not cursor.is_ready
     assert not cursor.is_done
     log.append([b'{"x":1}'])
-    assert cursor.read(1000) == b'{"type":"event","stream":"st_1","seq":3,"data":{"x":1}}'
+    assert cursor.read(SESSION_FRAMING, 1000) == b'{"type":"event","stream":"st_1","seq":3,"data":{"x":1}}'
 
 
 def test_end_is_a_message_of_its_own() -> None:
@@ -100,7 +101,7 @@ def test_end_is_a_message_of_its_own() -> None:
 
 def test_end_of_an_empty_log_is_read() -> None:
     cursor = new_log(is_ended=True).cursor()
-    assert cursor.read(1) == b'{"type":"end","stream":"st_1","seq":0,"status":"completed"}'
+    assert cursor.read(SESSION_FRAMING, 1) == b'{"type":"end","stream":"st_1","seq":0,"status":"completed"}'
     assert cursor.is_done
 
 
@@ -126,31 +127,36 @@ def test_far_behind_reader_reads_in_bounded_turns() -> None:
 
 def test_readers_at_the_same_place_share_one_rendering() -> None:
     log = new_log(5)
-    one, two, late = log.cursor(), log.cursor(), log.cursor(after=2)
-    first, second = one.read(1000), two.read(1000)
+    one, two, late = log.cursor(), log.cursor(), log.cursor(Position(2))
+    first, second = one.read(SESSION_FRAMING, 1000), two.read(SESSION_FRAMING, 1000)
     assert second is first
-    assert json.loads(late.read(1000) or b"")["seq"] == 3
+    assert json.loads(late.read(SESSION_FRAMING, 1000) or b"")["seq"] == 3
     log.append([b"7"])
-    assert json.loads(one.read(1000) or b"") == {"type": "event", "stream": "st_1", "seq": 5, "data": 7}
+    assert json.loads(one.read(SESSION_FRAMING, 1000) or b"") == {
+        "type": "event",
+        "stream": "st_1",
+        "seq": 5,
+        "data": 7,
+    }
     # A message that is too large for this reader is not shared with it.
     shared = log.cursor()
     other = log.cursor()
-    assert json.loads(shared.read(1000) or b"")["type"] == "events"
-    assert json.loads(other.read(10) or b"")["type"] == "event"
+    assert json.loads(shared.read(SESSION_FRAMING, 1000) or b"")["type"] == "events"
+    assert json.loads(other.read(SESSION_FRAMING, 10) or b"")["type"] == "event"
 
 
 def test_single_reader_keeps_no_rendering() -> None:
     log = new_log(5)
     cursor = log.cursor()
-    message = cursor.read(1000)
+    message = cursor.read(SESSION_FRAMING, 1000)
     cursor.close()
-    assert log.cursor().read(1000) is not message
+    assert log.cursor().read(SESSION_FRAMING, 1000) is not message
 
 
 def test_payloads_include_the_end() -> None:
-    cursor = new_log(3, is_ended=True).cursor(after=0)
+    cursor = new_log(3, is_ended=True).cursor(Position(0))
     assert cursor.read_payloads(10) == [b"1000000001"]
-    assert cursor.read_payloads(1000) == [b"1000000002", END]
+    assert cursor.read_payloads(1000) == [b"1000000002", PAYLOAD]
     assert cursor.read_payloads(1000) == []
     assert cursor.is_done
 
@@ -172,7 +178,7 @@ def test_cursor_stops_when_its_credit_is_spent() -> None:
 
 def test_batch_keeps_to_the_credit_where_it_can() -> None:
     cursor = new_log(5).cursor(credit=25)
-    message = json.loads(cursor.read(1000) or b"")
+    message = json.loads(cursor.read(SESSION_FRAMING, 1000) or b"")
     assert len(message["data"]) == 2
     assert cursor.credit == 5
 
@@ -180,9 +186,9 @@ def test_batch_keeps_to_the_credit_where_it_can() -> None:
 def test_single_entry_at_the_live_tail_takes_its_bytes_off_the_credit() -> None:
     log = new_log(1)
     cursor = log.cursor(credit=25)
-    assert cursor.read(1000) is not None
+    assert cursor.read(SESSION_FRAMING, 1000) is not None
     assert cursor.credit == 25 - len(log.newest)
-    assert cursor.read(1000) is None
+    assert cursor.read(SESSION_FRAMING, 1000) is None
 
 
 def test_end_needs_no_credit() -> None:
@@ -190,10 +196,10 @@ def test_end_needs_no_credit() -> None:
     cursor = log.cursor(credit=20)
     assert seqs(read_all(cursor)) == [0, 1, 2]
     assert cursor.credit == 0
-    blocked = log.cursor(after=0, credit=0)
+    blocked = log.cursor(Position(0), credit=0)
     assert not blocked.is_ready
-    assert blocked.read(1000) is None
-    last = log.cursor(after=1, credit=0)
+    assert blocked.read(SESSION_FRAMING, 1000) is None
+    last = log.cursor(Position(1), credit=0)
     assert last.is_ready
     assert seqs(read_all(last)) == [2]
 
@@ -210,39 +216,39 @@ def test_batch_with_credit_leaves_the_end_out() -> None:
 
 def test_cursor_starts_behind_what_its_reader_has() -> None:
     log = new_log(5)
-    assert seqs(read_all(log.cursor(after=2))) == [3, 4]
-    assert seqs(read_all(log.cursor(after=4))) == []
+    assert seqs(read_all(log.cursor(Position(2)))) == [3, 4]
+    assert seqs(read_all(log.cursor(Position(4)))) == []
 
 
 def test_cursor_beyond_the_log_is_refused() -> None:
     log = new_log(5)
     with pytest.raises(AheadOfLog, match="last entry is 4"):
-        log.cursor(after=5)
+        log.cursor(Position(5))
     with pytest.raises(AheadOfLog):
-        new_log().cursor(after=0)
+        new_log().cursor(Position(0))
     assert log.cursors == set()
 
 
 def test_cursor_before_what_was_trimmed_is_refused() -> None:
     log = new_log(5)
     cursor = log.cursor()
-    cursor.read(1000)
+    cursor.read(SESSION_FRAMING, 1000)
     cursor.acknowledge(2)
     log.trim()
     with pytest.raises(LogTrimmed, match="entries 2 to 2 were trimmed; the log now starts at 3"):
-        log.cursor(after=1)
-    assert seqs(read_all(log.cursor(after=2))) == [3, 4]
+        log.cursor(Position(1))
+    assert seqs(read_all(log.cursor(Position(2)))) == [3, 4]
 
 
 @pytest.mark.parametrize("epoch", [None, 1, 2, 3])
 def test_cursor_of_a_past_or_present_epoch_is_taken(epoch: int | None) -> None:
-    assert new_log(2, epoch=3).cursor(after=0, epoch=epoch).position == 1
+    assert new_log(2, epoch=3).cursor(Position(0, epoch)).position == 1
 
 
 @pytest.mark.parametrize("epoch", [-1, 0, 4])
 def test_cursor_of_an_epoch_that_never_was_is_refused(epoch: int) -> None:
     with pytest.raises(UnknownEpoch, match="epoch 3"):
-        new_log(2, epoch=3).cursor(after=0, epoch=epoch)
+        new_log(2, epoch=3).cursor(Position(0, epoch))
 
 
 def test_closed_cursor_has_left_the_log() -> None:
@@ -276,7 +282,7 @@ def test_trim_drops_what_every_cursor_has_consumed() -> None:
 def test_log_without_readers_keeps_everything() -> None:
     log = new_log(5)
     cursor = log.cursor()
-    cursor.read(1000)
+    cursor.read(SESSION_FRAMING, 1000)
     cursor.consume()
     cursor.close()
     assert log.trim() == 0
@@ -290,26 +296,60 @@ def test_trim_keeps_the_end() -> None:
     cursor.consume()
     log.trim()
     assert (log.first, log.next) == (2, 3)
-    assert seqs(read_all(log.cursor(after=1))) == [2]
+    assert seqs(read_all(log.cursor(Position(1)))) == [2]
 
 
 def test_acknowledgement_is_cumulative_and_never_beyond_what_was_read() -> None:
     cursor = new_log(5).cursor()
     cursor.acknowledge(3)
     assert cursor.consumed == -1
-    cursor.read(25)
+    cursor.read(SESSION_FRAMING, 25)
     cursor.acknowledge(1)
     cursor.acknowledge(0)
     assert cursor.consumed == 1
     cursor.acknowledge(99)
     assert cursor.consumed == 1
-    cursor.read(1000)
+    cursor.read(SESSION_FRAMING, 1000)
     cursor.acknowledge(99)
     assert cursor.consumed == 4
 
 
 def test_consume_takes_all_that_was_read() -> None:
     cursor = new_log(5).cursor()
-    cursor.read(25)
+    cursor.read(SESSION_FRAMING, 25)
     cursor.consume()
     assert cursor.consumed == 1
+
+
+# -- epochs ---------------------------------------------------------------------------------------------
+
+
+def test_newer_epoch_carries_the_log_on() -> None:
+    log = new_log(3)
+    log.begin_epoch(2)
+    log.append([b"4"])
+    assert seqs(read_all(log.cursor(Position(2, 1)))) == [3]
+    assert seqs(read_all(log.cursor(Position(2, 2)))) == [3]
+    assert seqs(read_all(log.cursor(Position(0, 1)))) == [1, 2, 3]
+
+
+def test_position_of_an_older_epoch_beyond_its_end_is_refused() -> None:
+    log = new_log(3)
+    log.begin_epoch(2)
+    log.append([b"4"])
+    log.begin_epoch(5)
+    log.append([b"5"])
+    with pytest.raises(AheadOfLog, match="epoch 1 ended with entry 2"):
+        log.cursor(Position(3, 1))
+    with pytest.raises(AheadOfLog, match="epoch 2 ended with entry 3"):
+        log.cursor(Position(4, 2))
+    assert log.cursor(Position(4, 5)).position == 5
+
+
+def test_epoch_that_is_not_newer_is_misuse() -> None:
+    log = new_log(1, epoch=2)
+    with pytest.raises(RuntimeError, match="cannot follow"):
+        log.begin_epoch(2)
+    log.seal(END)
+    with pytest.raises(RuntimeError, match="cannot follow"):
+        log.begin_epoch(3)

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from holdfast.core.entries import EndBody, ErrorBody, Usage, decode_end, encode_end, error_body
 from holdfast.core.session import messages as m
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.errors import AheadOfLog, InvalidMessage, RateLimited, UpstreamStatus
 
 
@@ -61,23 +63,23 @@ def test_request_and_data_are_kept_to_the_letter() -> None:
 
 
 def test_one_entry_is_an_event() -> None:
-    text = m.entries_message(b"st_1", 7, [b'{"a":1}'])
+    text = SESSION_FRAMING.entries(b"st_1", 1, 7, [b'{"a":1}'])
     assert text == b'{"type":"event","stream":"st_1","seq":7,"data":{"a":1}}'
     assert isinstance(m.decode_server_message(text), m.Event)
 
 
 def test_several_entries_are_events() -> None:
-    text = m.entries_message(b"st_1", 7, [b'{"a":1}', b"null"])
+    text = SESSION_FRAMING.entries(b"st_1", 1, 7, [b'{"a":1}', b"null"])
     assert text == b'{"type":"events","stream":"st_1","seq":7,"data":[{"a":1},null]}'
     assert isinstance(m.decode_server_message(text), m.Events)
 
 
 def test_end_is_spliced_from_its_entry() -> None:
-    body = m.EndBody("failed", usage=m.Usage(total_tokens=3), error=m.ErrorBody("x", "y"), attempts=[])
-    text = m.end_message(b"st_1", 9, m.encode(body))
+    body = EndBody("failed", usage=Usage(total_tokens=3), error=ErrorBody("x", "y"), attempts=[])
+    text = SESSION_FRAMING.end(b"st_1", 1, 9, encode_end(body), body)
     end = m.decode_server_message(text)
-    assert end == m.End("st_1", 9, "failed", usage=m.Usage(total_tokens=3), error=m.ErrorBody("x", "y"))
-    assert m.decode_end(m.encode(body)) == body
+    assert end == m.End("st_1", 9, "failed", usage=Usage(total_tokens=3), error=ErrorBody("x", "y"))
+    assert decode_end(encode_end(body)) == body
 
 
 def test_error_becomes_a_message() -> None:
@@ -94,6 +96,6 @@ def test_error_becomes_a_message() -> None:
 
 
 def test_error_becomes_part_of_an_end() -> None:
-    assert m.error_body(AheadOfLog("no", param="after")) == m.ErrorBody("ahead_of_log", "no", param="after")
-    body = m.error_body(UpstreamStatus("busy", status=429, retry_after=1))
-    assert body == m.ErrorBody("upstream_status", "busy", retryable=True, retry_after=1, status=429)
+    assert error_body(AheadOfLog("no", param="after")) == ErrorBody("ahead_of_log", "no", param="after")
+    body = error_body(UpstreamStatus("busy", status=429, retry_after=1))
+    assert body == ErrorBody("upstream_status", "busy", retryable=True, retry_after=1, status=429)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.entries import EndBody, Position, encode_end
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session import messages as m
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.session.server import (
     MAX_INVALID_MESSAGES,
     AttachReceived,
@@ -23,7 +25,7 @@ from holdfast.core.session.server import (
 )
 from holdfast.errors import Draining, HoldfastError, RateLimited, SessionSuperseded, TooManyStreams
 
-END = m.encode(m.EndBody(status="completed"))
+END = EndBody(status="completed")
 PAYLOAD = '{"model": "demo", "messages": []}'
 
 
@@ -237,9 +239,9 @@ def test_attach_beyond_max_streams_raises() -> None:
 def test_reader_that_has_the_end_gets_it_again() -> None:
     session = open_session()
     log = new_log(entries=2, is_ended=True)
-    cursor = log.cursor(after=2)
+    cursor = log.cursor(Position(2))
     session.attach("st_1", cursor)
-    assert cursor.read(1000) == m.end_message(b"st_1", 2, END)
+    assert cursor.read(SESSION_FRAMING, 1000) == SESSION_FRAMING.end(b"st_1", 1, 2, encode_end(END), END)
     assert cursor.is_done
 
 
@@ -276,7 +278,7 @@ def test_cancel_of_none_or_both_is_rejected(text: str) -> None:
 def test_ack_moves_the_cursors_that_it_names() -> None:
     session = open_session()
     one, two = attach(session, "st_1"), attach(session, "st_2")
-    one.read(1000)
+    one.read(SESSION_FRAMING, 1000)
     event = session.receive_text('{"type":"ack","streams":{"st_1":1,"gone":7}}')
     assert event == CursorsMoved([one], [])
     assert (one.consumed, two.consumed) == (1, -1)
@@ -292,8 +294,8 @@ def test_ack_of_a_retired_stream_reports_its_end_once() -> None:
     session = open_session()
     cursor = new_log(entries=1, is_ended=True).cursor()
     session.attach("st_1", cursor)
-    cursor.read(1000)
-    cursor.read(1000)
+    cursor.read(SESSION_FRAMING, 1000)
+    cursor.read(SESSION_FRAMING, 1000)
     assert session.retire("st_1") is cursor
     assert session.cursors == {}
     assert session.receive_text('{"type":"ack","streams":{"st_1":0}}') is None
@@ -306,7 +308,7 @@ def test_ends_that_nobody_acknowledges_are_bounded() -> None:
     for stream in ("st_1", "st_2", "st_3"):
         cursor = new_log(stream, is_ended=True).cursor()
         session.attach(stream, cursor)
-        cursor.read(1000)
+        cursor.read(SESSION_FRAMING, 1000)
         session.retire(stream)
     event = session.receive_text('{"type":"ack","streams":{"st_1":0,"st_2":0,"st_3":0}}')
     assert event == CursorsMoved([], ["st_2", "st_3"])
@@ -315,10 +317,10 @@ def test_ends_that_nobody_acknowledges_are_bounded() -> None:
 def test_credit_lets_the_cursor_go_on() -> None:
     session = open_session()
     cursor = attach(session, credit=0)
-    assert cursor.read(1000) is None
+    assert cursor.read(SESSION_FRAMING, 1000) is None
     assert session.receive_text('{"type":"credit","stream":"st_1","bytes":5}') == CursorsMoved([cursor], [])
     assert cursor.credit == 5
-    assert cursor.read(1000) is not None
+    assert cursor.read(SESSION_FRAMING, 1000) is not None
 
 
 def test_credit_without_flow_control_or_stream_is_ignored() -> None:

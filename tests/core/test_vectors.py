@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from holdfast.core.entries import Position
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session import client, server
 from holdfast.core.session import messages as m
@@ -200,7 +201,7 @@ class ServerRunner:
         return self.session.receive_binary(), None
 
     def attach(self, step: Json) -> None:
-        cursor = self.log(step["stream"]).cursor(step.get("after", -1), credit=step.get("credit"))
+        cursor = self.log(step["stream"]).cursor(Position(step.get("after", -1)), credit=step.get("credit"))
         self.session.attach(step["stream"], cursor)
 
     def append(self, step: Json) -> None:

@@ -15,9 +15,9 @@ import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
+from holdfast.core.entries import EndBody, Owner
 from holdfast.core.log import Cursor
-from holdfast.core.session.messages import EndBody
-from holdfast.dialects.chat import parse_request
+from holdfast.dialects.chat import CHAT
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 from holdfast_tools.simulate import SimulatedProvider
@@ -182,7 +182,7 @@ class World:
             "sim": {"tokens": tokens, "seed": seed, "interval_ms": 0, "ttft_ms": 0, **sim},
         }
         stream, _ = self.gateway.registry.create(
-            "tenant", parse_request(json.dumps(body).encode()), detach_grace=0.0, keeps_running=keeps_running
+            Owner("tenant"), CHAT.parse(json.dumps(body).encode()), detach_grace=0.0, keeps_running=keeps_running
         )
         return Running(stream, tokens=tokens, seed=seed)
 

@@ -11,8 +11,8 @@ import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig
-from holdfast.core.session.messages import EndBody
-from holdfast.dialects.chat import parse_request
+from holdfast.core.entries import EndBody, Owner
+from holdfast.dialects.chat import CHAT
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 
@@ -141,7 +141,7 @@ class ScriptedWorld:
 
     def begin(self) -> Stream:
         stream, _ = self.gateway.registry.create(
-            "tenant", parse_request(_BODY), detach_grace=0.0, keeps_running=True
+            Owner("tenant"), CHAT.parse(_BODY), detach_grace=0.0, keeps_running=True
         )
         return stream
 

@@ -23,6 +23,8 @@ from gateway_client import (
     whole,
 )
 
+from holdfast.core.entries import Owner
+
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 
 LOG_BYTES = 128 * 1024
@@ -63,7 +65,7 @@ class Blocked:
 
     @property
     def log(self):
-        return self.path.gateway.registry.get("local", self.stream).log
+        return self.path.gateway.registry.get(Owner("local"), self.stream).log
 
 
 @asynccontextmanager
@@ -211,8 +213,8 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
         # The keep-alive comment, and so the head with the stream's id, would come too late: it is looked up.
         fast.request("POST", "/v1/chat/completions", chat({"tokens": FEWER, "ttft_ms": 100}), idempotency_key="k")
         registry = path.gateway.registry
-        await eventually(lambda: registry.find_request("local", "k") is not None)
-        await slow.attach(registry.find_request("local", "k").id)
+        await eventually(lambda: found(registry) is not None)
+        await slow.attach(found(registry).id)
         await fast.head()
         events = []
 
@@ -232,7 +234,7 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
 async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
-        log = path.gateway.registry.get("local", stream).log
+        log = path.gateway.registry.get(Owner("local"), stream).log
         await eventually(lambda: path.gateway.registry.memory.waiting, "the provider's waiting")
         got = []
         while len(got) < log.next:
@@ -246,7 +248,7 @@ async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path):
 async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path, how):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
-        log = path.gateway.registry.get("local", stream).log
+        log = path.gateway.registry.get(Owner("local"), stream).log
         await eventually(lambda: path.gateway.registry.memory.waiting, "the provider's waiting")
         got = []
         while len(got) < log.next:
@@ -263,7 +265,7 @@ async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path
 async def test_client_that_was_detached_from_a_full_log_finds_it_whole(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 2_000}), credit=0))["stream"]
-        log = path.gateway.registry.get("local", stream).log
+        log = path.gateway.registry.get(Owner("local"), stream).log
         await eventually(lambda: log.bytes >= LOG_BYTES, "a full log")
         await session.send(type="detach", stream=stream)
         await session.expect("detached")
@@ -276,7 +278,7 @@ async def test_late_reader_of_a_trimmed_log_is_refused_not_served_a_part(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 2_000})))["stream"]
         await read_and_ack(session, stream, [])
-    log = path.gateway.registry.get("local", stream).log
+    log = path.gateway.registry.get(Owner("local"), stream).log
     assert log.first > 0
     for query in ("", "?live=none", "?live=long-poll", f"?after={log.first - 2}"):
         response = await ask(path.url, "GET", f"/v1/streams/{stream}{query}")
@@ -292,7 +294,7 @@ async def test_credit_is_kept_to_the_byte_of_one_entry(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 20}), credit=1))["stream"]
         got = await session.entries(1)
-        await eventually(lambda: path.gateway.registry.get("local", stream).is_ended)
+        await eventually(lambda: path.gateway.registry.get(Owner("local"), stream).is_ended)
         for _ in range(3):
             assert len(got) == await _position(path, stream)
             # What the first entry overdrew has to be made up for.
@@ -304,9 +306,16 @@ async def test_credit_is_kept_to_the_byte_of_one_entry(path):
 
 
 async def _position(path, stream):
-    (cursor,) = path.gateway.registry.get("local", stream).log.cursors
+    (cursor,) = path.gateway.registry.get(Owner("local"), stream).log.cursors
     return cursor.position
 
 
+def found(registry):
+    """The stream of the request id `k`, None before it is known."""
+    answers = []
+    registry.find_request(Owner("local"), "k", answers.append)
+    return answers[0]
+
+
 def _raw(path, stream, seq):
-    return path.gateway.registry.get("local", stream).log.slice(seq, 1)[0]
+    return path.gateway.registry.get(Owner("local"), stream).log.slice(seq, 1)[0]

@@ -10,6 +10,7 @@ import pytest
 from gateway_client import Http, Session, answer, ask, chat, content, dial, eventually, read_stream, whole
 
 from holdfast import StreamingAIClient, WebSocketConfig
+from holdfast.core.entries import Owner
 from holdfast.server import drain
 
 SLOW = {"tokens": 100_000, "interval_ms": 2}
@@ -30,7 +31,7 @@ async def running(path):
         await session.entries(1)
         task = await start_drain(path)
         yield session, accepted["stream"]
-        path.gateway.registry.get("local", accepted["stream"]).cancel()
+        path.gateway.registry.get(Owner("local"), accepted["stream"]).cancel()
         async with asyncio.timeout(10):
             assert await task
 

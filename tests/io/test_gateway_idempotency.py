@@ -22,6 +22,7 @@ from proxy import Cut, Proxy
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
+from holdfast.core.entries import Owner
 
 TOKENS = 8
 COMPLETIONS = "/v1/chat/completions"
@@ -218,7 +219,7 @@ async def test_later_post_that_says_continue_keeps_the_generation_running(path):
     body = chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}})
     async with await Http.open(path.url) as first:
         first.request("POST", COMPLETIONS, body, idempotency_key="k-1")
-        stream = path.gateway.registry.get("local", (await first.head()).headers["holdfast-stream-id"])
+        stream = path.gateway.registry.get(Owner("local"), (await first.head()).headers["holdfast-stream-id"])
         async with await Http.open(path.url) as second:
             second.request("POST", COMPLETIONS, body, idempotency_key="k-1", holdfast_on_disconnect="continue")
             await second.head()

@@ -20,6 +20,7 @@ from gateway_client import (
     whole,
 )
 
+from holdfast.core.entries import Owner
 from holdfast.server.listener.http import HttpConnection, Limits
 from holdfast_tools.simulate.faults import CloseConnection
 
@@ -39,7 +40,7 @@ async def time_of_cancel(path, *, since):
 
 
 def stream_of(path, stream_id):
-    return path.gateway.registry.get("local", stream_id)
+    return path.gateway.registry.get(Owner("local"), stream_id)
 
 
 async def pass_time(path, *, ms):

@@ -21,6 +21,8 @@ from gateway_client import (
 )
 from proxy import Cut, Proxy
 
+from holdfast.core.entries import Owner
+
 TOKENS = 20
 #: The role, the tokens and the finish reason; then comes the end.
 ENTRIES = TOKENS + 2
@@ -384,7 +386,7 @@ async def test_delete_ends_the_answers_of_all_readers(path):
         http.request("POST", "/v1/chat/completions", chat({"tokens": 5, "fault": fault}))
         stream = (await http.head()).headers["holdfast-stream-id"]
         poll = asyncio.create_task(ask(path.url, "GET", f"/v1/streams/{stream}?live=long-poll&after=2"))
-        await eventually(lambda: path.gateway.registry.get("local", stream).reader_count == 2)
+        await eventually(lambda: path.gateway.registry.get(Owner("local"), stream).reader_count == 2)
         await ask(path.url, "DELETE", f"/v1/streams/{stream}")
         *_, last = [event async for event in http.events()]
         assert json.loads(last.data)["error"]["code"] == "cancelled"

@@ -248,7 +248,7 @@ def test_token_of_another_secret_is_refused(made):
 def test_token_ends_at_its_time_and_with_its_key(made):
     tokens, table, clock, caller = made
     token = tokens.issue(caller, TokenRequest(subject="ann", expires_in=60)).token
-    assert tokens.read(token, None).owner == "acme\nann"
+    assert tokens.read(token, None).owner == ("acme", "ann")
     clock.now += 60
     with pytest.raises(Unauthorized, match="expired"):
         tokens.read(token, None)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from holdfast.admission.queue import Admission, Ticket
 from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig
-from holdfast.core.session.messages import Usage
-from holdfast.dialects.chat import ChatRequest
+from holdfast.core.entries import Usage
+from holdfast.dialects.ask import Ask, Bounds
 from holdfast.errors import HoldfastError, QueueFull, QueueTimeout, RateLimited
 
 KEYS = {"k0": "t0", "k1": "t0", "k2": "t1", "k3": "t2"}
@@ -99,8 +99,8 @@ def test_no_interleaving_exceeds_a_limit_or_leaves_anything_behind(steps: list[t
         if kind == "ask":
             key, model = list(KEYS)[number % 4], list(MODELS)[number // 4]
             asked = Asked(key, model)
-            body = {"model": model, "messages": [{"content": "hi"}], "max_tokens": amount}
-            request = ChatRequest(model, True, body, False, b"", 40)
+            bounds = Bounds(amount, 1, 0, 40, "max_tokens")
+            request = Ask("chat", model, True, {}, b"", bounds, False)
             before = admission.held
             try:
                 asked.ticket = admission.enter(KEYS[key], key, request)

@@ -14,7 +14,7 @@ from holdfast.admission.queue import Admission, Ticket
 from holdfast.config import BreakerConfig, TimeoutsConfig
 from holdfast.config.limits import AdaptiveConcurrencyConfig, LimitConfig, LimitsConfig, QueueConfig
 from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Ask, Bounds
 from holdfast.errors import HoldfastError, QueueFull, RateLimited
 from holdfast.generation.route import Route, Target
 from holdfast.upstream.capacity import Capacity, EndpointLease
@@ -215,11 +215,11 @@ class World:
         return capacity.statistics().limit
 
     def ask(self, key: str, model: str) -> None:
-        body = {"model": model, "messages": [{"content": "hi"}]}
+        request = Ask("chat", model, True, {}, b"", Bounds(None, 1, 0, 40, "max_tokens"), False)
         asked = Asked(self, key, model)
         before = self.admission.held
         try:
-            asked.ticket = self.admission.enter(KEYS[key], key, ChatRequest(model, True, body, False, b"", 40))
+            asked.ticket = self.admission.enter(KEYS[key], key, request)
         except (RateLimited, QueueFull):
             assert self.admission.held == before
             return

@@ -12,7 +12,8 @@ import msgspec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from holdfast.dialects.chat import Endpoint, parse_request
+from holdfast.dialects.chat import CHAT
+from holdfast.dialects.endpoint import Endpoint
 from holdfast.errors import InvalidRequest
 from holdfast.server.listener.exchange import Exchange, Request
 from holdfast.server.listener.http import MAX_HEAD, HttpConnection, Limits
@@ -273,17 +274,17 @@ chat_like = st.builds(
     st.fixed_dictionaries({}, optional=fields),  # type: ignore[arg-type]
     st.dictionaries(st.text(), json_values, max_size=3),
 )
-ENDPOINT = Endpoint(base_url="http://localhost/v1", api_key=None, headers={}, stream_usage=True)
+ENDPOINT = Endpoint(base_url="http://localhost/v1")
 
 
 def parse(raw: bytes | str) -> dict[str, Any] | None:
     """Parse a request, and build what the provider is sent; None where it was refused."""
     try:
-        request = parse_request(raw)
+        request = CHAT.parse(raw)
     except InvalidRequest:
         return None
     assert request.model
-    sent = ENDPOINT.completion(request, "target", stream_id="st_1")
+    sent, _ = ENDPOINT.exchange(request, "target", stream_id="st_1", max_entry=1000)
     body: dict[str, Any] = msgspec.json.decode(sent.body)
     assert body["model"] == "target"
     assert body["stream"] is request.stream

@@ -12,10 +12,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
+from holdfast.core.entries import EndBody, Position, encode_end
 from holdfast.core.log import ENTRY_OVERHEAD, Cursor, Log
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
 
-END = b'{"status":"completed"}'
+END = EndBody("completed")
+PAYLOAD = encode_end(END)
 EPOCH = 3
 
 
@@ -57,7 +60,7 @@ class LogModel(RuleBasedStateMachine):
     @rule()
     def seal(self) -> None:
         self.log.seal(END)
-        self.entries.append(END)
+        self.entries.append(PAYLOAD)
 
     @precondition(lambda self: self.log.end is not None)
     @rule()
@@ -94,18 +97,18 @@ class LogModel(RuleBasedStateMachine):
     def connect(self, reader: Reader, credit: int | None, epoch: int | None) -> None:
         if reader.after + 1 < self.first:
             with pytest.raises(LogTrimmed):
-                self.log.cursor(reader.after, epoch=epoch, credit=credit)
+                self.log.cursor(Position(reader.after, epoch), credit=credit)
         else:
-            reader.cursor = self.log.cursor(reader.after, epoch=epoch, credit=credit)
+            reader.cursor = self.log.cursor(Position(reader.after, epoch), credit=credit)
             reader.consumed = reader.after
 
     @rule(beyond=st.integers(0, 5), epoch=st.sampled_from([-1, 0, EPOCH + 1]))
     def ask_for_the_impossible(self, beyond: int, epoch: int) -> None:
         count = len(self.log.cursors)
         with pytest.raises(AheadOfLog):
-            self.log.cursor(len(self.entries) + beyond)
+            self.log.cursor(Position(len(self.entries) + beyond))
         with pytest.raises(UnknownEpoch):
-            self.log.cursor(len(self.entries) - 1, epoch=epoch)
+            self.log.cursor(Position(len(self.entries) - 1, epoch))
         assert len(self.log.cursors) == count
 
     @rule(reader=readers)
@@ -124,14 +127,14 @@ class LogModel(RuleBasedStateMachine):
         if cursor is None:
             return
         was_ready, credit = cursor.is_ready, cursor.credit
-        message = cursor.read(max_bytes)
+        message = cursor.read(SESSION_FRAMING, max_bytes)
         assert (message is not None) == was_ready
         if message is None:
             return
         seq, payloads = self.parse(message)
         assert seq == reader.after + 1
         assert len(message) <= max_bytes + 80 or len(payloads) == 1
-        if credit is not None and payloads != [END]:
+        if credit is not None and payloads != [PAYLOAD]:
             assert credit > 0
             assert cursor.credit == credit - sum(map(len, payloads))
             assert len(payloads) == 1 or cursor.credit >= 0
@@ -169,7 +172,7 @@ class LogModel(RuleBasedStateMachine):
         assert fields["stream"] == "st_1"
         if fields["type"] == "end":
             assert fields["status"] == "completed"
-            return fields["seq"], [END]
+            return fields["seq"], [PAYLOAD]
         values = fields["data"] if fields["type"] == "events" else [fields["data"]]
         assert len(values) > 1 or fields["type"] == "event"
         return fields["seq"], [str(value).encode() for value in values]

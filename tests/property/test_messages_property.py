@@ -15,6 +15,7 @@ from holdfast.core.log import Log
 from holdfast.core.session import messages as m
 from holdfast.core.session.client import ClientSession
 from holdfast.core.session.client import State as ClientState
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.session.server import MAX_INVALID_MESSAGES, CloseRequired, ServerSession
 from holdfast.core.session.server import State as ServerState
 from holdfast.errors import InvalidMessage
@@ -93,7 +94,7 @@ def test_server_session_takes_anything(negotiated: bool, starts: bool, texts: li
         for answer in session.data_to_send():
             errors += isinstance(m.decode_server_message(answer), m.Error)
         for cursor in session.cursors.values():
-            cursor.read(10)
+            cursor.read(SESSION_FRAMING, 10)
             assert -1 <= cursor.consumed < cursor.position <= 3
         assert isinstance(event, CloseRequired) == (session.state is ServerState.CLOSED)
         if isinstance(event, CloseRequired):

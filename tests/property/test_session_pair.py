@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.entries import EndBody, EndStatus, Position, error_body
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session import client, server
 from holdfast.core.session import messages as m
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.errors import Cancelled, Draining, DuplicateRequest, HoldfastError, LogTrimmed, UnknownStream
 
 MAX_ENTRY = 40
@@ -29,9 +31,9 @@ class Generation:
     log: Log
     entries: list[bytes] = field(default_factory=list)
 
-    def end(self, status: m.EndStatus) -> None:
+    def end(self, status: EndStatus) -> None:
         if self.log.end is None:
-            self.log.seal(m.encode(m.EndBody(status)))
+            self.log.seal(EndBody(status))
 
 
 class Gateway:
@@ -58,7 +60,7 @@ class Gateway:
         generation = self.generations.get(resume.stream)
         if generation is None:
             raise UnknownStream
-        return generation.log.cursor(resume.after, epoch=resume.epoch, credit=resume.credit)
+        return generation.log.cursor(Position(resume.after, resume.epoch), credit=resume.credit)
 
 
 class Connection:
@@ -113,7 +115,7 @@ class Connection:
         try:
             cursor = self.attach(resume)
         except HoldfastError as exc:
-            return m.StreamState(resume.stream, "refused", error=m.error_body(exc))
+            return m.StreamState(resume.stream, "refused", error=error_body(exc))
         return m.StreamState(resume.stream, "ended" if cursor.log.is_sealed else "running", next=cursor.position)
 
     def attach(self, resume: m.Resume) -> Cursor:
@@ -130,7 +132,7 @@ class Connection:
             return False
         stream = ready[pick % len(ready)]
         cursor = self.session.cursors[stream]
-        message = cursor.read(max_bytes)
+        message = cursor.read(SESSION_FRAMING, max_bytes)
         assert message is not None
         if self.is_up:
             self.to_client.append(message)
@@ -434,7 +436,7 @@ class World:
                 log = generation.log
                 assert log.end is not None
                 assert reading.end.seq == log.next - 1
-                assert reading.end.status == m.decode_end(log.end).status
+                assert reading.end.status == log.end.status
                 # Whoever had the end already gets nothing else.
                 assert position in (reading.end.seq, reading.end.seq + 1)
         if isinstance(reading.error, LogTrimmed):

@@ -20,7 +20,7 @@ def test_error_within_an_answer_is_the_providers_own(error: bytes, message: str)
     assert stream.receive([b'data: {"error":' + error + b"}\n\n"]) == []
     whole = CompletionReader(max_size=10_000)
     whole.receive([b'{"error":' + error + b"}"])
-    assert whole.end() is None
+    assert whole.end() == []
     for found in (stream.error, whole.error):
         assert type(found) is UpstreamError
         assert found.message == message

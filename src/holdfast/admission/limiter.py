@@ -6,12 +6,10 @@ import ipaddress
 import math
 from collections.abc import Callable, Iterator
 
-import msgspec
-
 from holdfast.config.limits import LimitConfig, LimitsConfig, merged
 from holdfast.core.http.request import Headers
 from holdfast.core.limits.rate_limit import Concurrency, Lease, RateLimit, Reservation
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Bounds
 from holdfast.errors import InvalidRequest, RateLimited
 
 #: Bytes of a request's JSON that make about one token. English has four characters to a token, the envelope adds
@@ -122,32 +120,26 @@ class Limiter:
     def accounts(self, tenant: str, key: str | None, now: float) -> tuple[Account, Account]:
         return self.keys.get(f"{tenant}\n{key or ''}", now), self.tenants.get(tenant, now)
 
-    def estimate(self, accounts: tuple[Account, Account], request: ChatRequest) -> tuple[int, int]:
-        """About how many tokens a request has, and how many with its answer, over all its choices.
+    def estimate(self, accounts: tuple[Account, Account], bounds: Bounds) -> tuple[int, int]:
+        """Estimate how many tokens a request has, and how many with its answer, over all its choices.
 
         A request that does not bound its answer is taken to stay within the limits that it is within itself.
         """
-        prompt = _prompt_tokens(request)
-        body = request.body
-        bound = body.get("max_completion_tokens")
-        if bound is None:
-            bound = body.get("max_tokens")
-        choices = body.get("n")
-        count = choices if type(choices) is int and choices > 0 else 1
-        if type(bound) is int and bound > 0:
-            return prompt, prompt + bound * count
+        prompt = bounds.size // _BYTES_PER_TOKEN + bounds.media * _MEDIA_TOKENS + 1
+        if bounds.max_output is not None:
+            return prompt, prompt + bounds.max_output * bounds.choices
         limits = [account.tokens.limit for account in accounts if account.tokens is not None]
-        return prompt, max(min([prompt + self._config.answer_tokens * count, *limits]), prompt)
+        return prompt, max(min([prompt + self._config.answer_tokens * bounds.choices, *limits]), prompt)
 
-    def check(self, accounts: tuple[Account, Account], tokens: int, now: float) -> None:
+    def check(self, accounts: tuple[Account, Account], tokens: int, output_field: str, now: float) -> None:
         """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it."""
         for account in accounts:
             limits = account.limits
             if account.tokens is not None and tokens > account.tokens.limit:
                 raise InvalidRequest(
                     f"the request may take about {tokens} tokens, and the {account.kind} may use "
-                    f"{account.tokens.limit} per minute; send less, or a smaller `max_tokens`",
-                    param="max_tokens",
+                    f"{account.tokens.limit} per minute; send less, or a smaller `{output_field}`",
+                    param=output_field,
                 )
             if account.requests is not None and (wait := account.requests.retry_after(now)) > 0:
                 what = "ask for {} generations per minute"
@@ -207,18 +199,6 @@ def network_of(address: str) -> str:
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))
-
-
-def _prompt_tokens(request: ChatRequest) -> int:
-    size, media = request.size, 0
-    for message in request.body["messages"]:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind in ("image_url", "input_audio", "file", "image", "document"):
-                media += 1
-                size -= len(msgspec.json.encode(part))
-    return max(size, 0) // _BYTES_PER_TOKEN + media * _MEDIA_TOKENS + 1
 
 
 def _duration(seconds: float) -> str:

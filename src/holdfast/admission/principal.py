@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 
 from holdfast.config.limits import LimitConfig
+from holdfast.core.entries import Owner
+from holdfast.dialects.ask import Bounds
 from holdfast.errors import Forbidden, Unauthorized
 
 #: Begins the key id of a caller who has no key but a subject, and the tenant where the subject is one of its own.
 SUBJECT_PREFIX = "sub:"
-
-#: Both bound what is generated; which of them a provider reads is the provider's matter, so both are checked.
-_TOKEN_FIELDS = ("max_completion_tokens", "max_tokens")
 
 
 class Scopes(msgspec.Struct, frozen=True):
@@ -51,12 +49,11 @@ class Principal(msgspec.Struct, frozen=True):
     expires: float | None = None
 
     @property
-    def owner(self) -> str:
+    def owner(self) -> Owner:
         """Whose request ids and sessions these are: two subjects of a tenant cannot meet each other's."""
-        # Neither part can hold a line feed: see `is_name`.
-        return self.tenant if self.subject is None else f"{self.tenant}\n{self.subject}"
+        return Owner(self.tenant, self.subject)
 
-    def authorize(self, model: str, body: Mapping[str, Any], now: float) -> None:
+    def authorize(self, model: str, bounds: Bounds, now: float) -> None:
         """Check one generation against the scopes. Raises `Forbidden`, or `Unauthorized` for an expired token.
 
         A session may outlive the token that it was opened with, so the expiry is checked here as well.
@@ -66,7 +63,7 @@ class Principal(msgspec.Struct, frozen=True):
         if not scopes.allows_model(model):
             raise Forbidden(f"this credential does not allow the model {model[:100]!r}", param="model")
         if scopes.max_tokens is not None:
-            _check_tokens(scopes.max_tokens, body)
+            _check_tokens(scopes.max_tokens, bounds)
 
     def check_expiry(self, now: float) -> None:
         if self.expires is not None and self.expires <= now:
@@ -78,20 +75,18 @@ class Principal(msgspec.Struct, frozen=True):
             raise Forbidden("this needs a server's credential, not a client token")
 
 
-def _check_tokens(limit: int, body: Mapping[str, Any]) -> None:
-    asked = [(name, body[name]) for name in _TOKEN_FIELDS if body.get(name) is not None]
-    if not asked:
-        raise Forbidden(f"this credential needs `max_tokens` in the request, at most {limit}", param="max_tokens")
-    choices = body.get("n")
-    if choices is None:
-        choices = 1
-    for name, value in [*asked, ("n", choices)]:
-        if type(value) is not int or value < 1:
-            raise Forbidden(f"`{name}` must be a positive integer with this credential", param=name)
-    for name, value in asked:
-        if value * choices > limit:
-            what = f"`{name}`" if choices == 1 else f"`{name}` times `n`"
-            raise Forbidden(f"this credential allows at most {limit} for {what}", param=name)
+def _check_tokens(limit: int, bounds: Bounds) -> None:
+    """A field that the request's API does not obey is no bound: the dialect has read those that count."""
+    output, choices = bounds.output_field, bounds.choices_field
+    if bounds.unclear is not None:
+        raise Forbidden(
+            f"`{bounds.unclear}` must be a positive integer with this credential", param=bounds.unclear
+        )
+    if bounds.max_output is None:
+        raise Forbidden(f"this credential needs `{output}` in the request, at most {limit}", param=output)
+    if bounds.max_output * bounds.choices > limit:
+        what = f"`{output}`" if bounds.choices == 1 else f"`{output}` times `{choices}`"
+        raise Forbidden(f"this credential allows at most {limit} for {what}", param=output)
 
 
 def is_name(text: str) -> bool:

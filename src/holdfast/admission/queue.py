@@ -14,12 +14,12 @@ from collections.abc import Mapping
 
 from holdfast.admission.limiter import Account, Limiter
 from holdfast.config.limits import LimitsConfig, QueueConfig
+from holdfast.core.entries import Usage
 from holdfast.core.http.request import Headers
 from holdfast.core.limits.fair_queue import FairQueue, Place, Turn
 from holdfast.core.limits.rate_limit import Concurrency, Lease, Reservation
-from holdfast.core.session.messages import Usage
 from holdfast.core.sliding import SlidingCounts
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Ask
 from holdfast.errors import QueueFull, QueueTimeout, RateLimited
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.capacity import EndpointLease, Endpoints
@@ -111,10 +111,10 @@ class Ticket:
         """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
         return not self._is_closed and self._admission.readmit(self, endpoints, turn)
 
-    def close(self, usage: Usage | None, entries: int) -> None:
+    def close(self, usage: Usage | None, units: int) -> None:
         """Give everything back, and settle what was used. Idempotent.
 
-        Without `usage` an entry counts as a token; where nothing was delivered nothing was used.
+        Without `usage` the units of the answer count; where nothing was delivered nothing was used.
         """
         if self._is_closed:
             return
@@ -122,9 +122,9 @@ class Ticket:
         self.turn = None
         used = 0
         if usage is not None:
-            used = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
-        elif entries:
-            used = self._prompt + entries
+            used = usage.billed
+        elif units:
+            used = self._prompt + units
         self._admission.leave(self, used)
 
     def give_back(self, used: int, now: float) -> None:
@@ -171,7 +171,7 @@ class Admission:
         self.refused = 0
         self.expired = 0
 
-    def enter(self, tenant: str, key: str | None, request: ChatRequest) -> Ticket:
+    def enter(self, tenant: str, key: str | None, ask: Ask) -> Ticket:
         """Let a request in, or give it a place in the queue.
 
         Raises `RateLimited`, `QueueFull`, or `InvalidRequest` (beyond the token limit on its own); then nothing is
@@ -179,25 +179,25 @@ class Admission:
         """
         now = self._timers.now()
         accounts = self.limiter.accounts(tenant, key, now)
-        prompt, cost = self.limiter.estimate(accounts, request)
-        model = self.models[request.model]
+        prompt, cost = self.limiter.estimate(accounts, ask.bounds)
+        model = self.models[ask.model]
         own_full = accounts[1].streams.is_full
-        waits = model.is_full or own_full or not self._has_room(self._routes.get(request.model), now)
+        waits = model.is_full or own_full or not self._has_room(self._routes.get(ask.model), now)
         try:
-            self.limiter.check(accounts, cost, now)
+            self.limiter.check(accounts, cost, ask.bounds.output_field, now)
             if waits:
                 self._check_room(accounts[1], own_full=own_full, now=now)
         except (RateLimited, QueueFull):
             self.refused += 1
             raise
-        ticket = Ticket(self, request.model, accounts, self.limiter.take(accounts, cost, now), prompt=prompt)
+        ticket = Ticket(self, ask.model, accounts, self.limiter.take(accounts, cost, now), prompt=prompt)
         priority = accounts[0].limits.priority or "normal"
         queue = self.queue
         if waits:
             self._push(ticket, cost=prompt, now=now)
         else:
-            ticket.place = queue.serve(request.model, tenant, ticket, now=now, cost=prompt, priority=priority)
-            ticket.begin(model, self._routes.get(request.model), now)
+            ticket.place = queue.serve(ask.model, tenant, ticket, now=now, cost=prompt, priority=priority)
+            ticket.begin(model, self._routes.get(ask.model), now)
             if accounts[1].streams.is_full:
                 queue.hold(tenant)  # it may be waiting for another model, with room of its own until now
         return ticket

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from holdfast.core.session.messages import AttemptRecord, EndStatus, Usage
+from holdfast.core.entries import AttemptRecord, EndStatus, Usage
 from holdfast.errors import ProtocolError
 
 

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from holdfast.client.events import Chunk, StreamEnd, StreamEvent, StreamQueued, json_of, text_of
+from holdfast.core.entries import Usage, error_of
 from holdfast.core.session.client import ClientStream
-from holdfast.core.session.messages import End, Usage, error_of
+from holdfast.core.session.messages import End
 from holdfast.errors import Cancelled, HoldfastError, ProtocolError, StreamFailed
 
 

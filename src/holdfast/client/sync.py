@@ -16,7 +16,7 @@ from holdfast.client.config import WebSocketConfig
 from holdfast.client.events import Chunk, ConnectionState, StreamEvent, StreamQueued, json_of, text_of
 from holdfast.client.link import CLOSE_TIMEOUT
 from holdfast.client.streams import EventStream, Reader, TextStream, end_of
-from holdfast.core.session.messages import Usage
+from holdfast.core.entries import Usage
 from holdfast.errors import HoldfastError
 
 T = TypeVar("T")

@@ -6,19 +6,25 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+import msgspec
+
 from holdfast.config.auth import AuthConfig
 from holdfast.config.gateway import Config
 from holdfast.config.providers import ProviderConfig
+from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
-def check(config: Config, *, source: str = "configuration") -> None:
-    """Check what types cannot say: references, URLs, hashes, and that an open port has keys."""
+def check(config: Config, *, source: str = "configuration", dialects: Dialects = DIALECTS) -> None:
+    """Check what types cannot say: references, URLs, hashes, and that an open port has keys.
+
+    `dialects` are the APIs that a provider may name. Raises `ConfigError`.
+    """
     for name, provider in config.providers.items():
-        _check_provider(f"{source}: providers.{name}", provider)
+        _check_provider(f"{source}: providers.{name}", provider, dialects)
     for name, model in config.models.items():
         if not name.isprintable():
             raise ConfigError(f"{source}: models.{name!r}: expected a printable name")
@@ -81,13 +87,14 @@ def _check_auth(where: str, auth: AuthConfig) -> None:
             raise ConfigError(f"{where}.jwt.audience: expected at least one audience")
 
 
-def _check_provider(where: str, provider: ProviderConfig) -> None:
+def _check_provider(where: str, provider: ProviderConfig, dialects: Dialects) -> None:
     url = urlsplit(provider.base_url)
     if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
         raise ConfigError(
             f"{where}.base_url: expected http(s)://host[:port]/path without user, query or fragment, got "
             f"{provider.base_url.split('?')[0]!r}"
         )
+    _check_api(where, provider, dialects)
     if provider.client_key is not None and provider.client_cert is None:
         raise ConfigError(f"{where}.client_key: needs client_cert as well")
     if provider.min_warm > provider.max_connections:
@@ -101,6 +108,15 @@ def _check_provider(where: str, provider: ProviderConfig) -> None:
         raise ConfigError(f"{where}.adaptive_concurrency.{key}: expected {expected}")
     if provider.proxy not in (None, "off"):
         check_proxy(provider.proxy, f"{where}.proxy")
+
+
+def _check_api(where: str, provider: ProviderConfig, dialects: Dialects) -> None:
+    if provider.api not in dialects.names:
+        raise ConfigError(f"{where}.api: expected one of {', '.join(dialects.names)}, got {provider.api!r}")
+    try:
+        dialects.get(provider.api).options(provider.options)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(place(str(exc), f"{where}.options")) from exc
 
 
 def check_proxy(proxy: str, where: str) -> None:
@@ -122,3 +138,13 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def place(message: str, path: str) -> str:
+    """Put msgspec's place, "... - at `$.server.port`", first and in the file's own terms."""
+    text, _, place = message.partition(" - at `$")
+    place = (path + place.rstrip("`")).lstrip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text)
+    if unknown:
+        return f"{place}{'.' if place else ''}{unknown[1]}: there is no such key"
+    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text

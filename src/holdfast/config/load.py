@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from holdfast.config.auth import KeyConfig
-from holdfast.config.checks import check
+from holdfast.config.checks import check, place
 from holdfast.config.gateway import Config
 from holdfast.config.models import ModelConfig
 from holdfast.config.providers import ProviderConfig
@@ -72,14 +72,4 @@ def _convert(value: Any, type_: type[_T], path: str, source: str) -> _T:
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as exc:
-        raise ConfigError(f"{source}: {_place(str(exc), path)}") from exc
-
-
-def _place(message: str, path: str) -> str:
-    """Put msgspec's place, "... - at `$.server.port`", first and in the file's own terms."""
-    text, _, place = message.partition(" - at `$")
-    place = (path + place.rstrip("`")).lstrip(".")
-    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text)
-    if unknown:
-        return f"{place}{'.' if place else ''}{unknown[1]}: there is no such key"
-    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text
+        raise ConfigError(f"{source}: {place(str(exc), path)}") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -60,22 +60,19 @@ class RetryBudgetConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[providers.NAME]`: one OpenAI-compatible endpoint."""
+    """`[providers.NAME]`: one place to ask."""
 
     base_url: Annotated[str, Meta(description="URL up to and including the version, `https://api.openai.com/v1`.")]
-    api_key: Annotated[str | None, Meta(description="Sent as `Authorization: Bearer`; use `env:NAME`.")] = None
+    api: Annotated[str, Meta(description="Which API it speaks: `chat`, OpenAI's chat completions.")] = "chat"
+    options: Annotated[
+        dict[str, Any], Meta(description="Settings of that API; see below for those of `chat`.")
+    ] = {}
+    api_key: Annotated[
+        str | None,
+        Meta(description="Sent as its API wants it, `chat` as `Authorization: Bearer`; use `env:NAME`."),
+    ] = None
     headers: Annotated[dict[str, str], Meta(description="Further request headers.")] = {}
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
-    stream_usage: Annotated[
-        bool, Meta(description="Ask for usage on every stream (`stream_options.include_usage`).")
-    ] = True
-    requires_finish_reason: Annotated[
-        bool,
-        Meta(
-            description="A streamed answer that ends without a `finish_reason` is `incomplete`. Switch it off for "
-            "a provider that never sends one."
-        ),
-    ] = True
     http2: Annotated[
         Literal["auto", "prior-knowledge", "off"],
         Meta(

@@ -1,14 +1,16 @@
 """The append-only log of one generation, and the cursors that read it.
 
 A log holds entries numbered from 0; the last one is its end. It decides what fits, what may be trimmed and which
-cursors are still whole. Waking readers and pausing the provider are left to `holdfast.streams`.
+cursors are still whole. How entries look on a wire is a `Framing`'s matter; waking readers and pausing the
+provider are left to `holdfast.streams`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from holdfast.core.session.messages import end_message, entries_message
+from holdfast.core.entries import START, EndBody, Position, encode_end
 from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
 
 #: What an entry costs beside its payload: the bytes object's header and a list slot, rounded up.
@@ -18,15 +20,27 @@ ENTRY_OVERHEAD = 48
 _READ_ENTRIES = 512
 
 
+class Framing(Protocol):
+    """How a batch of a log looks on one wire. Stateless: what it makes is shared by all readers of one form."""
+
+    def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
+        """Write consecutive entries, at least one; the first has the number `first`."""
+
+    def end(self, stream: bytes, epoch: int, seq: int, payload: bytes, end: EndBody) -> bytes:
+        """Write the end entry; `payload` is `end` as it stands in the log."""
+
+
 class Log:
     """Entries of one stream: appended once, never changed, dropped only from the front.
 
     `max_bytes` bounds the kept entries (payloads and overhead). The log itself never refuses an append: the
-    caller stops the provider while `is_full`, so a log overshoots by at most what was already on its way.
+    caller stops the provider at the bound, so a log overshoots by at most what was already on its way.
     """
 
     __slots__ = (
         "_entries",
+        "_framing",
+        "_older",
         "_rendered",
         "_rendered_span",
         "bytes",
@@ -47,21 +61,16 @@ class Log:
         self.first = 0
         self.next = 0
         self.bytes = 0
-        #: Payload of the end entry, None while the log is open.
-        self.end: bytes | None = None
+        #: The end, whose payload is the last entry; None while the log is open.
+        self.end: EndBody | None = None
         self.cursors: set[Cursor] = set()
         self._entries: list[bytes] = []
-        # The newest batch as one rendered message, shared by all cursors that stand at the same place.
+        # Earlier epochs, each with the number of the entry that followed its last one.
+        self._older: tuple[tuple[int, int], ...] = ()
+        # The newest batch as one framing has written it, shared by all cursors that stand at the same place.
+        self._framing: Framing | None = None
         self._rendered = b""
         self._rendered_span = (-1, -1)
-
-    @property
-    def is_sealed(self) -> bool:
-        return self.end is not None
-
-    @property
-    def is_full(self) -> bool:
-        return self.bytes >= self.max_bytes
 
     @property
     def newest(self) -> bytes:
@@ -87,11 +96,21 @@ class Log:
         self.bytes += added
         return added
 
-    def seal(self, end: bytes) -> int:
-        """Append the end entry (an encoded `EndBody`) and return the bytes that were added."""
-        added = self.append((end,))
+    def seal(self, end: EndBody) -> int:
+        """Append the end entry and return the bytes that were added."""
+        added = self.append((encode_end(end),))
         self.end = end
         return added
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Another owner carries the log on: entries from `next` on belong to its epoch.
+
+        Raises RuntimeError for an epoch that is not newer, and on a sealed log.
+        """
+        if epoch <= self.epoch or self.end is not None:
+            raise RuntimeError(f"epoch {epoch} cannot follow epoch {self.epoch} of this log")
+        self._older = (*self._older, (self.epoch, self.next))
+        self.epoch = epoch
 
     def trim(self) -> int:
         """Drop what every cursor has consumed, and return the bytes that were freed.
@@ -124,13 +143,19 @@ class Log:
                 return entries[: max(count, 1)]
         raise AssertionError("unreachable")  # pragma: no cover
 
-    def check(self, after: int, epoch: int | None = None) -> None:
-        """Raise unless a reader that has everything up to `after` can be served whole.
+    def check(self, position: Position) -> None:
+        """Raise unless a reader at this position can be served whole.
 
         Raises `UnknownEpoch`, `AheadOfLog` or `LogTrimmed`: resume is whole or refused, never a silent gap.
         """
-        if epoch is not None and not 1 <= epoch <= self.epoch:
-            raise UnknownEpoch(f"the log is in epoch {self.epoch}; epoch {epoch} is unknown", param="epoch")
+        after, epoch = position
+        if epoch is not None and epoch != self.epoch:
+            if not 1 <= epoch <= self.epoch:
+                raise UnknownEpoch(f"the log is in epoch {self.epoch}; epoch {epoch} is unknown", param="epoch")
+            # What an earlier owner wrote behind the place where a later one took over is no part of this log.
+            stop = next((stop for older, stop in self._older if older >= epoch), self.next)
+            if after >= stop:
+                raise AheadOfLog(f"epoch {epoch} ended with entry {stop - 1}; `after` is {after}", param="after")
         if after >= self.next:
             raise AheadOfLog(f"the log's last entry is {self.next - 1}; `after` is {after}", param="after")
         if after + 1 < self.first:
@@ -139,31 +164,31 @@ class Log:
                 param="after",
             )
 
-    def cursor(self, after: int = -1, *, epoch: int | None = None, credit: int | None = None) -> Cursor:
-        """Attach a cursor that continues after entry `after`; raises like `check`."""
-        self.check(after, epoch)
-        cursor = Cursor(self, after, credit)
+    def cursor(self, position: Position = START, *, credit: int | None = None) -> Cursor:
+        """Attach a cursor that continues after the position; raises like `check`."""
+        self.check(position)
+        cursor = Cursor(self, position.seq, credit)
         self.cursors.add(cursor)
         return cursor
 
-    def render(self, start: int, max_bytes: int) -> tuple[int, bytes]:
-        """Return the position after a batch from `start`, and the batch as one protocol message.
+    def render(self, framing: Framing, start: int, max_bytes: int) -> tuple[int, bytes]:
+        """Return the position after a batch from `start`, and the batch as the framing writes it.
 
-        The end entry is a message of its own. Readers at the same place share one rendering.
+        The end entry is written by itself. Readers of one form at the same place share one rendering.
         """
         span, rendered = self._rendered_span, self._rendered
-        if span[0] == start and span[1] == self.next and len(rendered) <= max_bytes:
+        if span[0] == start and span[1] == self.next and framing is self._framing and len(rendered) <= max_bytes:
             return span[1], rendered
         if self.end is not None and start == self.next - 1:
-            return self.next, end_message(self.stream, start, self.end)
+            return self.next, framing.end(self.stream, self.epoch, start, self.newest, self.end)
         entries = self.slice(start, max_bytes)
         stop = start + len(entries)
         if self.end is not None and stop == self.next:
             entries.pop()
             stop -= 1
-        message = entries_message(self.stream, start, entries)
+        message = framing.entries(self.stream, self.epoch, start, entries)
         if len(self.cursors) > 1:
-            self._rendered_span, self._rendered = (start, stop), message
+            self._framing, self._rendered_span, self._rendered = framing, (start, stop), message
         return stop, message
 
 
@@ -200,8 +225,8 @@ class Cursor:
         """Whether the end entry was read."""
         return self.log.end is not None and self.position >= self.log.next
 
-    def read(self, max_bytes: int) -> bytes | None:
-        """Return the next entries as one protocol message of about `max_bytes`, None where nothing is due.
+    def read(self, framing: Framing, max_bytes: int) -> bytes | None:
+        """Return the next entries, about `max_bytes` of them, as the framing writes them; None where none is due.
 
         A single larger entry is returned whole, and may take the credit below zero.
         """
@@ -215,9 +240,9 @@ class Cursor:
             self.position = start + 1
             if credit is not None:
                 self.credit = credit - len(entry)
-            return b'{"type":"event","stream":"%b","seq":%d,"data":%b}' % (log.stream, start, entry)
+            return framing.entries(log.stream, log.epoch, start, (entry,))
         if credit is None or self._is_at_end:
-            self.position, message = log.render(start, max_bytes)
+            self.position, message = log.render(framing, start, max_bytes)
             return message
         if credit <= 0:
             return None
@@ -226,7 +251,7 @@ class Cursor:
             entries.pop()
         self.position = start + len(entries)
         self.credit = credit - sum(map(len, entries))
-        return entries_message(log.stream, start, entries)
+        return framing.entries(log.stream, log.epoch, start, entries)
 
     def read_payloads(self, max_bytes: int) -> list[bytes]:
         """Return the payloads of the next entries, the end entry's included; for readers outside the protocol."""

@@ -6,6 +6,8 @@ What an event means, and when a connection is made again, is left to others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 _BOM = b"\xef\xbb\xbf"
@@ -243,3 +245,16 @@ def _field_value(value: bytes) -> bytes:
     if _LF in value or _CR in value:
         raise ValueError(f"a field of an event must be one line: {value!r}")
     return value
+
+
+def write_entries(epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
+    """Write entries as one event each, with the id `<epoch>-<number>`."""
+    prefix = b"id: %d-" % epoch
+    out = []
+    for seq, payload in enumerate(payloads, first):
+        # A payload is JSON; only a line end in it, legal between tokens, needs the general writer.
+        if b"\n" in payload or b"\r" in payload:
+            out.append(write_event(payload, id=b"%d-%d" % (epoch, seq)))
+        else:
+            out.append(b"%b%d\ndata: %b\n\n" % (prefix, seq, payload))
+    return b"".join(out)

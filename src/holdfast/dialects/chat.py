@@ -1,38 +1,37 @@
-"""OpenAI-compatible chat completions: what is sent, and what the bytes that come back mean.
+"""OpenAI-compatible chat completions, `POST /v1/chat/completions`.
 
-Pure: it turns requests into `HttpRequest`s and response bytes into log entries. Entries are the provider's events
-to the letter; they are checked, not re-encoded.
+Entries of a streamed answer are the provider's chunks to the letter: they are checked, not encoded again. An
+answer that is not streamed is one entry, the completion. Its reference is OpenAI's "Create chat completion".
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 
+from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
-from holdfast.core.session.messages import Usage
-from holdfast.core.sse import EventSplitter, EventTooLarge
-from holdfast.errors import InvalidRequest, UpstreamError, UpstreamMalformed, UpstreamStatus, UpstreamTruncated
+from holdfast.core.sse import EventSplitter, EventTooLarge, write_entries, write_event
+from holdfast.dialects.ask import Ask, Bounds
+from holdfast.dialects.dialect import AnswerReader
+from holdfast.dialects.failure import end_error, end_http_status
+from holdfast.errors import (
+    HoldfastError,
+    InvalidRequest,
+    UpstreamError,
+    UpstreamMalformed,
+    UpstreamStatus,
+    UpstreamTruncated,
+)
 
 _DONE = b"[DONE]"
-
-
-class ChatRequest(msgspec.Struct, frozen=True):
-    """What the gateway itself needs of a chat request; `body` is all of it, unknown fields included."""
-
-    model: str
-    stream: bool
-    body: dict[str, Any]
-    #: Whether the caller asked for the usage chunk.
-    wants_usage: bool
-    #: SHA-256 of the request as it came: tells a repetition from another request under the same id.
-    digest: bytes
-    #: Length of the request as it came, in bytes or characters; an estimate of its tokens is made of it.
-    size: int = 0
+#: Both bound the answer; which of them a provider reads is the provider's matter, so the larger one counts.
+_OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")
+#: Parts of a message whose encoded size says nothing about their tokens.
+_MEDIA = frozenset({"image_url", "input_audio", "file", "image", "document"})
 
 
 class _Known(msgspec.Struct):
@@ -42,83 +41,44 @@ class _Known(msgspec.Struct):
     stream_options: dict[str, Any] | None = None
 
 
-def parse_request(raw: bytes | str, *, stream: bool | None = None) -> ChatRequest:
-    """Check a chat request and keep it whole. `stream` overrides the request's own field.
+class ChatOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`options` of a provider with `api = "chat"`."""
 
-    Raises `InvalidRequest` that names the field and what was expected.
-    """
-    try:
-        body = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-        raise InvalidRequest(f"the body is not valid JSON: {exc}") from exc
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        known = msgspec.convert(body, _Known)
-    except msgspec.ValidationError as exc:
-        text, _, place = str(exc).partition(" - at `$.")
-        place = place.rstrip("`")
-        if text.startswith("Object missing required field `"):
-            place = text.split("`")[1]
-            raise InvalidRequest(f"`{place}` is missing", param=place) from exc
-        raise InvalidRequest(f"`{place}`: {text[:1].lower()}{text[1:]}", param=place) from exc
-    if not known.messages:
-        raise InvalidRequest("`messages` must hold at least one message", param="messages")
-    if not known.model:
-        raise InvalidRequest("`model` must name a model", param="model")
-    streaming = bool(known.stream) if stream is None else stream
-    options = known.stream_options or {}
-    digest = hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest()
-    return ChatRequest(known.model, streaming, body, bool(options.get("include_usage")), digest, len(raw))
-
-
-class Endpoint:
-    """How to ask one provider for a completion."""
-
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        api_key: str | None,
-        headers: dict[str, str],
-        stream_usage: bool,
-        requires_finish_reason: bool = True,
-    ) -> None:
-        self._path = urlsplit(base_url).path.rstrip("/")
-        self._stream_usage = stream_usage
-        self.requires_finish_reason = requires_finish_reason
-        self._headers: Headers = [(b"content-type", b"application/json"), (b"user-agent", b"holdfast")]
-        if api_key:
-            self._headers.append((b"authorization", b"Bearer " + api_key.encode()))
-        self._headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-    def completion(self, request: ChatRequest, model: str, *, stream_id: str) -> HttpRequest:
-        """Make the request for a completion. `stream_id` lets the provider's logs be matched with ours.
-
-        They get it without its prefix: servers exist that refuse a request whose `x-request-id` is not a UUID.
-        """
-        body = dict(request.body)
-        body["model"] = model
-        body["stream"] = request.stream
-        if not request.stream:
-            body.pop("stream_options", None)
-        elif self._stream_usage:
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        headers = [
-            *self._headers,
-            (b"accept", b"text/event-stream" if request.stream else b"application/json"),
-            (b"x-request-id", stream_id.removeprefix("st_").encode()),
-        ]
-        return HttpRequest("POST", f"{self._path}/chat/completions", headers, msgspec.json.encode(body))
+    stream_usage: Annotated[
+        bool, msgspec.Meta(description="Ask for usage on every stream (`stream_options.include_usage`).")
+    ] = True
+    requires_finish_reason: Annotated[
+        bool,
+        msgspec.Meta(
+            description="A streamed answer that ends without a `finish_reason` is `incomplete`. Switch it off for "
+            "a provider that never sends one."
+        ),
+    ] = True
 
 
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
 class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: Usage | None = None
+    usage: _Usage | None = None
     error: Any = None
 
 
@@ -150,14 +110,17 @@ class StreamReader:
         "error",
         "finish_reason",
         "is_finished",
+        "units",
         "usage",
     )
+    content_type = b"text/event-stream"
 
     def __init__(self, *, max_event: int, hide_usage: bool, requires_finish_reason: bool = True) -> None:
         self._splitter = EventSplitter(max_event=max_event)
         self._hide_usage = hide_usage
         self._requires_finish_reason = requires_finish_reason
         self._has_answer = False
+        self.units = 0
         self.is_finished = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
@@ -200,28 +163,32 @@ class StreamReader:
                 if choices[0].finish_reason is not None:
                     self.finish_reason = choices[0].finish_reason
             if chunk.usage is not None:
-                self.usage = chunk.usage
+                self.usage = _usage(chunk.usage)
                 if self._hide_usage and not choices:
                     continue
             # Leading and trailing white space is no part of the entry: both sides count credit in its bytes.
             entries.append(payload.strip())
+        self.units += len(entries)
         return entries
 
-    def end(self) -> None:
+    def end(self) -> list[bytes]:
         """The body is over: without the terminal event the answer is truncated, whatever was received."""
         if not self.is_finished and self.error is None:
             self.error = UpstreamTruncated()
+        return []
 
 
 class CompletionReader:
     """Reads one answer that is not streamed: a single JSON object, kept to the letter as one entry."""
 
-    __slots__ = ("_chunks", "_max_size", "_size", "error", "finish_reason", "is_finished", "usage")
+    __slots__ = ("_chunks", "_max_size", "_size", "error", "finish_reason", "is_finished", "units", "usage")
+    content_type = b"application/json"
 
     def __init__(self, *, max_size: int) -> None:
         self._chunks: list[bytes] = []
         self._max_size = max_size
         self._size = 0
+        self.units = 0
         self.is_finished = False
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
@@ -235,29 +202,38 @@ class CompletionReader:
             self.error = UpstreamMalformed(f"the provider's answer is larger than {self._max_size} bytes")
         return []
 
-    def end(self) -> bytes | None:
+    def end(self) -> list[bytes]:
         """The body is over: return it as an entry where it is a completion, else set `error`."""
+        if self.error is not None:
+            return []
         body = b"".join(self._chunks).strip()
         try:
             body.decode()
             completion = _decode_chunk(body)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
             self.error = UpstreamMalformed(f"the provider's answer is not a chat completion: {exc}")
-            return None
+            return []
         if completion.error is not None:
             self.error = UpstreamError(_error_text(body) or "the provider reported an error")
-            return None
-        self.usage = completion.usage
+            return []
+        if completion.usage is not None:
+            self.usage = _usage(completion.usage)
         if completion.choices:
             self.finish_reason = completion.choices[0].finish_reason
+        self.units = 1
         self.is_finished = True
-        return body
+        return [body]
 
 
-def status_error(status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
-    """Make the error for an answer with an error status; the provider's own message is kept."""
-    text = _error_text(body) or f"the provider answered with status {status}"
-    return UpstreamStatus(text, status=status, retry_after=retry_after, body=body)
+def _usage(usage: _Usage) -> Usage:
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        cached_tokens=(prompt and prompt.cached_tokens) or 0,
+        reasoning_tokens=(completion and completion.reasoning_tokens) or 0,
+    )
 
 
 def _error_text(body: bytes) -> str | None:
@@ -268,3 +244,143 @@ def _error_text(body: bytes) -> str | None:
     if isinstance(error, str):
         return error[:1000]
     return error.message[:1000] if error is not None and error.message else None
+
+
+class ChatFraming:
+    """Chat completions as Server-Sent Events, as OpenAI's SDKs read them.
+
+    `[DONE]` follows a completed answer, an `error` object any other. Each event carries the id `<epoch>-<number>`.
+    """
+
+    __slots__ = ()
+    starts_at_once = False
+
+    def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
+        return write_entries(epoch, first, payloads)
+
+    def end(self, stream: bytes, epoch: int, seq: int, payload: bytes, end: EndBody) -> bytes:
+        id_ = b"%d-%d" % (epoch, seq)
+        if end.status == "completed":
+            return write_event(_DONE, id=id_)
+        return write_event(error_body(end_error(end), end_http_status(end)), id=id_)
+
+    def failure(self, error: HoldfastError) -> bytes | None:
+        return write_event(error_body(error, error.http_status))
+
+
+def error_body(error: HoldfastError, status: int) -> bytes:
+    """Write an error in the shape of OpenAI's API, so that its SDKs read it."""
+    kind = "invalid_request_error" if status < 500 and status != 429 else "api_error"
+    detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    return msgspec.json.encode({"error": detail})
+
+
+class ChatDialect:
+    """The dialect `chat`."""
+
+    name = "chat"
+    framing = ChatFraming()
+
+    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
+        try:
+            body = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+            raise InvalidRequest(f"the body is not valid JSON: {exc}") from exc
+        if not isinstance(body, dict):
+            raise InvalidRequest("the body must be a JSON object")
+        try:
+            known = msgspec.convert(body, _Known)
+        except msgspec.ValidationError as exc:
+            text, _, place = str(exc).partition(" - at `$.")
+            place = place.rstrip("`")
+            if text.startswith("Object missing required field `"):
+                place = text.split("`")[1]
+                raise InvalidRequest(f"`{place}` is missing", param=place) from exc
+            raise InvalidRequest(f"`{place}`: {text[:1].lower()}{text[1:]}", param=place) from exc
+        if not known.messages:
+            raise InvalidRequest("`messages` must hold at least one message", param="messages")
+        if not known.model:
+            raise InvalidRequest("`model` must name a model", param="model")
+        options = known.stream_options or {}
+        return Ask(
+            dialect=self.name,
+            model=known.model,
+            stream=bool(known.stream) if stream is None else stream,
+            body=body,
+            digest=hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest(),
+            bounds=_bounds(body, known.messages, len(raw)),
+            wants_usage=bool(options.get("include_usage")),
+        )
+
+    def prompt_of(self, ask: Ask) -> object:
+        return ask.body["messages"]
+
+    def error_body(self, error: HoldfastError, status: int) -> bytes:
+        return error_body(error, status)
+
+    def options(self, raw: Mapping[str, Any]) -> ChatOptions:
+        return msgspec.convert(raw, ChatOptions)
+
+    def credentials(self, key: str) -> Headers:
+        return [(b"authorization", b"Bearer " + key.encode())]
+
+    def request(self, ask: Ask, model: str, options: ChatOptions, *, path: str, stream_id: str) -> HttpRequest:
+        body = dict(ask.body)
+        body["model"] = model
+        body["stream"] = ask.stream
+        if not ask.stream:
+            body.pop("stream_options", None)
+        elif options.stream_usage:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"accept", b"text/event-stream" if ask.stream else b"application/json"),
+            # Without its prefix: servers exist that refuse an `x-request-id` that is no UUID.
+            (b"x-request-id", stream_id.removeprefix("st_").encode()),
+        ]
+        return HttpRequest("POST", f"{path}/chat/completions", headers, msgspec.json.encode(body))
+
+    def reader(self, ask: Ask, options: ChatOptions, *, max_entry: int) -> AnswerReader:
+        if not ask.stream:
+            return CompletionReader(max_size=max_entry)
+        return StreamReader(
+            max_event=max_entry,
+            hide_usage=not ask.wants_usage,
+            requires_finish_reason=options.requires_finish_reason,
+        )
+
+    def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
+        text = _error_text(body) or f"the provider answered with status {status}"
+        return UpstreamStatus(text, status=status, retry_after=retry_after, body=body)
+
+
+def _bounds(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], size: int) -> Bounds:
+    asked = {name: body[name] for name in _OUTPUT_FIELDS if body.get(name) is not None}
+    choices = body.get("n")
+    counts = [*asked.items(), *([] if choices is None else [("n", choices)])]
+    unclear = next((name for name, value in counts if not _is_count(value)), None)
+    clear = {name: value for name, value in asked.items() if _is_count(value)}
+    largest = max(clear, key=lambda name: clear[name], default="max_tokens")
+    media = 0
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") in _MEDIA:
+                media += 1
+                size -= len(msgspec.json.encode(part))
+    return Bounds(
+        max_output=clear.get(largest),
+        choices=choices if type(choices) is int and choices > 0 else 1,
+        media=media,
+        size=max(size, 0),
+        output_field=largest,
+        choices_field="n",
+        unclear=unclear,
+    )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+CHAT = ChatDialect()

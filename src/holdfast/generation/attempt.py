@@ -11,7 +11,7 @@ import time
 from holdfast.core.breaker import Pass
 from holdfast.core.http.request import Headers
 from holdfast.core.retry import parse_retry_after
-from holdfast.dialects.chat import ChatRequest, CompletionReader, StreamReader, status_error
+from holdfast.dialects.ask import Ask
 from holdfast.errors import (
     FirstByteTimeout,
     IdleTimeout,
@@ -37,6 +37,7 @@ class Attempt:
     """
 
     __slots__ = (
+        "_ask",
         "_call",
         "_deadline",
         "_error_body",
@@ -46,13 +47,14 @@ class Attempt:
         "_lease",
         "_outcome",
         "_paused",
-        "_reader",
+        "_request",
         "_retry_after",
         "_stream",
         "_target",
         "_timers",
         "_watch",
         "has_answered",
+        "reader",
         "started",
         "status",
     )
@@ -60,7 +62,7 @@ class Attempt:
     def __init__(
         self,
         stream: Stream,
-        request: ChatRequest,
+        ask: Ask,
         target: Target,
         timers: Timers,
         *,
@@ -68,15 +70,9 @@ class Attempt:
         lease: EndpointLease | None,
         deadline: float,
     ) -> None:
-        max_event = stream.log.max_bytes
-        self._reader: StreamReader | CompletionReader = (
-            StreamReader(
-                max_event=max_event,
-                hide_usage=not request.wants_usage,
-                requires_finish_reason=target.endpoint.requires_finish_reason,
-            )
-            if request.stream
-            else CompletionReader(max_size=max_event)
+        self._ask = ask
+        self._request, self.reader = target.endpoint.exchange(
+            ask, target.model, stream_id=stream.id, max_entry=stream.log.max_bytes
         )
         self._stream = stream
         self._target = target
@@ -97,18 +93,18 @@ class Attempt:
         self.has_answered = False
         self.status: int | None = None
 
-    async def run(self, request: ChatRequest) -> UpstreamError | None:
+    async def run(self) -> UpstreamError | None:
         """Try once. Returns None where the answer is complete, else what went wrong.
 
         Cancellation-safe: the provider's request is cancelled and the slot is freed.
         """
         stream, target = self._stream, self._target
-        http_request = target.endpoint.completion(request, target.model, stream_id=stream.id)
+        streaming = self._ask.stream
         try:
-            self._call = await target.upstream.send(http_request, self)
+            self._call = await target.upstream.send(self._request, self)
         except UpstreamError as exc:
             return exc
-        if self._lease is not None and request.stream:
+        if self._lease is not None and streaming:
             # From here, since waiting for a connection is not the provider's time. An answer that is not streamed
             # begins when it has ended, which tells nothing.
             self._lease.begin()
@@ -116,7 +112,7 @@ class Attempt:
             self._call.pause()
         stream.on_relief = self._resume
         self._last_read = self._timers.now()
-        self._watch_deadlines(streaming=request.stream)
+        self._watch_deadlines(streaming=streaming)
         is_complete = False
         try:
             error = await self._outcome
@@ -131,10 +127,6 @@ class Attempt:
             else:
                 self._call.cancel()
 
-    @property
-    def reader(self) -> StreamReader | CompletionReader:
-        return self._reader
-
     # -- the response --
 
     def response_received(self, status: int, headers: Headers) -> None:
@@ -144,7 +136,7 @@ class Attempt:
             self._retry_after = _retry_after(headers)
             return
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        expected = b"text/event-stream" if isinstance(self._reader, StreamReader) else b"application/json"
+        expected = self.reader.content_type
         if not content_type.lower().startswith(expected):
             self._settle(
                 UpstreamMalformed(
@@ -163,7 +155,7 @@ class Attempt:
             if len(self._error_body) < _MAX_ERROR_BODY:
                 self._error_body += b"".join(chunks)
             return
-        reader, stream = self._reader, self._stream
+        reader, stream = self.reader, self._stream
         entries = reader.receive(chunks)
         if entries:
             if not self.has_answered:
@@ -182,17 +174,14 @@ class Attempt:
                 self._call.pause()
 
     def response_ended(self) -> None:
-        reader = self._reader
+        reader = self.reader
         if self.status is not None and self._error_body is not None:
             body = bytes(self._error_body[:_MAX_ERROR_BODY])
-            self._settle(status_error(self.status, body, retry_after=self._retry_after))
+            self._settle(self._target.endpoint.status_error(self.status, body, retry_after=self._retry_after))
             return
-        if isinstance(reader, CompletionReader):
-            body_or_none = reader.end() if reader.error is None else None
-            if body_or_none is not None:
-                self._stream.append([body_or_none])
-        else:
-            reader.end()
+        entries = reader.end()
+        if entries:
+            self._stream.append(entries)
         self._settle(reader.error)
 
     def response_failed(self, error: UpstreamError) -> None:

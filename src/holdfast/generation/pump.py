@@ -9,9 +9,9 @@ import asyncio
 import logging
 from typing import Final
 
+from holdfast.core.entries import AttemptRecord
 from holdfast.core.retry import RoutePlan, Step
-from holdfast.core.session.messages import AttemptRecord
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Ask
 from holdfast.errors import (
     Cancelled,
     CircuitOpen,
@@ -44,9 +44,9 @@ _NOT_SENT_AGAIN: Final = (
 class Pump:
     """Runs one stream's generation to its end, over as many attempts as the route allows."""
 
-    def __init__(self, stream: Stream, request: ChatRequest, route: Route, timers: Timers, ticket: Ticket) -> None:
+    def __init__(self, stream: Stream, ask: Ask, route: Route, timers: Timers, ticket: Ticket) -> None:
         self._stream = stream
-        self._request = request
+        self._ask = ask
         self._route = route
         self._timers = timers
         self._ticket = ticket
@@ -159,10 +159,10 @@ class Pump:
             raise RuntimeError("a target was chosen that is left alone, or full")
         deadline = min(deadline, timers.now() + target.timeouts.total)
         attempt = Attempt(
-            self._stream, self._request, target, timers, granted=granted, lease=self._lease, deadline=deadline
+            self._stream, self._ask, target, timers, granted=granted, lease=self._lease, deadline=deadline
         )
         try:
-            error = await attempt.run(self._request)
+            error = await attempt.run()
         except BaseException:
             health.breaker.release(granted)
             self._record(target, attempt, "cancelled", unconfirmed=False)

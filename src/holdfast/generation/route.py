@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from holdfast.config import RetryConfig, TimeoutsConfig
 from holdfast.core.retry import RetryLimits, RoutePlan, order_route
-from holdfast.dialects.chat import Endpoint
+from holdfast.dialects.endpoint import Endpoint
 from holdfast.upstream.call import Upstream
 from holdfast.upstream.capacity import Capacity, EndpointLease
 from holdfast.upstream.health import Health

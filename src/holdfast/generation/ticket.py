@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from holdfast.core.entries import Usage
 from holdfast.core.limits.fair_queue import Turn
-from holdfast.core.session.messages import Usage
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Ask
 from holdfast.upstream.capacity import EndpointLease, Endpoints
 
 
@@ -27,10 +27,10 @@ class Ticket(Protocol):
     def rejoin(self, endpoints: Endpoints, turn: Turn) -> bool:
         """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
 
-    def close(self, usage: Usage | None, entries: int) -> None:
+    def close(self, usage: Usage | None, units: int) -> None:
         """Give everything back, and settle what was used. Idempotent.
 
-        `entries` counts what was delivered, for an answer without `usage`.
+        `units` counts about what was delivered, for an answer without `usage`.
         """
 
 
@@ -48,5 +48,5 @@ class Caller:
 
 
 class Admission(Protocol):
-    def enter(self, tenant: str, key: str | None, request: ChatRequest) -> Ticket:
+    def enter(self, tenant: str, key: str | None, ask: Ask) -> Ticket:
         """Let a request in, or give it a place in the queue. Raises what refuses it; then nothing is held."""

@@ -19,6 +19,7 @@ from holdfast.admission.limiter import network_of
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
+from holdfast.core.entries import START, Position, encode_end
 from holdfast.core.limits.rate_limit import ArrivalRates
 from holdfast.core.log import Cursor
 from holdfast.core.session.messages import SUBPROTOCOL
@@ -28,7 +29,9 @@ from holdfast.core.websocket.handshake import (
     offered_subprotocols,
     switching_protocols,
 )
-from holdfast.dialects.chat import parse_request
+from holdfast.dialects.chat import CHAT
+from holdfast.dialects.dialect import SseFraming
+from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import (
     Draining,
     HoldfastError,
@@ -41,7 +44,7 @@ from holdfast.errors import (
 from holdfast.generation.ticket import Caller
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import HEADERS as SSE_HEADERS
-from holdfast.server.delivery.sse import SseReader, end_error, end_http_status
+from holdfast.server.delivery.sse import STREAMS_FRAMING, SseReader
 from holdfast.server.listener.exchange import Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection
 from holdfast.server.routes import Handler, Routes
@@ -291,7 +294,7 @@ class Api:
     # -- generations --
 
     async def _chat_completions(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
-        chat = parse_request(request.body)
+        chat = CHAT.parse(request.body)
         policy = request.header(b"holdfast-on-disconnect")
         if policy not in (None, "cancel", "continue"):
             raise InvalidRequest(
@@ -302,7 +305,7 @@ class Api:
             name, request_id = "idempotency-key", request.header(b"idempotency-key")
         if request_id is not None and not 1 <= len(request_id) <= 256:
             raise InvalidRequest(f"{name} must have 1 to 256 characters", param=name)
-        principal.authorize(chat.model, chat.body, time.time())
+        principal.authorize(chat.model, chat.bounds, time.time())
         caller = Caller(principal.tenant, principal.key_id, exchange.connection_number)
         try:
             stream, _duplicate = self._registry.create(
@@ -316,7 +319,7 @@ class Api:
         finally:  # a refusal tells what is left as well
             exchange.headers += self._admission.headers(caller.tenant, caller.key)
         if chat.stream:
-            self._stream_sse(stream, exchange, completions=True)
+            self._stream_sse(stream, exchange, framing=CHAT.framing)
         else:
             await self._answer_whole(stream, exchange)
 
@@ -325,18 +328,16 @@ class Api:
         stream: Stream,
         exchange: Exchange,
         *,
-        after: int = -1,
-        epoch: int | None = None,
-        completions: bool,
+        position: Position = START,
+        framing: SseFraming,
     ) -> None:
         SseReader(
             stream,
             exchange,
             self._timers,
             self._flusher,
-            after=after,
-            epoch=epoch,
-            completions=completions,
+            position=position,
+            framing=framing,
             keep_alive=self._limits.sse_keep_alive,
         )
 
@@ -361,11 +362,11 @@ class Api:
         self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
     ) -> None:
         stream = self._registry.get(principal.owner, stream_id)
-        epoch, after = _cursor_of(request)
+        position = _position_of(request)
         live = request.query.get("live", "sse")
         timeout = _poll_timeout(request)
-        stream.log.check(after, epoch)
-        has_all = after == stream.log.next - 1
+        stream.log.check(position)
+        has_all = position.seq == stream.log.next - 1
         if live == "sse":
             if stream.is_ended and has_all:
                 # An EventSource reconnects after every end, and stops only at 204 (HTML section 9.2.3).
@@ -374,12 +375,12 @@ class Api:
                 exchange.start(200, [*SSE_HEADERS, (b"holdfast-stream-id", stream.id.encode())])
                 exchange.end()
             else:
-                self._stream_sse(stream, exchange, after=after, epoch=epoch, completions=False)
+                self._stream_sse(stream, exchange, position=position, framing=STREAMS_FRAMING)
         elif live in ("none", "long-poll"):
             if live == "long-poll" and has_all and not stream.is_ended:
-                await Waiter(stream, exchange, after=after).wait_for_entry(timeout)
+                await Waiter(stream, exchange, position).wait_for_entry(timeout)
             if not exchange.is_complete:
-                _respond_entries(stream, exchange, after)
+                _respond_entries(stream, exchange, position.seq)
         else:
             raise InvalidRequest("`live` must be `sse`, `long-poll` or `none`", param="live")
 
@@ -395,11 +396,11 @@ class Api:
 class Waiter:
     """Waits on a stream on behalf of one exchange; the client's leaving ends the wait."""
 
-    def __init__(self, stream: Stream, exchange: Exchange, *, after: int = -1) -> None:
+    def __init__(self, stream: Stream, exchange: Exchange, position: Position = START) -> None:
         self._stream = stream
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wants_end = False
-        self._cursor = stream.attach(self, after=after)
+        self._cursor = stream.attach(self, position)
         self._exchange = exchange
         exchange.on_disconnect = self._disconnected
         exchange.on_revoked = self._revoked
@@ -453,21 +454,21 @@ def _respond_entries(stream: Stream, exchange: Exchange, after: int) -> None:
         200,
         JSON,
         b'{"stream":"%b","status":"%b","epoch":%d,"next":%d,"entries":[%b],"end":%b}'
-        % (log.stream, status.encode(), log.epoch, stop, entries, end or b"null"),
+        % (log.stream, status.encode(), log.epoch, stop, entries, b"null" if end is None else encode_end(end)),
     )
 
 
-def _cursor_of(request: Request) -> tuple[int | None, int]:
+def _position_of(request: Request) -> Position:
     """The reader's place: `Last-Event-ID` first, since an EventSource keeps its URL when it comes back."""
     name, value = "last-event-id", request.header(b"last-event-id")
     if not value:
         name, value = "after", request.query.get("after")
     if not value:
-        return None, -1
+        return START
     match = _CURSOR.fullmatch(value)
     if match is None:
         raise InvalidRequest(f"`{name}` must be a sequence number, or `<epoch>-<number>`", param=name)
-    return (int(match[1]) if match[1] else None), int(match[2])
+    return Position(int(match[2]), int(match[1]) if match[1] else None)
 
 
 def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:

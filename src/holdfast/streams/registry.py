@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 from holdfast.config import StreamsConfig
+from holdfast.core.entries import Owner
 from holdfast.core.log import Log
-from holdfast.dialects.chat import ChatRequest
+from holdfast.dialects.ask import Ask
 from holdfast.errors import (
     Cancelled,
     Draining,
@@ -27,6 +29,10 @@ from holdfast.streams.memory import LogMemory
 from holdfast.streams.request_log import RequestLog
 from holdfast.streams.stream import Origin, Stream
 from holdfast.timers import Timers
+
+_T = TypeVar("_T")
+#: Is called once with what was asked for: in the same turn, unless it has to be looked up elsewhere.
+Done: TypeAlias = Callable[[_T], None]
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,7 +59,7 @@ class Registry:
         self._admission = admission
         self._tickets: dict[str, Ticket] = {}
         self._streams: dict[str, Stream] = {}
-        self._by_request: dict[tuple[str, str], Stream] = {}
+        self._by_request: dict[tuple[Owner, str], Stream] = {}
         # Ended streams in the order of their end: the first to go when memory runs short.
         self._ended: dict[str, Stream] = {}
         self._pumps: dict[str, asyncio.Task[None]] = {}
@@ -79,8 +85,8 @@ class Registry:
 
     def create(
         self,
-        owner: str,
-        request: ChatRequest,
+        owner: Owner,
+        ask: Ask,
         *,
         request_id: str | None = None,
         detach_grace: float,
@@ -94,37 +100,37 @@ class Registry:
         (same id, other request), `RateLimited`, `QueueFull`, `Overloaded` or `Draining`; then nothing was sent to
         a provider.
         """
-        caller = caller or Caller(owner)
+        caller = caller or Caller(owner.tenant)
         try:
-            stream, is_known = self._create(owner, request, request_id, detach_grace, caller)
+            stream, is_known = self._create(owner, ask, request_id, detach_grace, caller)
         except HoldfastError as exc:
-            self.requests.refused(caller, request, request_id, exc)
+            self.requests.refused(caller, ask, request_id, exc)
             raise
         stream.keeps_running |= keeps_running
         if not is_known:
-            self.requests.accepted(stream, request)
+            self.requests.accepted(stream, ask)
         return stream, is_known
 
     def _create(
-        self, owner: str, request: ChatRequest, request_id: str | None, detach_grace: float, caller: Caller
+        self, owner: Owner, ask: Ask, request_id: str | None, detach_grace: float, caller: Caller
     ) -> tuple[Stream, bool]:
         # Over a session the same bytes ask for a stream that over HTTP ask for a whole answer.
-        digest = request.digest + (b"stream" if request.stream else b"whole")
+        digest = ask.digest + (b"stream" if ask.stream else b"whole")
         if request_id is not None:
             known = self._by_request.get((owner, request_id))
             if known is not None:
                 if known.origin.digest != digest:
                     raise DuplicateRequest(param="request_id")
                 return known, True
-        route = self._models.get(request.model)
+        route = self._models.get(ask.model)
         if route is None:
-            raise UnknownModel(f"there is no model {request.model[:100]!r}; see GET /v1/models", param="model")
+            raise UnknownModel(f"there is no model {ask.model[:100]!r}; see GET /v1/models", param="model")
         self._check_room()
-        ticket = self._admission.enter(caller.tenant, caller.key, request)
+        ticket = self._admission.enter(caller.tenant, caller.key, ask)
         stream_id = "st_" + secrets.token_hex(16)
         stream = Stream(
             stream_id=stream_id,
-            origin=Origin(owner, request_id or stream_id, request.model, digest),
+            origin=Origin(owner, request_id or stream_id, ask.model, digest),
             log=Log(stream_id, max_bytes=self._config.log_bytes),
             memory=self.memory,
             detach_grace=detach_grace,
@@ -138,15 +144,15 @@ class Registry:
         self.memory.running += 1
         self._tickets[stream_id] = ticket
         if ticket.position is None:
-            self._start(stream, request, route, ticket)
+            self._start(stream, ask, route, ticket)
         else:
             stream.queue_position = ticket.position
             stream.on_abandoned = lambda: stream.finish("cancelled", error=Cancelled())
-            ticket.wait(_Turn(self, stream, request, route, ticket))
+            ticket.wait(_Turn(self, stream, ask, route, ticket))
         return stream, False
 
-    def _start(self, stream: Stream, request: ChatRequest, route: Route, ticket: Ticket) -> None:
-        task = Pump(stream, request, route, self._timers, ticket).start()
+    def _start(self, stream: Stream, ask: Ask, route: Route, ticket: Ticket) -> None:
+        task = Pump(stream, ask, route, self._timers, ticket).start()
         self._pumps[stream.id] = task
         task.add_done_callback(lambda _: self._pump_ended(stream))
 
@@ -163,20 +169,31 @@ class Registry:
         if ticket is not None:
             ticket.close(None if end is None else end.usage, stream.log.next - 1)
 
-    def get(self, owner: str, stream_id: str) -> Stream:
+    def get(self, owner: Owner, stream_id: str) -> Stream:
         """Find a stream of this owner. Raises `UnknownStream`, the same for an absent and a foreign one."""
         stream = self._streams.get(stream_id)
-        if stream is None or not is_owned(stream.origin.owner, owner):
+        if stream is None or not owner.may_read(stream.origin.owner):
             raise UnknownStream
         return stream
 
-    def find_request(self, owner: str, request_id: str) -> Stream | None:
-        return self._by_request.get((owner, request_id))
+    def open(self, owner: Owner, wanted: Sequence[str], done: Done[list[Stream | HoldfastError]]) -> None:
+        """Find streams that this owner may read: `done` gets one answer for each, in the same order."""
+        found: list[Stream | HoldfastError] = []
+        for stream_id in wanted:
+            try:
+                found.append(self.get(owner, stream_id))
+            except UnknownStream as exc:
+                found.append(exc)
+        done(found)
 
-    def acknowledged(self, owner: str, stream_id: str) -> None:
+    def find_request(self, owner: Owner, request_id: str, done: Done[Stream | None]) -> None:
+        """Find the stream that a request id has started."""
+        done(self._by_request.get((owner, request_id)))
+
+    def acknowledged(self, owner: Owner, stream_id: str) -> None:
         """The creator has the end: it is kept for the shorter retention."""
         stream = self._streams.get(stream_id)
-        if stream is not None and is_owned(stream.origin.owner, owner) and stream.is_ended:
+        if stream is not None and owner.may_read(stream.origin.owner) and stream.is_ended:
             self._schedule_expiry(stream, min(self._config.retention_acknowledged, self._config.retention))
 
     # -- bounds --
@@ -243,7 +260,7 @@ class Registry:
         """Streams that run, and those whose reader is gone and may yet come back for the end."""
         return sum(map(self._is_unfinished, self._streams.values()))
 
-    def has_unfinished(self, owner: str) -> bool:
+    def has_unfinished(self, owner: Owner) -> bool:
         return any(
             self._is_unfinished(stream) for stream in self._streams.values() if stream.origin.owner == owner
         )
@@ -283,30 +300,23 @@ class Registry:
         )
 
 
-def is_owned(owner: str, by: str) -> bool:
-    """Whether a caller who owns `by` owns this: a tenant owns what its subjects own, see `Principal.owner`."""
-    return owner == by or owner.startswith(f"{by}\n")
-
-
 class _Turn:
     """A stream that waits for its turn."""
 
-    __slots__ = ("_registry", "_request", "_route", "_stream", "_ticket")
+    __slots__ = ("_ask", "_registry", "_route", "_stream", "_ticket")
 
-    def __init__(
-        self, registry: Registry, stream: Stream, request: ChatRequest, route: Route, ticket: Ticket
-    ) -> None:
+    def __init__(self, registry: Registry, stream: Stream, ask: Ask, route: Route, ticket: Ticket) -> None:
         self._registry = registry
         self._stream = stream
-        self._request = request
+        self._ask = ask
         self._route = route
         self._ticket = ticket
 
     def start(self) -> None:
         self._stream.queue_position = None
         # The model may have another route by now.
-        route = self._registry._models.get(self._request.model, self._route)
-        self._registry._start(self._stream, self._request, route, self._ticket)
+        route = self._registry._models.get(self._ask.model, self._route)
+        self._registry._start(self._stream, self._ask, route, self._ticket)
 
     def expire(self, error: HoldfastError) -> None:
         self._stream.finish("failed", error=error)

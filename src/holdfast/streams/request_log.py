@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from holdfast.core.session.messages import AttemptRecord
-from holdfast.dialects.chat import ChatRequest
+from holdfast.core.entries import AttemptRecord
+from holdfast.dialects.ask import Ask
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
 from holdfast.generation.ticket import Caller
 from holdfast.streams.stream import Stream
@@ -23,15 +24,15 @@ class RequestLog:
     def __init__(self) -> None:
         self.content = False
 
-    def refused(self, caller: Caller, request: ChatRequest, request_id: str | None, error: HoldfastError) -> None:
+    def refused(self, caller: Caller, ask: Ask, request_id: str | None, error: HoldfastError) -> None:
         """Nothing was started."""
         if logger.isEnabledFor(logging.INFO):
-            fields = {"request": request_id, **_caller(caller), "model": request.model, "error": error.code}
+            fields = {"request": request_id, **_caller(caller), "model": ask.model, "error": error.code}
             _write(logging.INFO, "request refused", fields)
 
-    def accepted(self, stream: Stream, request: ChatRequest) -> None:
+    def accepted(self, stream: Stream, ask: Ask) -> None:
         if self.content and logger.isEnabledFor(logging.INFO):
-            _write(logging.INFO, "request content", {**_ids(stream), "prompt": request.body["messages"]})
+            _write(logging.INFO, "request content", {**_ids(stream), "prompt": CHAT.prompt_of(ask)})
 
     def ended(self, stream: Stream, now: float) -> None:
         end = stream.end

@@ -7,17 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from holdfast.core.entries import START, AttemptRecord, EndBody, EndStatus, Owner, Position, Usage, error_body
 from holdfast.core.log import Cursor, Log
-from holdfast.core.session.messages import (
-    AttemptRecord,
-    EndBody,
-    EndStatus,
-    StreamStatus,
-    Usage,
-    decode_end,
-    encode,
-    error_body,
-)
+from holdfast.core.session.messages import StreamStatus
 from holdfast.errors import Cancelled, HoldfastError
 from holdfast.generation.ticket import Caller
 from holdfast.streams.memory import LogMemory
@@ -39,7 +31,7 @@ class Reader(Protocol):
 class Origin:
     """Who asked for a generation, and for what. `digest` tells a repeated request from another one."""
 
-    owner: str
+    owner: Owner
     request_id: str
     model: str
     digest: bytes
@@ -123,15 +115,13 @@ class Stream:
 
     # -- readers --
 
-    def attach(
-        self, reader: Reader, *, after: int = -1, epoch: int | None = None, credit: int | None = None
-    ) -> Cursor:
-        """Give a reader a cursor behind entry `after`. Raises like `Log.check`: whole or refused."""
-        cursor = self.log.cursor(after, epoch=epoch, credit=credit)
+    def attach(self, reader: Reader, position: Position = START, *, credit: int | None = None) -> Cursor:
+        """Give a reader a cursor that continues after the position. Raises like `Log.check`: whole or refused."""
+        cursor = self.log.cursor(position, credit=credit)
         self._readers[cursor] = reader
         self._is_awaited = False
         # A reader that comes back at or behind its old cursor's acknowledged place takes over from it.
-        for parked in [parked for parked in self._parked if parked.consumed <= after]:
+        for parked in [parked for parked in self._parked if parked.consumed <= position.seq]:
             self._parked.remove(parked)
             parked.close()
         if not self._parked:
@@ -276,7 +266,7 @@ class Stream:
         self.ended_at = self._timers.now()
         self._is_awaited = bool(self._parked) and not self._readers and status != "cancelled"
         self._memory.waiting.discard(self)
-        self._memory.used += self.log.seal(encode(end))
+        self._memory.used += self.log.seal(end)
         self._memory.check()
         for cursor in self._parked:
             cursor.close()
@@ -298,7 +288,7 @@ class Stream:
 
     @property
     def end(self) -> EndBody | None:
-        return None if self.log.end is None else decode_end(self.log.end)
+        return self.log.end
 
 
 def _ignore(_: object) -> None:

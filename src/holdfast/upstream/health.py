@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from holdfast.config import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig
+from holdfast.config import BreakerConfig, ProbeConfig, RetryBudgetConfig
 from holdfast.core.breaker import Breaker, BreakerLimits, Pass
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.retry import RetryBudget
@@ -113,13 +113,9 @@ class Probe:
     """Asks a provider for a sign of health at each interval. It makes one task for the time of a check."""
 
     def __init__(
-        self, config: ProbeConfig, provider: ProviderConfig, upstream: Upstream, health: Health, timers: Timers
+        self, config: ProbeConfig, request: HttpRequest, upstream: Upstream, health: Health, timers: Timers
     ) -> None:
-        headers: Headers = [(b"user-agent", b"holdfast"), (b"accept", b"*/*")]
-        if provider.api_key:
-            headers.append((b"authorization", b"Bearer " + provider.api_key.encode()))
-        headers += [(name.lower().encode(), value.encode()) for name, value in provider.headers.items()]
-        self._request = HttpRequest("GET", config.path, headers)
+        self._request = request
         self._config = config
         self._upstream = upstream
         self._health = health

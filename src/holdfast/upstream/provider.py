@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from holdfast.config import ProviderConfig
-from holdfast.dialects.chat import Endpoint
+from holdfast.dialects.endpoint import Endpoint
+from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.timers import Timers
 from holdfast.upstream.capacity import Capacity
 from holdfast.upstream.health import Health, Probe
@@ -14,7 +15,9 @@ from holdfast.upstream.statistics import ProviderStatistics
 class Provider:
     """What all models of a provider share. Construct it inside a running event loop; `start`, then `aclose`."""
 
-    def __init__(self, name: str, config: ProviderConfig, timers: Timers) -> None:
+    def __init__(
+        self, name: str, config: ProviderConfig, timers: Timers, *, dialects: Dialects = DIALECTS
+    ) -> None:
         """Raises `ConfigError` for files or a proxy that cannot be used."""
         self.name = name
         self.config = config
@@ -24,15 +27,17 @@ class Provider:
         self.pool = Pool(config, timers)
         self.endpoint = Endpoint(
             base_url=config.base_url,
+            api=config.api,
             api_key=config.api_key,
             headers=config.headers,
-            stream_usage=config.stream_usage,
-            requires_finish_reason=config.requires_finish_reason,
+            options=config.options,
+            dialects=dialects,
         )
         self._timers = timers
         self._probe: Probe | None = None
         if config.probe is not None:
-            self._probe = Probe(config.probe, config, self.pool, self.health, timers)
+            request = self.endpoint.probe(config.probe.path)
+            self._probe = Probe(config.probe, request, self.pool, self.health, timers)
 
     def start(self) -> None:
         """Open the warm connections and begin the health checks."""

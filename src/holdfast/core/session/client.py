@@ -11,6 +11,7 @@ from itertools import islice
 
 import msgspec
 
+from holdfast.core.entries import ErrorBody, error_of
 from holdfast.core.session import messages as m
 from holdfast.core.session.client_stream import (
     ClientStream,
@@ -479,7 +480,7 @@ def _check_name(name: str, what: str) -> None:
     name.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
 
 
-def _error(body: m.ErrorBody | None) -> HoldfastError:
+def _error(body: ErrorBody | None) -> HoldfastError:
     if body is None:
         return from_wire("unknown_stream", "the server refused to resume the stream")
-    return m.error_of(body)
+    return error_of(body)

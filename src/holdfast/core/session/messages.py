@@ -1,16 +1,16 @@
-"""The messages of PROTOCOL.md: typed structs, strict decoding, and splicing of entries without decoding them.
+"""The messages of PROTOCOL.md: typed structs, and strict decoding.
 
 Nothing here knows who may send what when; that is `session_server` and `session_client`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from holdfast.errors import HoldfastError, InvalidMessage, from_wire
+from holdfast.core.entries import AttemptRecord, EndStatus, ErrorBody, Usage
+from holdfast.errors import HoldfastError, InvalidMessage
 
 SUBPROTOCOL: Final = "holdfast.v1"
 VERSION: Final = 1
@@ -27,7 +27,6 @@ MAX_CREDIT: Final = 2**31 - 1
 StreamStatus = Literal["queued", "running", "ended"]
 ResumeStatus = Literal["queued", "running", "ended", "refused"]
 StreamsOnGoaway = Literal["move", "stay"]
-EndStatus = Literal["completed", "failed", "incomplete", "cancelled"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Seq = Annotated[int, msgspec.Meta(ge=-1, le=MAX_SEQ)]
@@ -101,17 +100,6 @@ class Pong(Message, tag="pong"):
 # -- from the server -----------------------------------------------------------------------------------
 
 
-class ErrorBody(msgspec.Struct, omit_defaults=True):
-    """What went wrong. `retry_after` is in seconds; `status` is the provider's HTTP status, if it gave one."""
-
-    code: str
-    message: str
-    retryable: bool = False
-    retry_after: float | None = None
-    param: str | None = None
-    status: int | None = None
-
-
 class StreamState(msgspec.Struct, omit_defaults=True):
     """How one stream of a `hello` stands. `next` is the first sequence number that will be sent."""
 
@@ -183,37 +171,6 @@ class Events(Message, tag="events"):
     data: Annotated[list[msgspec.Raw], msgspec.Meta(min_length=1)]
 
 
-class Usage(msgspec.Struct, omit_defaults=True):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
-class AttemptRecord(msgspec.Struct, omit_defaults=True):
-    """One try at a provider. `error` is a code of the table, None where the try succeeded.
-
-    `unconfirmed`: it failed before the first entry, and the provider may have processed the request all the same.
-    """
-
-    provider: str
-    model: str
-    started_ms: int = 0
-    duration_ms: int = 0
-    status: int | None = None
-    error: str | None = None
-    unconfirmed: bool = False
-
-
-class EndBody(msgspec.Struct, omit_defaults=True):
-    """The last entry of every log."""
-
-    status: EndStatus
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    error: ErrorBody | None = None
-    attempts: list[AttemptRecord] = []
-
-
 class End(Message, tag="end"):
     stream: str
     seq: int
@@ -253,7 +210,6 @@ ServerMessage = (
 _client_decoder = msgspec.json.Decoder(ClientMessage)
 _server_decoder = msgspec.json.Decoder(ServerMessage)
 _encoder = msgspec.json.Encoder()
-_end_decoder = msgspec.json.Decoder(EndBody)
 
 
 def decode_client_message(text: str | bytes) -> ClientMessage:
@@ -278,29 +234,6 @@ def encode(message: Message | msgspec.Struct) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_end(payload: bytes) -> EndBody:
-    """Decode the payload of a log's last entry (it was made by `encode(EndBody(...))`)."""
-    return _end_decoder.decode(payload)
-
-
-def error_body(error: HoldfastError) -> ErrorBody:
-    return ErrorBody(
-        code=error.code,
-        message=error.message,
-        retryable=error.retryable,
-        retry_after=error.retry_after,
-        param=error.param,
-        status=getattr(error, "status", None),
-    )
-
-
-def error_of(body: ErrorBody) -> HoldfastError:
-    """Make the exception for an error that came over the wire: the reverse of `error_body`."""
-    return from_wire(
-        body.code, body.message, retryable=body.retryable, retry_after=body.retry_after, status=body.status
-    )
-
-
 def error_message(error: HoldfastError, *, request_id: str | None = None, stream: str | None = None) -> Error:
     return Error(
         code=error.code,
@@ -311,22 +244,3 @@ def error_message(error: HoldfastError, *, request_id: str | None = None, stream
         request_id=request_id,
         stream=stream,
     )
-
-
-# -- the hot path --------------------------------------------------------------------------------------
-
-
-def entries_message(stream: bytes, seq: int, payloads: Sequence[bytes]) -> bytes:
-    """Splice consecutive entries into one `event` or `events` message.
-
-    `stream` is the id as ASCII without characters that JSON would escape; each payload is one valid JSON text
-    (the pump has checked it), so nothing is decoded or encoded here.
-    """
-    if len(payloads) == 1:
-        return b'{"type":"event","stream":"%b","seq":%d,"data":%b}' % (stream, seq, payloads[0])
-    return b'{"type":"events","stream":"%b","seq":%d,"data":[%b]}' % (stream, seq, b",".join(payloads))
-
-
-def end_message(stream: bytes, seq: int, payload: bytes) -> bytes:
-    """Splice the payload of a log's last entry (an encoded `EndBody`) into an `end` message."""
-    return b'{"type":"end","stream":"%b","seq":%d,%b' % (stream, seq, payload[1:])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from holdfast.core.entries import START, EndBody, Position
 from holdfast.core.log import Cursor
-from holdfast.core.session.messages import EndBody, error_of
-from holdfast.core.sse import write_event
-from holdfast.errors import HoldfastError, from_wire
+from holdfast.core.sse import write_entries, write_event
+from holdfast.dialects.dialect import SseFraming
+from holdfast.dialects.failure import end_error, end_http_status
+from holdfast.errors import HoldfastError
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.exchange import Exchange, error_response
 from holdfast.streams.stream import Stream
@@ -31,19 +35,17 @@ _MAX_WRITES = 16
 class SseReader:
     """Writes one stream to one exchange, as entries come; silent streams get comments.
 
-    `completions` is the form that OpenAI's SDKs read: `[DONE]` after a completed answer, an `error` object after
-    any other. Its head waits for the first entry, so that a refusal is an HTTP status, but no longer than the
-    first keep-alive comment. Without it the end entry comes as `event: end`.
+    Unless the framing starts at once, the head of the answer waits for the first entry, so that a refusal is an
+    HTTP status, but no longer than the first keep-alive comment.
     """
 
     __slots__ = (
-        "_completions",
         "_cursor",
         "_exchange",
         "_flusher",
+        "_framing",
         "_is_marked",
         "_keep_alive",
-        "_prefix",
         "_stream",
         "_timer",
         "_timers",
@@ -57,9 +59,8 @@ class SseReader:
         timers: Timers,
         flusher: Flusher,
         *,
-        after: int = -1,
-        epoch: int | None = None,
-        completions: bool,
+        position: Position = START,
+        framing: SseFraming,
         keep_alive: float,
     ) -> None:
         """Attach to the stream; raises like `Stream.attach`, and then nothing was sent."""
@@ -67,12 +68,11 @@ class SseReader:
         self._exchange = exchange
         self._timers = timers
         self._flusher = flusher
-        self._completions = completions
+        self._framing = framing
         self._keep_alive = keep_alive
-        self._prefix = b"id: %d-" % stream.log.epoch
         self._is_marked = False
         self._wrote = timers.now()
-        self._cursor: Cursor = stream.attach(self, after=after, epoch=epoch)
+        self._cursor: Cursor = stream.attach(self, position)
         exchange.on_disconnect = self._disconnected
         exchange.on_writable = self._mark
         exchange.on_revoked = self._revoked
@@ -80,7 +80,7 @@ class SseReader:
         if exchange.is_complete:  # the client was gone before its request began
             self._disconnected()
             return
-        if not completions:
+        if framing.starts_at_once:
             self._start()
         self._mark()
 
@@ -118,47 +118,29 @@ class SseReader:
         return events
 
     def _write_entries(self) -> int:
-        exchange, cursor, prefix = self._exchange, self._cursor, self._prefix
-        seq = cursor.position
-        payloads = cursor.read_payloads(_READ_BYTES)
-        has_end = cursor.is_done
-        if has_end:
-            payloads.pop()
-        out = []
-        for payload in payloads:
-            # A payload is JSON; only a line end in it, legal between tokens, needs the general writer.
-            if b"\n" in payload or b"\r" in payload:
-                out.append(write_event(payload, id=b"%d-%d" % (self._stream.log.epoch, seq)))
-            else:
-                out.append(b"%b%d\ndata: %b\n\n" % (prefix, seq, payload))
-            seq += 1
-        if has_end:
-            out.append(self._end(seq))
-        exchange.write(b"".join(out))
+        """Write about as much as one write carries; say of how many entries that was."""
+        exchange, cursor, framing = self._exchange, self._cursor, self._framing
+        start, size = cursor.position, 0
+        out: list[bytes] = []
+        while size < _READ_BYTES and (data := cursor.read(framing, _READ_BYTES)) is not None:
+            out.append(data)
+            size += len(data)
+        exchange.write(out[0] if len(out) == 1 else b"".join(out))
         self._wrote = self._timers.now()
         cursor.consume()
-        if has_end:
+        if cursor.is_done:
             self._timer.cancel()
             self._stream.release(cursor)
             exchange.end()
         else:
             self._stream.relieve()
-        return len(out)
+        return cursor.position - start
 
     def _refuse(self, end: EndBody) -> None:
         self._timer.cancel()
         self._stream.release(self._cursor)
         status, headers, body = error_response(end_error(end), status=end_http_status(end))
         self._exchange.respond(status, [*headers, (b"holdfast-stream-id", self._stream.id.encode())], body)
-
-    def _end(self, seq: int) -> bytes:
-        id_ = b"%d-%d" % (self._stream.log.epoch, seq)
-        end = self._stream.end
-        if not self._completions or end is None:
-            return write_event(self._stream.log.end or b"{}", id=id_, event=b"end")
-        if end.status == "completed":
-            return write_event(b"[DONE]", id=id_)
-        return write_event(error_payload(end), id=id_)
 
     def _check_silence(self) -> None:
         """Keep proxies from cutting a silent answer, also before the first token."""
@@ -178,37 +160,36 @@ class SseReader:
         self._stream.lose(self._cursor)
 
     def _revoked(self, error: HoldfastError) -> None:
-        """The caller may not read on, and for the stream it is gone.
-
-        The form without `completions` knows no error but in the end of the stream, which this is not: it is cut,
-        and who comes back is refused with the reason.
-        """
+        """The caller may not read on, and for the stream it is gone."""
         exchange = self._exchange
         self._disconnected()
         if not exchange.is_started:
             exchange.respond(*error_response(error))
-        elif self._completions:
-            exchange.write(write_event(error_response(error)[2]))
+        elif (failure := self._framing.failure(error)) is not None:
+            exchange.write(failure)
             exchange.end()
         else:
             exchange.abort()
 
 
-def error_payload(end: EndBody) -> bytes:
-    """Say in OpenAI's shape why a stream did not complete."""
-    return error_response(end_error(end), status=end_http_status(end))[2]
+class StreamsFraming:
+    """The form of `GET /v1/streams/{id}` (PROTOCOL.md, section 9): the end entry comes as `event: end`.
+
+    It knows no error but in the end of the stream: a reader who may not read on is cut off, and who comes back is
+    refused with the reason.
+    """
+
+    __slots__ = ()
+    starts_at_once = True
+
+    def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
+        return write_entries(epoch, first, payloads)
+
+    def end(self, stream: bytes, epoch: int, seq: int, payload: bytes, end: EndBody) -> bytes:
+        return write_event(payload, id=b"%d-%d" % (epoch, seq), event=b"end")
+
+    def failure(self, error: HoldfastError) -> bytes | None:
+        return None
 
 
-def end_error(end: EndBody) -> HoldfastError:
-    if end.error is None:
-        return from_wire("stream_failed", f"the stream ended {end.status}")
-    return error_of(end.error)
-
-
-def end_http_status(end: EndBody) -> int:
-    """The HTTP status for an end without any entry: a provider's refusal of the request is passed on."""
-    error = end.error
-    if error is not None and error.status is not None and 400 <= error.status < 600:
-        # The provider's 401 and 403 are about the gateway's credentials, not the caller's.
-        return 502 if error.status in (401, 403) else error.status
-    return end_error(end).http_status
+STREAMS_FRAMING = StreamsFraming()

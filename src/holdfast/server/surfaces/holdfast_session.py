@@ -12,12 +12,14 @@ import msgspec
 
 from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.admission.principal import Principal
+from holdfast.core.entries import Owner, Position, error_body
 from holdfast.core.limits.rate_limit import Lease
 from holdfast.core.log import Cursor
 from holdfast.core.session import messages as m
 from holdfast.core.session import server as core
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.websocket.connection import text_frame
-from holdfast.dialects.chat import parse_request
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import Draining, HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams, Unauthorized
 from holdfast.generation.ticket import Caller
 from holdfast.server.delivery.flusher import Flusher
@@ -59,7 +61,7 @@ class Sessions:
         self.flusher = flusher
         self.limits = limits
         self.open: set[SessionProtocol] = set()
-        self.by_token: dict[tuple[str, str], SessionProtocol] = {}
+        self.by_token: dict[tuple[Owner, str], SessionProtocol] = {}
         #: What clients are told while this process goes, None before.
         self.goaway: m.Goaway | None = None
 
@@ -174,8 +176,8 @@ class SessionProtocol(WebSocketProtocol):
         request_id = event.request_id
         limits, registry = self._sessions.limits, self._sessions.registry
         try:
-            request = parse_request(event.request, stream=True)
-            self.principal.authorize(request.model, request.body, time.time())
+            request = CHAT.parse(event.request, stream=True)
+            self.principal.authorize(request.model, request.bounds, time.time())
             stream, duplicate = registry.create(
                 self.principal.owner,
                 request,
@@ -235,7 +237,7 @@ class SessionProtocol(WebSocketProtocol):
         try:
             stream, cursor = self._open_cursor(resume)
         except HoldfastError as exc:
-            return m.StreamState(resume.stream, "refused", error=m.error_body(exc))
+            return m.StreamState(resume.stream, "refused", error=error_body(exc))
         if self._created is None:
             self._created = set()
         self._created.add(stream.id)
@@ -266,7 +268,7 @@ class SessionProtocol(WebSocketProtocol):
             raise TooManyStreams
         self.principal.check_expiry(time.time())
         stream = self._sessions.registry.get(self.principal.owner, resume.stream)
-        cursor = stream.attach(self, after=resume.after, epoch=resume.epoch, credit=resume.credit)
+        cursor = stream.attach(self, Position(resume.after, resume.epoch), credit=resume.credit)
         self._add(stream, cursor)
         return stream, cursor
 
@@ -285,10 +287,7 @@ class SessionProtocol(WebSocketProtocol):
             except HoldfastError as exc:
                 self.session.send_error(exc, stream=event.stream)
         elif event.request_id is not None:
-            stream = registry.find_request(owner, event.request_id)
-            # An unknown request id was refused or has long ended: its answer told, or will tell.
-            if stream is not None:
-                stream.cancel()
+            registry.find_request(owner, event.request_id, _cancel)
 
     def _cursors_moved(self, event: core.CursorsMoved) -> None:
         for cursor in event.cursors:
@@ -374,7 +373,7 @@ class SessionProtocol(WebSocketProtocol):
         while ready and size < _WRITE_BYTES:
             cursor = next(iter(ready))
             del ready[cursor]
-            message = cursor.read(max_bytes)
+            message = cursor.read(SESSION_FRAMING, max_bytes)
             if message is None:
                 continue
             out.append(text_frame(message))
@@ -465,3 +464,9 @@ class SessionProtocol(WebSocketProtocol):
         streams, self._streams = self._streams, {}
         for cursor, stream in streams.items():
             stream.lose(cursor)
+
+
+def _cancel(stream: Stream | None) -> None:
+    # An unknown request id was refused or has long ended: its answer told, or will tell.
+    if stream is not None:
+        stream.cancel()

@@ -1,0 +1,41 @@
+"""What a request asks for, in the terms that every API shares: what limits, scopes, routes and logs go by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How much a request may take. A dialect reads it from the fields that its API obeys, and from no others.
+
+    `max_output` bounds the answer of each of `choices`, in tokens; None where the request does not bound it.
+    `size` is the length of the request in bytes or characters, without the encoded `media` (images, recordings,
+    files). `output_field` and `choices_field` are what messages to the caller name; `unclear` is the first of such
+    fields whose value is no positive integer, which a provider may read as it likes.
+    """
+
+    max_output: int | None
+    choices: int
+    media: int
+    size: int
+    output_field: str
+    choices_field: str = ""
+    unclear: str | None = None
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One request of a client. `body` is all of it, unknown fields included.
+
+    `digest` is the SHA-256 of the request as it came: it tells a repetition from another request under the same
+    id. `wants_usage` says whether the caller asked to be told the usage.
+    """
+
+    dialect: str
+    model: str
+    stream: bool
+    body: dict[str, Any]
+    digest: bytes
+    bounds: Bounds
+    wants_usage: bool

@@ -1,0 +1,96 @@
+"""What an API means, on the client's side and on the provider's: the interface of a dialect.
+
+A dialect does no I/O and has no state. Where a provider is, how it is reached and whether it is well is the matter
+of `holdfast.upstream`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from holdfast.core.entries import Usage
+from holdfast.core.http.request import Headers, HttpRequest
+from holdfast.core.log import Framing
+from holdfast.dialects.ask import Ask
+from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
+
+
+class AnswerReader(Protocol):
+    """Reads one answer of a provider: bytes of the body in, entries of the log out.
+
+    However the bytes are split, the entries are the same. After each call `is_finished` says that the answer is
+    complete, and `error` what was wrong with it; what came before an error is still returned.
+    """
+
+    content_type: bytes
+    is_finished: bool
+    error: UpstreamError | None
+    finish_reason: str | None
+    usage: Usage | None
+    #: About how many tokens the entries hold: what counts where the provider does not say the usage.
+    units: int
+
+    def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
+        """Take body bytes, and return the entries that they complete."""
+
+    def end(self) -> list[bytes]:
+        """The body is over: return what was held back, or set `error` where the answer is not complete."""
+
+
+class SseFraming(Framing, Protocol):
+    """The form of a dialect's Server-Sent Events, its end and its failures included."""
+
+    @property
+    def starts_at_once(self) -> bool:
+        """Whether the head of the answer is sent before the first entry, so that no refusal can be its status."""
+
+    def failure(self, error: HoldfastError) -> bytes | None:
+        """Write that this reader may not read on, which is not the stream's end.
+
+        None where the form cannot say it: then the answer has to be cut.
+        """
+
+
+class Dialect(Protocol):
+    """One API. `name` is how the configuration and the table of dialects call it."""
+
+    @property
+    def name(self) -> str: ...
+
+    # -- of clients --
+
+    @property
+    def framing(self) -> SseFraming: ...
+
+    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
+        """Check a request and keep it whole. `stream` overrides the request's own choice.
+
+        Raises `InvalidRequest` that names the field and what was expected.
+        """
+
+    def prompt_of(self, ask: Ask) -> object:
+        """Return the part of a request that is logged where content is."""
+
+    def error_body(self, error: HoldfastError, status: int) -> bytes:
+        """Write an error as the body of an HTTP answer with this status."""
+
+    # -- of providers --
+
+    def options(self, raw: Mapping[str, Any]) -> Any:
+        """Check a provider's `options`. Raises `msgspec.ValidationError`."""
+
+    def credentials(self, key: str) -> Headers:
+        """Return the headers that carry the provider's API key, on requests and on health checks."""
+
+    def request(self, ask: Ask, model: str, options: Any, *, path: str, stream_id: str) -> HttpRequest:
+        """Write the provider's request, with the headers that this API asks for.
+
+        `path` is that of the base URL. `stream_id` lets the provider's logs be matched with ours.
+        """
+
+    def reader(self, ask: Ask, options: Any, *, max_entry: int) -> AnswerReader:
+        """Make the reader for the answer; an entry has at most `max_entry` bytes."""
+
+    def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
+        """Make the error for an answer with an error status; the provider's own message is kept."""
