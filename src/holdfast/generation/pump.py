@@ -259,14 +259,14 @@ class _Return:
         #: None when its turn has come, or why it waits no more.
         self.outcome: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
 
-    def start(self) -> None:
+    def admitted(self) -> None:
         self._stream.queue_position = None
         self._settle(None)
 
-    def expire(self, error: HoldfastError) -> None:
+    def expired(self, error: HoldfastError) -> None:
         self._settle(error)
 
-    def move(self, position: int) -> None:
+    def position_changed(self, position: int) -> None:
         self._stream.move(position)
 
     def _settle(self, outcome: HoldfastError | None) -> None:
