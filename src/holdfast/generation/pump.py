@@ -154,23 +154,23 @@ class Pump:
 
     async def _try_target(self, target: Target, deadline: float) -> tuple[Attempt, UpstreamError | None]:
         health, timers = target.health, self._timers
-        granted = health.breaker.acquire(timers.now())
-        if granted is None or (self._lease is None and target.capacity is not None):
+        permit = health.breaker.acquire(timers.now())
+        if permit is None or (self._lease is None and target.capacity is not None):
             raise RuntimeError("a target was chosen that is left alone, or full")
         deadline = min(deadline, timers.now() + target.timeouts.total)
         attempt = Attempt(
-            self._stream, self._request, target, timers, granted=granted, lease=self._lease, deadline=deadline
+            self._stream, self._request, target, timers, permit=permit, lease=self._lease, deadline=deadline
         )
         try:
             error = await attempt.run(self._request)
         except BaseException:
-            health.breaker.release(granted)
+            health.breaker.release(permit)
             self._record(target, attempt, "cancelled", unconfirmed=False)
             raise
         # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
         # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
         is_500 = may_be_of_the_request(error)
-        health.record(granted, error, timers.now(), is_suspect=is_500 and self._is_suspect)
+        health.record(permit, error, timers.now(), is_suspect=is_500 and self._is_suspect)
         self._is_suspect |= is_500
         # After the breaker knows: whoever waits for this place is let in, or told that it is of no use.
         self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
