@@ -97,9 +97,9 @@ class Pump:
         while (step := await self._next_step(plan)) is not None:
             if step.delay:
                 await asyncio.sleep(step.delay)
-                if not self._can_try(step.place, step.is_repetition):
+                if not self._can_try(step.index, step.is_repetition):
                     continue
-            target = route.targets[step.place]
+            target = route.targets[step.index]
             if self._lease is None and target.capacity is not None:
                 self._lease = target.capacity.acquire()
             self._count(step, target, previous, error)
@@ -114,7 +114,7 @@ class Pump:
                 error.message += _NOT_SENT_AGAIN
                 self._finish(attempt, error)
                 return
-            self._note_failure(plan, step.place, error)
+            self._note_failure(plan, step.index, error)
             previous = target
         # Said of what was tried, if anything was; else of the wait that has come to nothing.
         reason: HoldfastError | None = error or self._expired
@@ -180,8 +180,8 @@ class Pump:
             attempt_failed(self._stream, self._attempts[-1], error)
         return attempt, error
 
-    def _can_try(self, place: int, is_repetition: bool) -> bool:
-        target = self._route.targets[place]
+    def _can_try(self, index: int, is_repetition: bool) -> bool:
+        target = self._route.targets[index]
         health, lease, now = target.health, self._lease, self._timers.now()
         if not health.breaker.can_pass(now) or (lease is not None and lease.capacity is not target.capacity):
             return False
@@ -208,17 +208,17 @@ class Pump:
         elif isinstance(error, UpstreamReset) and error.is_stale and not step.is_repetition:
             health.resent_stale += 1
 
-    def _note_failure(self, plan: RoutePlan, place: int, error: UpstreamError) -> None:
+    def _note_failure(self, plan: RoutePlan, index: int, error: UpstreamError) -> None:
         now = self._timers.now()
         if isinstance(error, UpstreamReset) and not error.processed:
-            plan.unprocessed(place, now)
+            plan.unprocessed(index, now)
         elif isinstance(error, UpstreamReset) and error.is_stale:
-            plan.met_end(place, now)
+            plan.met_end(index, now)
         elif isinstance(error, UpstreamTimeout) and not isinstance(error, ConnectTimeout):
             # The provider has the request, and may be charging for it; or there is no room to ask it again.
-            plan.exclude(place)
+            plan.exclude(index)
         else:
-            plan.failed(place, now, retry_after=error.retry_after)
+            plan.failed(index, now, retry_after=error.retry_after)
 
     def _finish(self, attempt: Attempt, error: UpstreamError | None) -> None:
         reader, stream = attempt.reader, self._stream
