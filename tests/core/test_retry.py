@@ -116,10 +116,10 @@ def test_repetition_without_budget_is_not_made() -> None:
 
 def test_end_of_a_kept_connection_is_excused_once_in_a_request() -> None:
     plan = plan_of(0)
-    plan.met_end(take(plan).index, 0.0)
+    plan.stale_connection(take(plan).index, 0.0)
     assert plan.attempts == 0
     assert take(plan) == Step(0, 0.0, False)
-    plan.met_end(0, 0.0)
+    plan.stale_connection(0, 0.0)
     assert plan.attempts == 1
     assert take(plan) == Step(0, 1.0, True)
 

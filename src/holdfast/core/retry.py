@@ -114,10 +114,10 @@ class RoutePlan:
     """Plans the tries of one request.
 
     For each try, call `next`, wait for its delay, call `begin`, and report a failure by one of `failed`,
-    `exclude`, `unprocessed` and `met_end`. No try begins after `deadline`.
+    `exclude`, `unprocessed` and `stale_connection`. No try begins after `deadline`.
     """
 
-    __slots__ = ("_deadline", "_free", "_has_met_end", "_limits", "_order", "_rng", "_targets", "attempts")
+    __slots__ = ("_deadline", "_free", "_has_met_stale", "_limits", "_order", "_rng", "_targets", "attempts")
 
     def __init__(self, order: Sequence[int], limits: RetryLimits, rng: UniformRandom, *, deadline: float) -> None:
         self._order = order
@@ -126,7 +126,7 @@ class RoutePlan:
         self._deadline = deadline
         self._targets = {index: _Target(limits) for index in order}
         self._free = limits.max_attempts  # how many unprocessed tries do not count
-        self._has_met_end = False
+        self._has_met_stale = False
         self.attempts = 0
 
     def next(self, now: float, can_try: Callable[[int, bool], bool]) -> Step | None:
@@ -176,12 +176,12 @@ class RoutePlan:
         self._free -= 1
         self._take_back(index, now)
 
-    def met_end(self, index: int, now: float) -> None:
+    def stale_connection(self, index: int, now: float) -> None:
         """A kept-alive connection was closed as the request was sent. Once per request, the try does not count."""
-        if self._has_met_end:
+        if self._has_met_stale:
             self.failed(index, now)
             return
-        self._has_met_end = True
+        self._has_met_stale = True
         self._take_back(index, now)
 
     def _take_back(self, index: int, now: float) -> None:

@@ -213,7 +213,7 @@ class Pump:
         if isinstance(error, UpstreamReset) and not error.processed:
             plan.unprocessed(index, now)
         elif isinstance(error, UpstreamReset) and error.is_stale:
-            plan.met_end(index, now)
+            plan.stale_connection(index, now)
         elif isinstance(error, UpstreamTimeout) and not isinstance(error, ConnectTimeout):
             # The provider has the request, and may be charging for it; or there is no room to ask it again.
             plan.exclude(index)
