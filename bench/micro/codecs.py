@@ -24,7 +24,8 @@ from holdfast.core.http.frames import (
 )
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.sse import EventSplitter, write_event
-from holdfast.core.websocket.connection import TextMessage, WebSocketConnection, text_frame
+from holdfast.core.websocket.connection import WebSocketConnection, text_frame
+from holdfast.core.websocket.events import TextMessage
 
 STREAMS = 16
 PAYLOAD = b"x" * 250

@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, RateLimited
 from holdfast.timers import Timers
 
 
-class Turn:
+class Waiting:
     """Counts what it is told."""
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class Turn:
         self.errors: list[HoldfastError] = []
         self.positions: list[int] = []
 
-    def start(self) -> None:
+    def admitted(self) -> None:
         self.started += 1
 
-    def expire(self, error: HoldfastError) -> None:
+    def expired(self, error: HoldfastError) -> None:
         self.errors.append(error)
 
-    def move(self, position: int) -> None:
+    def position_changed(self, position: int) -> None:
         self.positions.append(position)
 
 
@@ -48,8 +48,8 @@ def request(**body: Any) -> Ask:
     return CHAT.parse(msgspec.json.encode(body), stream=True)
 
 
-def enter(admission: Admission, tenant: str = "t") -> tuple[Ticket, Turn]:
-    ticket, turn = admission.enter(tenant, None, request()), Turn()
+def enter(admission: Admission, tenant: str = "t") -> tuple[Ticket, Waiting]:
+    ticket, turn = admission.enter(tenant, None, request()), Waiting()
     if ticket.position is not None:
         ticket.wait(turn)
     return ticket, turn

@@ -8,7 +8,8 @@ import pytest
 
 from bench.client_frames import PING, TEXT, FrameSplitter, client_frame
 from bench.readers import Reading, Tally
-from holdfast.core.websocket.connection import OP_PING, TextMessage, WebSocketConnection, frame_header, text_frame
+from holdfast.core.websocket.connection import OP_PING, WebSocketConnection, frame_header, text_frame
+from holdfast.core.websocket.events import TextMessage
 
 
 def entry(token: int) -> bytes:

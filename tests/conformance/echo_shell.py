@@ -8,11 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from holdfast.core.websocket.connection import (
-    BinaryMessage,
-    TextMessage,
-    WebSocketConnection,
-)
+from holdfast.core.websocket.connection import WebSocketConnection
+from holdfast.core.websocket.events import BinaryMessage, TextMessage
 from holdfast.core.websocket.handshake import UpgradeAccepted, check_upgrade, switching_protocols
 
 MAX_REQUEST_HEAD = 16 * 1024

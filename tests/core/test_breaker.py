@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.breaker import Breaker, BreakerLimits, BreakerState, Pass
+from holdfast.core.breaker import Breaker, BreakerLimits, BreakerState, Permit
 
 LIMITS = BreakerLimits(failures=3, error_rate=0.5, min_requests=10, window=10.0, open_for=5.0, max_open_for=20.0)
 
 
-def acquire(breaker: Breaker, now: float) -> Pass:
-    granted = breaker.acquire(now)
-    assert granted is not None
-    return granted
+def acquire(breaker: Breaker, now: float) -> Permit:
+    permit = breaker.acquire(now)
+    assert permit is not None
+    return permit
 
 
 def fail(breaker: Breaker, now: float, times: int = 1) -> None:
@@ -150,8 +150,8 @@ def test_outcomes_from_before_it_opened_change_nothing() -> None:
     breaker.answered(early.pop())
     assert (breaker.state, breaker.retry_after(1.0)) == (BreakerState.OPEN, 4.0)
     breaker.succeed(acquire(breaker, 5.0), 5.0)
-    for granted in early:
-        breaker.fail(granted, 6.0)
+    for permit in early:
+        breaker.fail(permit, 6.0)
     breaker.release(early[0])
     assert breaker.state is BreakerState.CLOSED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.limits.fair_queue import FairQueue, Place
+from holdfast.core.limits.fair_queue import FairQueue, Slot
 
 Queue = FairQueue[str]
 
@@ -16,15 +16,15 @@ def make(**options: float) -> Queue:
 
 def push(
     queue: Queue, tenant: str, item: str, *, pool: str = "m", cost: float = 10.0, now: float = 0.0
-) -> Place[str]:
+) -> Slot[str]:
     return queue.push(pool, tenant, item, now=now, cost=cost)
 
 
 def drain(queue: Queue, pool: str = "m") -> list[str]:
     items = []
-    while (place := queue.pop(pool)) is not None:
-        assert not place.is_waiting
-        items.append(place.item)
+    while (slot := queue.pop(pool)) is not None:
+        assert not slot.is_waiting
+        items.append(slot.item)
     return items
 
 
@@ -51,11 +51,11 @@ def test_peek_says_whom_pop_serves_and_charges_nobody() -> None:
         for item in "ab":
             push(queue, tenant, tenant + item)
     seen = []
-    while (place := queue.peek("m")) is not None:
-        assert queue.peek("m") is place
-        assert place.is_waiting
-        assert queue.pop("m") is place
-        seen.append(place.item)
+    while (slot := queue.peek("m")) is not None:
+        assert queue.peek("m") is slot
+        assert slot.is_waiting
+        assert queue.pop("m") is slot
+        seen.append(slot.item)
     assert seen == ["ta", "ua", "tb", "ub"]
     assert queue.peek("elsewhere") is None
 
@@ -104,8 +104,8 @@ def test_idle_time_is_not_saved_up() -> None:
 
 def test_served_without_waiting_is_charged() -> None:
     queue = make()
-    place = queue.serve("m", "a", "a0", now=0.0, cost=100)
-    assert not place.is_waiting
+    slot = queue.serve("m", "a", "a0", now=0.0, cost=100)
+    assert not slot.is_waiting
     push(queue, "a", "a1")
     push(queue, "b", "b0")
     assert drain(queue) == ["b0", "a1"]
@@ -197,7 +197,7 @@ def test_places_expire_at_their_deadline() -> None:
     push(queue, "b", "b0", now=5.0)
     assert queue.next_deadline() == 10.0
     assert queue.expire(9.9) == []
-    assert [place.item for place in queue.expire(10.0)] == ["a0"]
+    assert [slot.item for slot in queue.expire(10.0)] == ["a0"]
     assert queue.next_deadline() == 15.0
     assert drain(queue) == ["b0"]
 
@@ -207,8 +207,8 @@ def test_held_tenant_is_passed_over_until_it_is_resumed() -> None:
     push(queue, "a", "a0", pool="m")
     push(queue, "a", "a1", pool="n")
     push(queue, "b", "b0", pool="m")
-    queue.hold("a")
-    queue.hold("nobody")
+    queue.pause("a")
+    queue.pause("nobody")
     assert drain(queue, "m") == ["b0"]
     assert drain(queue, "n") == []
     push(queue, "a", "a2", pool="m")
@@ -223,9 +223,9 @@ def test_held_tenant_is_passed_over_until_it_is_resumed() -> None:
 
 def test_tenant_that_no_longer_waits_is_not_held() -> None:
     queue = make()
-    place = push(queue, "a", "a0")
-    queue.hold("a")
-    queue.cancel(place)
+    slot = push(queue, "a", "a0")
+    queue.pause("a")
+    queue.cancel(slot)
     push(queue, "a", "a1")
     assert drain(queue) == ["a1"]
 
@@ -241,7 +241,7 @@ def test_position_counts_the_turns_of_others() -> None:
         push(queue, "a", f"a{number}")
     assert queue.position(push(queue, "b", "b0")) == 1
     assert queue.position(push(queue, "b", "b1")) == 3
-    assert {place.item: position for place, position in queue.positions("m")} == {
+    assert {slot.item: position for slot, position in queue.positions("m")} == {
         "a0": 0, "b0": 1, "a1": 2, "b1": 3, "a2": 4,
     }  # fmt: skip
     assert drain(queue) == ["a0", "b0", "a1", "b1", "a2"]
@@ -254,7 +254,7 @@ def test_position_by_priority_counts_only_who_goes_before() -> None:
     queue.push("m", "t", "low", now=0.0, cost=1, priority="low")
     high = queue.push("m", "t", "high", now=0.0, cost=1, priority="high")
     assert queue.position(high) == 0
-    assert [place.item for place, _ in queue.positions("m")] == ["high", "low"]
+    assert [slot.item for slot, _ in queue.positions("m")] == ["high", "low"]
 
 
 def test_idle_tenants_are_forgotten_once_that_makes_no_difference() -> None:

@@ -16,12 +16,11 @@ from holdfast.core.pool import (
     Expire,
     Fail,
     Lend,
-    Member,
     Open,
     PoolLimits,
-    State,
-    Waiter,
+    PoolRequest,
 )
+from holdfast.core.pool_member import Member, State
 
 
 class Story:
@@ -30,10 +29,10 @@ class Story:
     def __init__(self, *, expected: int = 32, **limits: float) -> None:
         self.pool = ConnectionPool(PoolLimits(**limits), expected_capacity=expected)  # type: ignore[arg-type]
         self.dials: list[Member] = []
-        self.lent: dict[Waiter, Member] = {}
-        self.order: list[Waiter] = []
-        self.failed: list[Waiter] = []
-        self.expired: list[Waiter] = []
+        self.lent: dict[PoolRequest, Member] = {}
+        self.order: list[PoolRequest] = []
+        self.failed: list[PoolRequest] = []
+        self.expired: list[PoolRequest] = []
         self.closed: list[Member] = []
         self.now = 0.0
 
@@ -43,20 +42,20 @@ class Story:
                 self.dials.append(action.member)
             elif isinstance(action, Lend):
                 assert action.member.state is State.READY
-                self.lent[action.waiter] = action.member
-                self.order.append(action.waiter)
+                self.lent[action.request] = action.member
+                self.order.append(action.request)
             elif isinstance(action, Fail):
-                self.failed.append(action.waiter)
+                self.failed.append(action.request)
             elif isinstance(action, Expire):
-                self.expired.append(action.waiter)
+                self.expired.append(action.request)
             else:
                 assert isinstance(action, Close)
                 assert action.member.used == 0
                 self.closed.append(action.member)
         return actions
 
-    def ask(self, count: int = 1) -> list[Waiter]:
-        waiters = [Waiter() for _ in range(count)]
+    def ask(self, count: int = 1) -> list[PoolRequest]:
+        waiters = [PoolRequest() for _ in range(count)]
         for waiter in waiters:
             self.act(self.pool.request(waiter, self.now))
         return waiters
@@ -75,7 +74,7 @@ class Story:
         self.dials.remove(member)
         self.act(self.pool.open_failed(member, self.now))
 
-    def end(self, waiter: Waiter, *, keep_alive: float | None = None) -> None:
+    def end(self, waiter: PoolRequest, *, keep_alive: float | None = None) -> None:
         self.act(self.pool.released(self.lent.pop(waiter), self.now, keep_alive=keep_alive))
 
     def at(self, now: float) -> list:
@@ -632,7 +631,7 @@ def test_end_of_a_kept_connection_closes_those_that_were_idle_for_longer() -> No
     story.ask()
     busy = story.lent[story.ask()[0]]
     assert busy is second
-    story.act(story.pool.met_end(story.now))
+    story.act(story.pool.found_stale(story.now))
     assert story.closed == [first]
     assert busy.state is State.READY
 
@@ -642,7 +641,7 @@ def test_end_of_a_kept_connection_says_nothing_of_http2() -> None:
     (waiter,) = story.ask()
     member = story.open()
     story.end(waiter)
-    assert story.act(story.pool.met_end(story.now)) == []
+    assert story.act(story.pool.found_stale(story.now)) == []
     assert member.state is State.READY
 
 

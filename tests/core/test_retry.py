@@ -22,7 +22,7 @@ def plan_of(*order: int, limits: RetryLimits = LIMITS, deadline: float = 1000.0)
     return RoutePlan(order, limits, Ceiling(), deadline=deadline)
 
 
-def always(place: int, is_repetition: bool) -> bool:
+def always(index: int, is_repetition: bool) -> bool:
     return True
 
 
@@ -36,12 +36,12 @@ def take(plan: RoutePlan, now: float = 0.0, can_try: object = always) -> Step:
 # -- the plan ------------------------------------------------------------------------------------------
 
 
-def test_untried_places_come_first_in_the_order_of_the_route() -> None:
+def test_untried_targets_come_first_in_the_order_of_the_route() -> None:
     plan = plan_of(2, 0, 1)
     steps = []
     for _ in range(3):
         steps.append(take(plan))
-        plan.failed(steps[-1].place, 0.0)
+        plan.failed(steps[-1].index, 0.0)
     assert steps == [Step(2, 0.0, False), Step(0, 0.0, False), Step(1, 0.0, False)]
 
 
@@ -72,7 +72,7 @@ def test_repetition_goes_where_it_may_soonest() -> None:
 def test_attempts_have_a_bound_over_the_whole_route() -> None:
     plan = plan_of(0, 1)
     for _ in range(4):
-        plan.failed(take(plan).place, 0.0)
+        plan.failed(take(plan).index, 0.0)
     assert plan.attempts == 4
     assert plan.next(0.0, always) is None
 
@@ -84,26 +84,26 @@ def test_retry_after_is_a_floor_under_the_delay() -> None:
     assert take(plan) == Step(0, 8.0, True)
 
 
-def test_place_that_wants_too_long_a_pause_is_out() -> None:
+def test_target_that_wants_too_long_a_pause_is_out() -> None:
     plan = plan_of(0, 1)
     take(plan)
     plan.failed(0, 0.0, retry_after=30.1)
-    assert take(plan).place == 1
+    assert take(plan).index == 1
     plan.failed(1, 0.0, retry_after=3600.0)
     assert plan.next(0.0, always) is None
 
 
-def test_place_that_is_excluded_is_not_tried_again() -> None:
+def test_target_that_is_excluded_is_not_tried_again() -> None:
     plan = plan_of(0, 1)
-    plan.exclude(take(plan).place)
-    assert take(plan).place == 1
+    plan.exclude(take(plan).index)
+    assert take(plan).index == 1
     plan.exclude(1)
     assert plan.next(0.0, always) is None
 
 
-def test_place_that_cannot_be_tried_is_passed_over() -> None:
+def test_target_that_cannot_be_tried_is_passed_over() -> None:
     plan = plan_of(0, 1)
-    assert take(plan, can_try=lambda place, _: place == 1).place == 1
+    assert take(plan, can_try=lambda index, _: index == 1).index == 1
     assert plan_of(0, 1).next(0.0, lambda *_: False) is None
 
 
@@ -116,10 +116,10 @@ def test_repetition_without_budget_is_not_made() -> None:
 
 def test_end_of_a_kept_connection_is_excused_once_in_a_request() -> None:
     plan = plan_of(0)
-    plan.met_end(take(plan).place, 0.0)
+    plan.stale_connection(take(plan).index, 0.0)
     assert plan.attempts == 0
     assert take(plan) == Step(0, 0.0, False)
-    plan.met_end(0, 0.0)
+    plan.stale_connection(0, 0.0)
     assert plan.attempts == 1
     assert take(plan) == Step(0, 1.0, True)
 
@@ -129,7 +129,7 @@ def test_nothing_begins_after_the_deadline() -> None:
     take(plan)
     plan.failed(0, 4.5)
     assert plan.next(5.0, always) is None
-    assert take(plan, 4.5).place == 1
+    assert take(plan, 4.5).index == 1
     plan.failed(1, 4.5)
     assert plan.next(4.5, always) is None
 
@@ -147,7 +147,7 @@ def test_peer_that_refuses_for_ever_is_not_asked_for_ever() -> None:
     steps = 0
     while (step := plan.next(0.0, always)) is not None:
         plan.begin(step)
-        plan.unprocessed(step.place, 0.0)
+        plan.unprocessed(step.index, 0.0)
         steps += 1
     assert steps == 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.sse import EventSplitter, EventTooLarge, SseEvent, comment, retry, write_event
+from holdfast.core.sse import EventSplitter, EventTooLarge, SseEvent, write_event
 
 
 def inside() -> EventSplitter:
@@ -276,16 +276,3 @@ def test_id_or_name_with_a_line_end_is_refused(bad: bytes) -> None:
 def test_id_with_nul_is_refused() -> None:
     with pytest.raises(ValueError, match="NUL"):
         write_event(b"", id=b"a\0")
-
-
-def test_comment_is_ignored_by_a_reader_whatever_its_text() -> None:
-    assert comment() == b":\n\n"
-    assert comment(b"ping") == b": ping\n\n"
-    assert comment(b"a\r\ndata: b") == b": a\n: data: b\n\n"
-
-
-def test_retry_is_written_in_milliseconds() -> None:
-    assert retry(0) == b"retry: 0\n\n"
-    assert retry(1500) == b"retry: 1500\n\n"
-    with pytest.raises(ValueError, match="negative"):
-        retry(-1)

@@ -16,6 +16,14 @@ from holdfast.core.websocket.connection import (
     OP_PING,
     OP_PONG,
     OP_TEXT,
+    WebSocketConnection,
+    WebSocketMisuse,
+    frame_header,
+    is_sendable_close_code,
+    text_frame,
+    xor_mask,
+)
+from holdfast.core.websocket.events import (
     BinaryMessage,
     CloseReceived,
     ConnectionFailed,
@@ -23,12 +31,6 @@ from holdfast.core.websocket.connection import (
     PingReceived,
     PongReceived,
     TextMessage,
-    WebSocketConnection,
-    WebSocketMisuse,
-    frame_header,
-    is_sendable_close_code,
-    text_frame,
-    xor_mask,
 )
 
 MASK = b"\x37\xfa\x21\x3d"

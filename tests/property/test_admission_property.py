@@ -50,18 +50,18 @@ class Asked:
         self.state = "queued"
         self.positions: list[int] = []
 
-    def start(self) -> None:
+    def admitted(self) -> None:
         assert self.state == "queued"
         self.state = "running"
 
-    def expire(self, error: HoldfastError) -> None:
+    def expired(self, error: HoldfastError) -> None:
         assert self.state == "queued"
         assert isinstance(error, QueueTimeout)
         self.state = "expired"
         assert self.ticket is not None
         self.ticket.close(None, 0)
 
-    def move(self, position: int) -> None:
+    def position_changed(self, position: int) -> None:
         assert self.state == "queued"
         assert self.positions[-1] != position
         self.positions.append(position)

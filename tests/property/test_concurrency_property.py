@@ -125,7 +125,7 @@ class Asked:
         self.lease: EndpointLease | None = None
         self.state = "queued"
 
-    def start(self) -> None:
+    def admitted(self) -> None:
         assert self.state == "queued"
         assert self.ticket is not None
         self.state = "running"
@@ -140,11 +140,11 @@ class Asked:
             assert self.lease.capacity.statistics().in_flight <= self.world.limit_at_grant(self.lease.capacity)
             self.lease.begin()
 
-    def expire(self, error: HoldfastError) -> None:
+    def expired(self, error: HoldfastError) -> None:
         assert self.state == "queued"
         self.finish()
 
-    def move(self, position: int) -> None:
+    def position_changed(self, position: int) -> None:
         assert self.state == "queued"
 
     def finish(self, *, is_overload: bool = False) -> None:
@@ -225,7 +225,7 @@ class World:
             return
         self.alive.append(asked)
         if asked.ticket.position is None:
-            asked.start()
+            asked.admitted()
         else:
             asked.ticket.wait(asked)
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.core.limits.fair_queue import WEIGHTS, FairQueue, Place, Priority
+from holdfast.core.limits.fair_queue import WEIGHTS, FairQueue, Priority, Slot
 
 step = st.one_of(
     st.tuples(st.just("push"), st.integers(0, 3), st.integers(1, 50)),
     st.tuples(st.just("pop"), st.integers(0, 1), st.just(0)),
     st.tuples(st.just("cancel"), st.integers(0, 99), st.just(0)),
     st.tuples(st.just("settle"), st.integers(0, 99), st.integers(0, 100)),
-    st.tuples(st.just("hold"), st.integers(0, 3), st.just(0)),
+    st.tuples(st.just("pause"), st.integers(0, 3), st.just(0)),
     st.tuples(st.just("resume"), st.integers(0, 3), st.just(0)),
     st.tuples(st.just("expire"), st.integers(0, 20), st.just(0)),
 )
@@ -27,9 +27,9 @@ def test_everybody_leaves_once_and_in_order_whatever_happens(
     steps: list[tuple[str, int, int]], rng: object
 ) -> None:
     queue: FairQueue[int] = FairQueue(max_waiting=20, max_waiting_per_tenant=8, timeout=30.0)
-    waiting: dict[int, Place[int]] = {}
-    served: list[Place[int]] = []
-    held: set[str] = set()
+    waiting: dict[int, Slot[int]] = {}
+    served: list[Slot[int]] = []
+    paused: set[str] = set()
     tenant_of: dict[int, str] = {}
     pool_of: dict[int, str] = {}
     now, count = 0.0, 0
@@ -43,44 +43,44 @@ def test_everybody_leaves_once_and_in_order_whatever_happens(
                 assert 0 <= queue.position(waiting[count]) < len(queue)
                 count += 1
         elif kind == "pop":
-            place = queue.pop(f"p{number}")
-            able = [n for n in waiting if pool_of[n] == f"p{number}" and tenant_of[n] not in held]
-            assert (place is not None) == bool(able)
-            if place is not None:
+            slot = queue.pop(f"p{number}")
+            able = [n for n in waiting if pool_of[n] == f"p{number}" and tenant_of[n] not in paused]
+            assert (slot is not None) == bool(able)
+            if slot is not None:
                 # Nobody of its tenant, pool and priority came before.
-                same = [n for n in able if tenant_of[n] == tenant_of[place.item]]
-                assert place.item == min(n for n in same if waiting[n].priority == place.priority)
-                del waiting[place.item]
-                served.append(place)
+                same = [n for n in able if tenant_of[n] == tenant_of[slot.item]]
+                assert slot.item == min(n for n in same if waiting[n].priority == slot.priority)
+                del waiting[slot.item]
+                served.append(slot)
         elif kind == "cancel" and waiting:
             chosen = list(waiting)[number % len(waiting)]
             queue.cancel(waiting.pop(chosen))
         elif kind == "settle" and served:
             queue.settle(served.pop(number % len(served)), amount)
-        elif kind == "hold":
-            queue.hold(f"t{number}")
+        elif kind == "pause":
+            queue.pause(f"t{number}")
             if any(tenant_of[n] == f"t{number}" for n in waiting):
-                held.add(f"t{number}")
+                paused.add(f"t{number}")
         elif kind == "resume":
             queue.resume(f"t{number}")
-            held.discard(f"t{number}")
+            paused.discard(f"t{number}")
         elif kind == "expire":
             now += number
-            gone = {place.item for place in queue.expire(now)}
-            assert gone == {n for n, place in waiting.items() if place.deadline <= now}
+            gone = {slot.item for slot in queue.expire(now)}
+            assert gone == {n for n, slot in waiting.items() if slot.deadline <= now}
             for n in gone:
                 del waiting[n]
-        held &= {tenant_of[n] for n in waiting}
+        paused &= {tenant_of[n] for n in waiting}
         assert len(queue) == len(waiting)
         for pool in ("p0", "p1"):
-            told = {place.item: position for place, position in queue.positions(pool)}
+            told = {slot.item: position for slot, position in queue.positions(pool)}
             assert sorted(told.values()) == list(range(len(told)))
             assert set(told) == {n for n in waiting if pool_of[n] == pool}
-    for tenant in list(held):
+    for tenant in list(paused):
         queue.resume(tenant)
     for pool in ("p0", "p1"):
-        while (place := queue.pop(pool)) is not None:
-            del waiting[place.item]
+        while (slot := queue.pop(pool)) is not None:
+            del waiting[slot.item]
     assert not waiting
     assert len(queue) == 0
     assert queue.most_waiting == 0
@@ -100,25 +100,25 @@ def simulate(load: dict[str, list[tuple[float, int]]], *, known: float = 1.0) ->
     """
     queue: FairQueue[tuple[str, float, int]] = FairQueue(max_waiting=10**6, timeout=10**9)
     arrivals = sorted((when, tenant, tokens) for tenant, asked in load.items() for when, tokens in asked)
-    running: list[tuple[float, int, Place[tuple[str, float, int]]]] = []
+    running: list[tuple[float, int, Slot[tuple[str, float, int]]]] = []
     waits: dict[str, list[float]] = defaultdict(list)
     number = 0
 
     def start(now: float) -> None:
         nonlocal number
-        while len(running) < _SLOTS and (place := queue.pop("m")) is not None:
-            tenant, when, tokens = place.item
+        while len(running) < _SLOTS and (slot := queue.pop("m")) is not None:
+            tenant, when, tokens = slot.item
             waits[tenant].append(now - when)
             number += 1
-            heapq.heappush(running, (now + tokens, number, place))
+            heapq.heappush(running, (now + tokens, number, slot))
 
     while arrivals or running:
         if arrivals and (not running or arrivals[0][0] <= running[0][0]):
             now, tenant, tokens = arrivals.pop(0)
             queue.push("m", tenant, (tenant, now, tokens), now=now, cost=tokens * known)
         else:
-            now, _, place = heapq.heappop(running)
-            queue.settle(place, place.item[2])
+            now, _, slot = heapq.heappop(running)
+            queue.settle(slot, slot.item[2])
         start(now)
     assert len(queue) == 0
     return waits

@@ -13,12 +13,11 @@ from holdfast.core.pool import (
     Expire,
     Fail,
     Lend,
-    Member,
     Open,
     PoolLimits,
-    State,
-    Waiter,
+    PoolRequest,
 )
+from holdfast.core.pool_member import Member, State
 from holdfast.core.retry import parse_retry_after
 
 indices = st.integers(0, 1000)
@@ -40,8 +39,8 @@ class PoolMachine(RuleBasedStateMachine):
         )
         self.pool = ConnectionPool(self.limits, expected_capacity=4)
         self.now = 0.0
-        self.waiting: list[Waiter] = []
-        self.lent: list[tuple[Waiter, Member]] = []
+        self.waiting: list[PoolRequest] = []
+        self.lent: list[tuple[PoolRequest, Member]] = []
         self.dials: list[Member] = []
         self.open: list[Member] = []
 
@@ -50,15 +49,15 @@ class PoolMachine(RuleBasedStateMachine):
             if isinstance(action, Open):
                 self.dials.append(action.member)
             elif isinstance(action, Lend):
-                assert action.waiter is self.waiting[0], "somebody overtook"
+                assert action.request is self.waiting[0], "somebody overtook"
                 assert action.member.state is State.READY
                 assert action.member in self.open
                 carried = sum(1 for _, member in self.lent if member is action.member)
                 assert carried < min(action.member.capacity, self.limits.streams_per_connection)
                 self.waiting.pop(0)
-                self.lent.append((action.waiter, action.member))
+                self.lent.append((action.request, action.member))
             elif isinstance(action, (Fail, Expire)):
-                self.waiting.remove(action.waiter)
+                self.waiting.remove(action.request)
             else:
                 assert isinstance(action, Close)
                 assert not any(member is action.member for _, member in self.lent)
@@ -66,7 +65,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def request(self) -> None:
-        waiter = Waiter()
+        waiter = PoolRequest()
         self.waiting.append(waiter)
         self.act(self.pool.request(waiter, self.now))
 
@@ -94,7 +93,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def request_meets_the_end_of_a_kept_connection(self) -> None:
-        self.act(self.pool.met_end(self.now))
+        self.act(self.pool.found_stale(self.now))
 
     @precondition(lambda self: self.dials)
     @rule(index=indices, capacity=st.sampled_from([0, 1, 2, 4, 100]), lifetime=st.floats(0, 1))

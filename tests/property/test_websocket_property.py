@@ -12,7 +12,8 @@ from websockets.http11 import Response
 from websockets.protocol import Protocol, Side, State
 from websockets.uri import parse_uri
 
-from holdfast.core.websocket.connection import (
+from holdfast.core.websocket.connection import WebSocketConnection, text_frame
+from holdfast.core.websocket.events import (
     BinaryMessage,
     CloseReceived,
     ConnectionFailed,
@@ -20,8 +21,6 @@ from holdfast.core.websocket.connection import (
     PingReceived,
     PongReceived,
     TextMessage,
-    WebSocketConnection,
-    text_frame,
 )
 from holdfast.core.websocket.handshake import UpgradeAccepted, check_upgrade, switching_protocols
 

@@ -16,7 +16,7 @@ from holdfast.admission.limiter import Account, Limiter
 from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.core.entries import Usage
 from holdfast.core.http.request import Headers
-from holdfast.core.limits.fair_queue import FairQueue, Place, Turn
+from holdfast.core.limits.fair_queue import FairQueue, Slot, Waiter
 from holdfast.core.limits.rate_limit import Concurrency, Lease, Reservation
 from holdfast.core.sliding import SlidingCounts
 from holdfast.dialects.ask import Ask
@@ -45,11 +45,11 @@ class Ticket:
         "endpoints",
         "key",
         "model",
-        "place",
         "pool",
         "position",
+        "slot",
         "tenant",
-        "turn",
+        "waiter",
     )
 
     def __init__(
@@ -73,17 +73,17 @@ class Ticket:
         #: Where it waits, if not for any endpoint of its model.
         self.endpoints: Endpoints | None = None
         self.pool = model
-        self.place: Place[Ticket] | None = None
-        #: The place with which it was served first, whose cost its tenant was charged.
-        self.charged: Place[Ticket] | None = None
+        self.slot: Slot[Ticket] | None = None
+        #: The slot with which it was served first, whose cost its tenant was charged.
+        self.charged: Slot[Ticket] | None = None
         self.position: int | None = None
-        self.turn: Turn | None = None
+        self.waiter: Waiter | None = None
         self._key_lease = _held(self.key.streams)
 
     def begin(self, model: Concurrency, endpoints: Endpoints | None, now: float) -> None:
         """Its turn is here: take of the capacity, and let the reserved tokens count."""
         if self.charged is None:
-            self.charged = self.place
+            self.charged = self.slot
         self.position = None
         self._capacity = [_held(model), _held(self.tenant.streams)]
         if endpoints is not None:
@@ -104,12 +104,12 @@ class Ticket:
         lease, self._lease = self._lease, None
         return lease
 
-    def wait(self, turn: Turn) -> None:
-        self.turn = turn
+    def wait(self, waiter: Waiter) -> None:
+        self.waiter = waiter
 
-    def rejoin(self, endpoints: Endpoints, turn: Turn) -> bool:
+    def rejoin(self, endpoints: Endpoints, waiter: Waiter) -> bool:
         """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
-        return not self._is_closed and self._admission.readmit(self, endpoints, turn)
+        return not self._is_closed and self._admission.readmit(self, endpoints, waiter)
 
     def close(self, usage: Usage | None, units: int) -> None:
         """Give everything back, and settle what was used. Idempotent.
@@ -119,7 +119,7 @@ class Ticket:
         if self._is_closed:
             return
         self._is_closed = True
-        self.turn = None
+        self.waiter = None
         used = 0
         if usage is not None:
             used = usage.billed
@@ -196,10 +196,10 @@ class Admission:
         if waits:
             self._push(ticket, cost=prompt, now=now)
         else:
-            ticket.place = queue.serve(ask.model, tenant, ticket, now=now, cost=prompt, priority=priority)
+            ticket.slot = queue.serve(ask.model, tenant, ticket, now=now, cost=prompt, priority=priority)
             ticket.begin(model, self._routes.get(ask.model), now)
             if accounts[1].streams.is_full:
-                queue.hold(tenant)  # it may be waiting for another model, with room of its own until now
+                queue.pause(tenant)  # it may be waiting for another model, with room of its own until now
         return ticket
 
     def configure(self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None]) -> None:
@@ -215,7 +215,7 @@ class Admission:
             self.models.setdefault(name, Concurrency()).limit = limit
         for account in self.limiter.tenants:
             if account.streams.is_full:
-                self.queue.hold(account.name)
+                self.queue.pause(account.name)
             else:
                 self.queue.resume(account.name)
         self.let_in()
@@ -228,7 +228,7 @@ class Admission:
         """The `x-ratelimit-*` headers of an answer to this caller; none where it has no limits."""
         return self.limiter.headers(tenant, key, self._timers.now())
 
-    def readmit(self, ticket: Ticket, endpoints: Endpoints, turn: Turn) -> bool:
+    def readmit(self, ticket: Ticket, endpoints: Endpoints, waiter: Waiter) -> bool:
         """Let a request that was let in before wait for these endpoints. False where the queue has no room."""
         now, queue = self._timers.now(), self.queue
         if queue.is_full or queue.is_full_for(ticket.tenant.name):
@@ -238,7 +238,7 @@ class Admission:
         # A pool of its own for each choice of endpoints: who is next in it can be served if anybody in it can. No
         # model's name can hold a line feed.
         ticket.pool = f"{ticket.model}\n{endpoints.key}"
-        ticket.turn = turn
+        ticket.waiter = waiter
         self._push(ticket, cost=0, now=now)  # what it costs was charged when it was served first
         self._let_in_after(ticket, now)
         return True
@@ -249,8 +249,8 @@ class Admission:
         ticket.give_back(used, now)
         if ticket.charged is not None:
             self.queue.settle(ticket.charged, used)
-        if ticket.place is not None and ticket.place.is_waiting:
-            self.queue.cancel(ticket.place)
+        if ticket.slot is not None and ticket.slot.is_waiting:
+            self.queue.cancel(ticket.slot)
             self._has_moved(ticket.pool, now)
         self._let_in_after(ticket, now)
 
@@ -310,11 +310,11 @@ class Admission:
     def _push(self, ticket: Ticket, *, cost: int, now: float) -> None:
         queue, tenant = self.queue, ticket.tenant
         priority = ticket.key.limits.priority or "normal"
-        ticket.place = queue.push(ticket.pool, tenant.name, ticket, now=now, cost=cost, priority=priority)
-        ticket.position = queue.position(ticket.place)
+        ticket.slot = queue.push(ticket.pool, tenant.name, ticket, now=now, cost=cost, priority=priority)
+        ticket.position = queue.position(ticket.slot)
         self._rotation.setdefault(ticket.pool)
         if tenant.streams.is_full:
-            queue.hold(tenant.name)
+            queue.pause(tenant.name)
         self._watch_deadline(now)
         self._watch_breakers(now)
 
@@ -327,12 +327,12 @@ class Admission:
     def _serve_one(self, pool: str, now: float) -> bool:
         """Start whoever is next, if there is room; say whether there was."""
         queue = self.queue
-        place = queue.peek(pool)
-        if place is None:
+        slot = queue.peek(pool)
+        if slot is None:
             if not queue.waiting_in(pool):
                 self._rotation.pop(pool, None)
             return False
-        ticket = place.item
+        ticket = slot.item
         model = self.models[ticket.model]
         endpoints = self._endpoints_of(ticket)
         if model.is_full or not self._has_room(endpoints, now):
@@ -341,11 +341,11 @@ class Admission:
         self._rotation.move_to_end(pool)
         ticket.begin(model, endpoints, now)
         if ticket.tenant.streams.is_full:
-            queue.hold(ticket.tenant.name)
+            queue.pause(ticket.tenant.name)
         self._pace.add(now, 1)
         self._has_moved(pool, now)
-        if ticket.turn is not None:
-            ticket.turn.start()
+        if ticket.waiter is not None:
+            ticket.waiter.admitted()
         return True
 
     def _watch_deadline(self, now: float) -> None:
@@ -357,8 +357,8 @@ class Admission:
         """Look again when one lets requests through by time alone; what else makes room is told."""
         soonest = math.inf
         for pool in self._rotation:
-            place = self.queue.peek(pool)
-            endpoints = None if place is None else self._endpoints_of(place.item)
+            slot = self.queue.peek(pool)
+            endpoints = None if slot is None else self._endpoints_of(slot.item)
             if endpoints is not None:
                 soonest = min(soonest, endpoints.opens_in(now))
         if now + soonest < self._opening_at:
@@ -375,12 +375,12 @@ class Admission:
     def _expire(self) -> None:
         self._deadline = None
         now = self._timers.now()
-        for place in self.queue.expire(now):
-            ticket = place.item
+        for slot in self.queue.expire(now):
+            ticket = slot.item
             self.expired += 1
             self._has_moved(ticket.pool, now)
-            if ticket.turn is not None:
-                ticket.turn.expire(QueueTimeout(retry_after=self._retry_after(now)))
+            if ticket.waiter is not None:
+                ticket.waiter.expired(QueueTimeout(retry_after=self._retry_after(now)))
             ticket.close(None, 0)
         self._watch_deadline(now)
 
@@ -399,12 +399,12 @@ class Admission:
         self._told = self._timers.now()
         moved, self._moved = self._moved, {}
         for pool in moved:
-            for place, position in list(self.queue.positions(pool)):
-                ticket = place.item
+            for slot, position in list(self.queue.positions(pool)):
+                ticket = slot.item
                 if ticket.position != position:
                     ticket.position = position
-                    if ticket.turn is not None:
-                        ticket.turn.move(position)
+                    if ticket.waiter is not None:
+                        ticket.waiter.position_changed(position)
 
 
 def _held(concurrency: Concurrency) -> Lease:

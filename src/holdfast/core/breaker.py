@@ -1,7 +1,6 @@
-"""A circuit breaker: when an endpoint is left alone, and how it comes back.
+"""A circuit breaker: it stops requests to an endpoint that fails, and lets them through again when it recovers.
 
-Closed: everything passes. Open: nothing does, for a time that doubles with each failed return. Half-open: one
-trial at a time, whose outcome decides. What counts as a failure is the caller's to say.
+It decides only. The caller says what counts as a failure, and tells the time.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from holdfast.core.sliding import SlidingCounts
 class BreakerLimits(Struct, frozen=True):
     """Times in seconds.
 
-    Opens after `failures` in a row, or where of at least `min_requests` outcomes within `window` the share
-    `error_rate` were failures.
+    The breaker opens after `failures` in a row, and when, of at least `min_requests` outcomes within `window`, the
+    share `error_rate` were failures. It stays open for `open_for`, doubled with each trial that fails, but for no
+    longer than `max_open_for`.
     """
 
     failures: int = 5
@@ -34,8 +34,8 @@ class BreakerState(Enum):
     HALF_OPEN = "half_open"
 
 
-class Pass:
-    """Leave to try the endpoint once. `Breaker.succeed`, `fail` or `release` ends it."""
+class Permit:
+    """Permission to try the endpoint once. Its holder calls one of `Breaker.succeed`, `fail` and `release`."""
 
     __slots__ = ("is_trial", "number")
 
@@ -44,8 +44,28 @@ class Pass:
         self.is_trial = is_trial
 
 
+# The states of a breaker, and what moves it.
+#
+#   state     | what it permits       | moved by                                                       | to
+#   ----------+-----------------------+----------------------------------------------------------------+----------
+#   CLOSED    | every try             | fail() or probe_failed(), where it is one failure too many     | OPEN
+#   OPEN      | no try until `_until` | acquire() after `_until`: the try that it permits is the trial | HALF_OPEN
+#   OPEN      |                       | probe_succeeded()                                              | CLOSED
+#   OPEN      |                       | probe_failed(): `_until` is put off                            | OPEN
+#   HALF_OPEN | one trial at a time   | answered() or succeed() of the trial, probe_succeeded()        | CLOSED
+#   HALF_OPEN |                       | fail() of the trial, which doubles the time; probe_failed()    | OPEN
+#   HALF_OPEN |                       | release() of the trial, or `_trial_until`: the next one may go | HALF_OPEN
+#
+# The holder of a permit reports its try; the active probe, which needs no permit, reports what it has found.
+#
+# Invariants:
+# - `_trial` is a permit only in HALF_OPEN, and only the last one that was given there.
+# - `_number` grows whenever the breaker opens or closes. A permit with an earlier number moves nothing: a try that
+#   began before the change says nothing about the endpoint after it.
+
+
 class Breaker:
-    """The breaker of one endpoint."""
+    """The circuit breaker of one endpoint."""
 
     __slots__ = (
         "_counts",
@@ -66,70 +86,70 @@ class Breaker:
         self._failures = 0
         self._duration = limits.open_for
         self._until = 0.0
-        self._number = 0  # passes of an earlier period say nothing about this one
-        self._trial: Pass | None = None
+        self._number = 0
+        self._trial: Permit | None = None
         self._trial_until = 0.0
         self.state = BreakerState.CLOSED
         #: How often it has opened.
         self.opened = 0
 
     def can_pass(self, now: float) -> bool:
-        """Whether `acquire` would give a pass."""
+        """Whether `acquire` would return a permit."""
         if self.state is BreakerState.CLOSED:
             return True
         if self.state is BreakerState.OPEN:
             return now >= self._until
-        # A trial without an outcome does not hold up the return for ever.
+        # A trial that never reports must not keep the breaker half-open for ever.
         return self._trial is None or now >= self._trial_until
 
     def retry_after(self, now: float) -> float:
-        """Seconds until the next trial may begin; 0 where it may now."""
+        """Seconds until `acquire` may return a permit; 0 if it would now."""
         if self.can_pass(now):
             return 0.0
         return (self._until if self.state is BreakerState.OPEN else self._trial_until) - now
 
-    def acquire(self, now: float) -> Pass | None:
-        """Ask for leave to try the endpoint; None while it is left alone."""
+    def acquire(self, now: float) -> Permit | None:
+        """Ask for a permit to try the endpoint; None while the breaker permits no try."""
         if self.state is BreakerState.CLOSED:
-            return Pass(self._number, is_trial=False)
+            return Permit(self._number, is_trial=False)
         if not self.can_pass(now):
             return None
         self.state = BreakerState.HALF_OPEN
-        self._trial = Pass(self._number, is_trial=True)
+        self._trial = Permit(self._number, is_trial=True)
         self._trial_until = now + self._duration
         return self._trial
 
-    def answered(self, granted: Pass) -> None:
-        """The endpoint has begun to answer: a trial's outcome need not wait for the end of a long answer."""
-        if granted is self._trial:
+    def answered(self, permit: Permit) -> None:
+        """The endpoint has begun to answer. A trial need not wait for the end of a long answer."""
+        if permit is self._trial:
             self._close()
-            granted.number = self._number  # what follows counts as an ordinary try's
+            permit.number = self._number  # its outcome still counts, as an ordinary try's
 
-    def succeed(self, granted: Pass, now: float) -> None:
-        """The try was answered as it should be."""
-        if granted is self._trial:
+    def succeed(self, permit: Permit, now: float) -> None:
+        """The try succeeded."""
+        if permit is self._trial:
             self._close()
-        elif granted.number == self._number and self.state is BreakerState.CLOSED:
+        elif permit.number == self._number and self.state is BreakerState.CLOSED:
             self._failures = 0
             self._counts.add(now, 1, 0)
 
-    def fail(self, granted: Pass, now: float) -> None:
-        """The try failed through the endpoint's fault."""
-        if granted is self._trial:
+    def fail(self, permit: Permit, now: float) -> None:
+        """The try failed, and the endpoint is to blame."""
+        if permit is self._trial:
             self._duration = min(self._duration * 2, self._limits.max_open_for)
             self._open(now)
-        elif granted.number == self._number and self.state is BreakerState.CLOSED:
+        elif permit.number == self._number and self.state is BreakerState.CLOSED:
             self._count_failure(now)
 
-    def release(self, granted: Pass) -> None:
-        """The try says nothing about the endpoint: it was cancelled, or failed through ourselves."""
-        if granted is self._trial:
+    def release(self, permit: Permit) -> None:
+        """The try says nothing about the endpoint: it was cancelled, or it failed on our side."""
+        if permit is self._trial:
             self._trial = None
 
     # -- active probes --
 
     def probe_succeeded(self, now: float) -> None:
-        """A health check, which needs no pass, was answered well."""
+        """A health check succeeded."""
         if self.state is not BreakerState.CLOSED:
             self._close()
         else:

@@ -1,6 +1,7 @@
-"""Whether and where a failed request is tried again: the order of a route, delays, and the budget for retries.
+"""Whether and where a failed request is tried again: the order of a route, the delays, and the retry budget.
 
-Decides only. Which errors may be retried at all, health and the clock are the caller's.
+It decides only. The caller knows the time and the health of the targets, and which errors may be retried at all.
+A target is meant by its index in the route.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from holdfast.core.sliding import SlidingCounts
 class RetryLimits(Struct, frozen=True):
     """Times in seconds. `max_attempts` counts all tries of one request, over the whole route.
 
-    A `Retry-After` above `max_retry_after` is not waited for: another endpoint is asked, or the error passed on.
+    After a `Retry-After` above `max_retry_after` that target is not tried again: another is, or the request fails.
     """
 
     max_attempts: int = 4
@@ -31,9 +32,9 @@ class RetryLimits(Struct, frozen=True):
 
 
 class RetryBudget:
-    """Bounds retries to a share of the requests, so that an outage is not multiplied.
+    """Bounds retries to a share of the requests, so that they do not multiply the load of an outage.
 
-    Within `window` seconds, `floor` retries and as many as `ratio` of the requests.
+    Within `window` seconds it allows `floor` retries, and beyond them `ratio` times the number of requests.
     """
 
     __slots__ = ("_counts", "_floor", "_ratio")
@@ -52,7 +53,7 @@ class RetryBudget:
         return retries < self._floor + self._ratio * requests
 
     def withdraw(self, now: float) -> bool:
-        """Take one retry from the budget; False where it is used up."""
+        """Take one retry from the budget; False if it is used up."""
         if not self.has_room(now):
             return False
         self._counts.add(now, 0, 1)
@@ -66,38 +67,40 @@ class Random(UniformRandom, Protocol):
 
 
 def order_route(weights: Sequence[float | None], rng: Random) -> list[int]:
-    """Return the places of a route in the order in which one request tries them.
+    """Return the indexes of a route's targets in the order in which one request tries them.
 
-    Neighbours with a weight share the first place among them in that proportion; without a weight, the order of
-    the route is the order of preference.
+    Of neighbours with a weight, each comes first in proportion to its weight. A target without a weight keeps its
+    position in the route, which is the order of preference.
     """
     order: list[int] = []
     group: list[tuple[float, int]] = []
-    for place, weight in enumerate(weights):
+    for index, weight in enumerate(weights):
         if weight is None:
             order += _shuffled(group)
             group = []
-            order.append(place)
+            order.append(index)
         else:
             # Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006): sorting by u^(1/w) is
             # drawing without replacement by weight. 1 - random() is never 0.
-            group.append((math.log(1.0 - rng.random()) / weight, place))
+            group.append((math.log(1.0 - rng.random()) / weight, index))
     return order + _shuffled(group)
 
 
 def _shuffled(group: list[tuple[float, int]]) -> list[int]:
-    return [place for _, place in sorted(group, reverse=True)]
+    return [index for _, index in sorted(group, reverse=True)]
 
 
 class Step(Struct, frozen=True):
-    """Try `place` of the route after `delay` seconds. `is_repetition`: the same request was tried there before."""
+    """Try this target after `delay` seconds. `is_repetition`: the request was tried there before."""
 
-    place: int
+    index: int
     delay: float
     is_repetition: bool
 
 
-class _Place:
+class _Target:
+    """What one request knows about one target of its route."""
+
     __slots__ = ("backoff", "is_out", "ready_at", "tries")
 
     def __init__(self, limits: RetryLimits) -> None:
@@ -108,81 +111,83 @@ class _Place:
 
 
 class RoutePlan:
-    """The tries of one request. Call `next`, try, report with `failed`, `unprocessed` or `met_end`, and so on.
+    """Plans the tries of one request.
 
-    `deadline` is the time after which no try shall begin.
+    For each try, call `next`, wait for its delay, call `begin`, and report a failure by one of `failed`,
+    `exclude`, `unprocessed` and `stale_connection`. No try begins after `deadline`.
     """
 
-    __slots__ = ("_deadline", "_free", "_has_met_end", "_limits", "_order", "_places", "_rng", "attempts")
+    __slots__ = ("_deadline", "_free", "_has_met_stale", "_limits", "_order", "_rng", "_targets", "attempts")
 
     def __init__(self, order: Sequence[int], limits: RetryLimits, rng: UniformRandom, *, deadline: float) -> None:
         self._order = order
         self._limits = limits
         self._rng = rng
         self._deadline = deadline
-        self._places = {place: _Place(limits) for place in order}
-        self._free = limits.max_attempts  # how often a request that was not processed is sent again at once
-        self._has_met_end = False
+        self._targets = {index: _Target(limits) for index in order}
+        self._free = limits.max_attempts  # how many unprocessed tries do not count
+        self._has_met_stale = False
         self.attempts = 0
 
     def next(self, now: float, can_try: Callable[[int, bool], bool]) -> Step | None:
-        """Choose the next try, None where there is none.
+        """Choose the next try; None if there is none.
 
-        `can_try(place, is_repetition)` says whether the place is healthy and, for a repetition, its budget has
-        room. What has not been tried yet comes first, in the order of the route; then what is ready soonest.
+        `can_try(index, is_repetition)` says whether the target is healthy and, for a repetition, whether its retry
+        budget has room. Targets that have not been tried come first, in the order of the route; after them the
+        target whose delay ends first.
         """
         if self.attempts >= self._limits.max_attempts or now >= self._deadline:
             return None
         best: Step | None = None
-        for place in self._order:
-            record = self._places[place]
+        for index in self._order:
+            record = self._targets[index]
             is_repetition = record.tries > 0
-            if record.is_out or not can_try(place, is_repetition):
+            if record.is_out or not can_try(index, is_repetition):
                 continue
             delay = max(0.0, record.ready_at - now)
             if not is_repetition:
-                return Step(place, delay, False)
+                return Step(index, delay, False)
             if now + delay < self._deadline and (best is None or delay < best.delay):
-                best = Step(place, delay, True)
+                best = Step(index, delay, True)
         return best
 
     def begin(self, step: Step) -> None:
         """The try begins."""
         self.attempts += 1
-        self._places[step.place].tries += 1
+        self._targets[step.index].tries += 1
 
-    def failed(self, place: int, now: float, *, retry_after: float | None = None) -> None:
-        """The try failed, and may be repeated there after a pause."""
-        record = self._places[place]
+    def failed(self, index: int, now: float, *, retry_after: float | None = None) -> None:
+        """The try failed, and may be repeated there after a delay, which is at least `retry_after` seconds."""
+        record = self._targets[index]
         if retry_after is not None and retry_after > self._limits.max_retry_after:
             record.is_out = True
             return
         record.ready_at = now + record.backoff.next_delay(self._rng, retry_after=retry_after)
 
-    def exclude(self, place: int) -> None:
-        """The try failed in a way that a repetition there would not better, or that may have cost something."""
-        self._places[place].is_out = True
+    def exclude(self, index: int) -> None:
+        """Try this target no more: a repetition would fail too, or the provider may charge for the failed try."""
+        self._targets[index].is_out = True
 
-    def unprocessed(self, place: int, now: float) -> None:
-        """The provider certainly did nothing: the try does not count, as long as this does not go on and on."""
+    def unprocessed(self, index: int, now: float) -> None:
+        """The provider did not process the try. It does not count, for up to `max_attempts` times per request."""
         if self._free == 0:
-            self.failed(place, now)
+            self.failed(index, now)
             return
         self._free -= 1
-        self._take_back(place, now)
+        self._take_back(index, now)
 
-    def met_end(self, place: int, now: float) -> None:
-        """A kept-alive connection was closed as the request was sent: once in a request this does not count."""
-        if self._has_met_end:
-            self.failed(place, now)
+    def stale_connection(self, index: int, now: float) -> None:
+        """A kept-alive connection was closed as the request was sent. Once per request, the try does not count."""
+        if self._has_met_stale:
+            self.failed(index, now)
             return
-        self._has_met_end = True
-        self._take_back(place, now)
+        self._has_met_stale = True
+        self._take_back(index, now)
 
-    def _take_back(self, place: int, now: float) -> None:
+    def _take_back(self, index: int, now: float) -> None:
         self.attempts -= 1
-        self._places[place].tries -= 1
-        self._places[place].ready_at = now
+        self._targets[index].tries -= 1
+        self._targets[index].ready_at = now
 
 
 _SECONDS: Final = re.compile(rb"\d{1,10}(?:\.\d{1,6})?")
@@ -190,9 +195,10 @@ _MAX_DATE_LENGTH: Final = 64
 
 
 def parse_retry_after(value: bytes, wall_time: float) -> float | None:
-    """Read `Retry-After` (RFC 9110 section 10.2.3), seconds or a date, as seconds from `wall_time`.
+    """Parse a `Retry-After` header (RFC 9110 section 10.2.3) into seconds from `wall_time`.
 
-    `wall_time` is in seconds since 1970. Fractions, which some providers send, are read. None for anything else.
+    The value is a number of seconds or a date. `wall_time` is in seconds since 1970. Fractions of seconds are
+    accepted, since some providers send them. Returns None for anything else.
     """
     if _SECONDS.fullmatch(value):
         return float(value)

@@ -223,20 +223,6 @@ def write_event(data: bytes, *, id: bytes = b"", event: bytes = b"") -> bytes:
     return head + b"data: " + data + b"\n\n"
 
 
-def comment(text: bytes = b"") -> bytes:
-    """Write a comment, which readers ignore: it keeps the connection from looking idle. Only between events."""
-    if not text:
-        return b":\n\n"
-    return b": " + b"\n: ".join(_lines(text)) + b"\n\n"
-
-
-def retry(ms: int) -> bytes:
-    """Write the time in milliseconds that an EventSource waits before it connects again."""
-    if ms < 0:
-        raise ValueError(f"retry must not be negative: {ms}")
-    return b"retry: %d\n\n" % ms
-
-
 def _lines(text: bytes) -> list[bytes]:
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
 

@@ -1,7 +1,7 @@
-"""A hashed timing wheel: one clock for very many deadlines that are mostly cancelled or moved before they pass.
+"""A hashed timing wheel: one clock for very many deadlines, most of which are cancelled before they pass.
 
-After Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (SOSP 1987), scheme 6. It says what is due;
-reading the clock and waking up at `next_deadline` is left to the shell.
+It is scheme 6 of Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (SOSP 1987). It says what is due; the
+shell reads the clock and wakes up at `next_deadline`.
 """
 
 from __future__ import annotations
@@ -19,42 +19,28 @@ class Timer(Generic[T]):
 
     __slots__ = ("_item", "_tick", "_wheel")
 
-    def __init__(self, wheel: TimingWheel[T], item: T) -> None:
+    def __init__(self, wheel: TimingWheel[T], item: T, tick: int) -> None:
         self._wheel: TimingWheel[T] | None = wheel
         self._item = item
-        self._tick = _NOT_PENDING
-
-    @property
-    def is_pending(self) -> bool:
-        """True until the item was returned by `advance` or the timer was cancelled."""
-        return self._tick != _NOT_PENDING
-
-    def reschedule(self, deadline: float) -> None:
-        """Move a pending timer to another deadline, or arm one again whose item was returned.
-
-        Raises RuntimeError after `cancel`.
-        """
-        if self._wheel is None:
-            raise RuntimeError("a cancelled timer cannot be rescheduled: schedule the item again")
-        self._wheel._place(self, deadline)
+        self._tick = tick
 
     def cancel(self) -> None:
-        """Never return the item, and let go of it. A timer may be cancelled at any time and more than once."""
+        """Never return the item, and drop the reference to it. Idempotent, also after the item was returned."""
         if self._wheel is not None:
             if self._tick != _NOT_PENDING:
                 self._wheel._remove(self)
-            # An item often owns its timer: the cycle ends here, so that no garbage collection is needed.
+            # An item often owns its timer: breaking the cycle here spares a garbage collection.
             self._wheel = None
             del self._item
 
 
 class TimingWheel(Generic[T]):
-    """Schedule items at deadlines in O(1), cancel and move them in O(1).
+    """Schedules items at deadlines and cancels them, both in O(1).
 
     Time is any clock that does not run backwards, in seconds. It is counted in ticks of `resolution`: an item is
     due at the first tick boundary at or after its deadline (or, if that one has been passed already, at the next
-    boundary), so never early and at most one tick late. `slots` ticks make one rotation; deadlines beyond it are
-    kept, at the price of a look in passing once per rotation.
+    boundary), so it is never early and at most one tick late. `slots` ticks make one rotation; an item with a
+    deadline beyond it is looked at once per rotation.
     """
 
     __slots__ = ("_count", "_earliest", "_limit", "_now", "_resolution", "_slots")
@@ -77,22 +63,31 @@ class TimingWheel(Generic[T]):
         return self._count
 
     def schedule(self, item: T, deadline: float) -> Timer[T]:
-        """Let `advance` return `item` once `deadline` has passed."""
-        timer = Timer(self, item)
-        self._place(timer, deadline)
+        """Make `advance` return `item` once `deadline` has passed."""
+        self._check(deadline)
+        tick = math.ceil(deadline / self._resolution)
+        if tick * self._resolution < deadline:
+            tick += 1
+        if tick <= self._now:
+            tick = self._now + 1
+        timer = Timer(self, item, tick)
+        self._slots[tick % len(self._slots)][timer] = None
+        if not self._count or tick < self._earliest:
+            self._earliest = tick
+        self._count += 1
         return timer
 
     def advance(self, now: float) -> list[T]:
-        """Return the items due at `now`, by tick, and within one tick in the order of scheduling.
+        """Return the items that are due at `now`, by tick, and within one tick in the order of scheduling.
 
-        They are no longer pending: to cancel one of them now does not take it off the list. A `now` before
-        the last one returns nothing. Takes at most one rotation, however long the time was.
+        They are no longer pending: cancelling one of them does not take it off the returned list. A `now` before
+        the last one returns nothing. The work is at most one rotation, however much time has passed.
         """
         self._check(now)
         resolution = self._resolution
         tick = math.floor(now / resolution)
-        # The quotient is rounded. The product is what counts, here and in `_place` and `next_deadline` alike:
-        # then nothing is early by a rounding, and `advance(next_deadline())` always returns something.
+        # The quotient is rounded, so the product decides, here as in `schedule` and `next_deadline`: then no item
+        # is early by a rounding error, and `advance(next_deadline())` always returns something.
         if tick * resolution > now:
             tick -= 1
         elif (tick + 1) * resolution <= now:
@@ -108,7 +103,7 @@ class TimingWheel(Generic[T]):
                 slot = slots[passed % len(slots)]
                 if slot:
                     due += [timer for timer in slot if timer._tick <= tick]
-                    # A new dict, since one that was emptied keeps its memory.
+                    # A new dict, since an emptied one keeps its memory.
                     slots[passed % len(slots)] = {timer: None for timer in slot if timer._tick > tick}
         if span > len(slots):
             due.sort(key=_tick_of)  # one slot gave several ticks
@@ -121,7 +116,7 @@ class TimingWheel(Generic[T]):
     def next_deadline(self) -> float | None:
         """Return the time at which `advance` will have something to return; None if nothing is pending.
 
-        The search starts where the last one ended, so that it costs little when asked after each change.
+        The search starts where the last one ended, so calling this after each change costs little.
         """
         if not self._count:
             return None
@@ -131,33 +126,15 @@ class TimingWheel(Generic[T]):
                 if timer._tick == tick:
                     self._earliest = tick
                     return tick * self._resolution
-        # All that is pending lies beyond one rotation.
+        # All pending timers lie beyond one rotation.
         self._earliest = min(timer._tick for slot in slots for timer in slot)
         return self._earliest * self._resolution
-
-    def _place(self, timer: Timer[T], deadline: float) -> None:
-        """Put `timer` into the slot of `deadline`, out of the one where it is."""
-        self._check(deadline)
-        tick = math.ceil(deadline / self._resolution)
-        if tick * self._resolution < deadline:
-            tick += 1
-        if tick <= self._now:
-            tick = self._now + 1
-        if timer._tick != _NOT_PENDING:
-            if timer._tick == tick:
-                return
-            self._remove(timer)
-        timer._tick = tick
-        self._slots[tick % len(self._slots)][timer] = None
-        if not self._count or tick < self._earliest:
-            self._earliest = tick
-        self._count += 1
 
     def _remove(self, timer: Timer[T]) -> None:
         slot = self._slots[timer._tick % len(self._slots)]
         del slot[timer]
         if not slot:
-            slot.clear()  # gives back the memory that deleting keeps
+            slot.clear()  # frees the memory that a dict keeps when its items are deleted
         timer._tick = _NOT_PENDING
         self._count -= 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from holdfast.core.breaker import Pass
+from holdfast.core.breaker import Permit
 from holdfast.core.http.request import Headers
 from holdfast.core.retry import parse_retry_after
 from holdfast.dialects.ask import Ask
@@ -30,7 +30,7 @@ _MAX_ERROR_BODY = 64 * 1024
 
 
 class Attempt:
-    """One try, as the sink of its response. `granted` is the breaker's leave for it.
+    """One try, as the sink of its response. `permit` is the breaker's permit for it.
 
     `lease` is its place at the provider, which the caller gives back. `deadline` is when the whole answer is due,
     on the clock of `timers`.
@@ -42,11 +42,11 @@ class Attempt:
         "_deadline",
         "_error_body",
         "_first_byte",
-        "_granted",
         "_last_read",
         "_lease",
         "_outcome",
         "_paused",
+        "_permit",
         "_request",
         "_retry_after",
         "_stream",
@@ -66,7 +66,7 @@ class Attempt:
         target: Target,
         timers: Timers,
         *,
-        granted: Pass,
+        permit: Permit,
         lease: EndpointLease | None,
         deadline: float,
     ) -> None:
@@ -77,7 +77,7 @@ class Attempt:
         self._stream = stream
         self._target = target
         self._timers = timers
-        self._granted = granted
+        self._permit = permit
         self._lease = lease
         self._deadline = deadline
         self._call: Call | None = None
@@ -149,7 +149,7 @@ class Attempt:
         if not self._first_byte:
             self._first_byte = True
             if self.status == 200:
-                self._target.health.breaker.answered(self._granted)
+                self._target.health.breaker.answered(self._permit)
         self._last_read = self._timers.now()
         if self._error_body is not None:
             if len(self._error_body) < _MAX_ERROR_BODY:

@@ -97,9 +97,9 @@ class Pump:
         while (step := await self._next_step(plan)) is not None:
             if step.delay:
                 await asyncio.sleep(step.delay)
-                if not self._can_try(step.place, step.is_repetition):
+                if not self._can_try(step.index, step.is_repetition):
                     continue
-            target = route.targets[step.place]
+            target = route.targets[step.index]
             if self._lease is None and target.capacity is not None:
                 self._lease = target.capacity.acquire()
             self._count(step, target, previous, error)
@@ -114,7 +114,7 @@ class Pump:
                 error.message += _NOT_SENT_AGAIN
                 self._finish(attempt, error)
                 return
-            self._note_failure(plan, step.place, error)
+            self._note_failure(plan, step.index, error)
             previous = target
         # Said of what was tried, if anything was; else of the wait that has come to nothing.
         reason: HoldfastError | None = error or self._expired
@@ -154,23 +154,23 @@ class Pump:
 
     async def _try_target(self, target: Target, deadline: float) -> tuple[Attempt, UpstreamError | None]:
         health, timers = target.health, self._timers
-        granted = health.breaker.acquire(timers.now())
-        if granted is None or (self._lease is None and target.capacity is not None):
+        permit = health.breaker.acquire(timers.now())
+        if permit is None or (self._lease is None and target.capacity is not None):
             raise RuntimeError("a target was chosen that is left alone, or full")
         deadline = min(deadline, timers.now() + target.timeouts.total)
         attempt = Attempt(
-            self._stream, self._ask, target, timers, granted=granted, lease=self._lease, deadline=deadline
+            self._stream, self._ask, target, timers, permit=permit, lease=self._lease, deadline=deadline
         )
         try:
             error = await attempt.run()
         except BaseException:
-            health.breaker.release(granted)
+            health.breaker.release(permit)
             self._record(target, attempt, "cancelled", unconfirmed=False)
             raise
         # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
         # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
         is_500 = may_be_of_the_request(error)
-        health.record(granted, error, timers.now(), is_suspect=is_500 and self._is_suspect)
+        health.record(permit, error, timers.now(), is_suspect=is_500 and self._is_suspect)
         self._is_suspect |= is_500
         # After the breaker knows: whoever waits for this place is let in, or told that it is of no use.
         self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
@@ -180,8 +180,8 @@ class Pump:
             attempt_failed(self._stream, self._attempts[-1], error)
         return attempt, error
 
-    def _can_try(self, place: int, is_repetition: bool) -> bool:
-        target = self._route.targets[place]
+    def _can_try(self, index: int, is_repetition: bool) -> bool:
+        target = self._route.targets[index]
         health, lease, now = target.health, self._lease, self._timers.now()
         if not health.breaker.can_pass(now) or (lease is not None and lease.capacity is not target.capacity):
             return False
@@ -208,17 +208,17 @@ class Pump:
         elif isinstance(error, UpstreamReset) and error.is_stale and not step.is_repetition:
             health.resent_stale += 1
 
-    def _note_failure(self, plan: RoutePlan, place: int, error: UpstreamError) -> None:
+    def _note_failure(self, plan: RoutePlan, index: int, error: UpstreamError) -> None:
         now = self._timers.now()
         if isinstance(error, UpstreamReset) and not error.processed:
-            plan.unprocessed(place, now)
+            plan.unprocessed(index, now)
         elif isinstance(error, UpstreamReset) and error.is_stale:
-            plan.met_end(place, now)
+            plan.stale_connection(index, now)
         elif isinstance(error, UpstreamTimeout) and not isinstance(error, ConnectTimeout):
             # The provider has the request, and may be charging for it; or there is no room to ask it again.
-            plan.exclude(place)
+            plan.exclude(index)
         else:
-            plan.failed(place, now, retry_after=error.retry_after)
+            plan.failed(index, now, retry_after=error.retry_after)
 
     def _finish(self, attempt: Attempt, error: UpstreamError | None) -> None:
         reader, stream = attempt.reader, self._stream
@@ -259,14 +259,14 @@ class _Return:
         #: None when its turn has come, or why it waits no more.
         self.outcome: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
 
-    def start(self) -> None:
+    def admitted(self) -> None:
         self._stream.queue_position = None
         self._settle(None)
 
-    def expire(self, error: HoldfastError) -> None:
+    def expired(self, error: HoldfastError) -> None:
         self._settle(error)
 
-    def move(self, position: int) -> None:
+    def position_changed(self, position: int) -> None:
         self._stream.move(position)
 
     def _settle(self, outcome: HoldfastError | None) -> None:

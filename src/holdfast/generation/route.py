@@ -51,8 +51,8 @@ class Choice:
 
     def reserve(self, now: float) -> EndpointLease | None:
         """Take a place at the first target, in the order that is drawn for this request, which has one."""
-        for place in order_route(self._weights, self._rng):
-            target = self.targets[place]
+        for index in order_route(self._weights, self._rng):
+            target = self.targets[index]
             if target.health.breaker.can_pass(now):
                 if target.capacity is None:
                     return None

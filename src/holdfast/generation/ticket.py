@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.core.entries import Usage
-from holdfast.core.limits.fair_queue import Turn
+from holdfast.core.limits.fair_queue import Waiter
 from holdfast.dialects.ask import Ask
 from holdfast.upstream.capacity import EndpointLease, Endpoints
 
@@ -18,13 +18,13 @@ class Ticket(Protocol):
     def position(self) -> int | None:
         """How many will be served before it; None where it may start."""
 
-    def wait(self, turn: Turn) -> None:
+    def wait(self, waiter: Waiter) -> None:
         """Say whom to tell; to be called before the next turn of the loop where there is a position."""
 
     def take_lease(self) -> EndpointLease | None:
         """Take over the place at a provider that came with its turn; None where it has none, or has given it."""
 
-    def rejoin(self, endpoints: Endpoints, turn: Turn) -> bool:
+    def rejoin(self, endpoints: Endpoints, waiter: Waiter) -> bool:
         """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
 
     def close(self, usage: Usage | None, units: int) -> None:

@@ -312,14 +312,14 @@ class _Turn:
         self._route = route
         self._ticket = ticket
 
-    def start(self) -> None:
+    def admitted(self) -> None:
         self._stream.queue_position = None
         # The model may have another route by now.
         route = self._registry._models.get(self._ask.model, self._route)
         self._registry._start(self._stream, self._ask, route, self._ticket)
 
-    def expire(self, error: HoldfastError) -> None:
+    def expired(self, error: HoldfastError) -> None:
         self._stream.finish("failed", error=error)
 
-    def move(self, position: int) -> None:
+    def position_changed(self, position: int) -> None:
         self._stream.move(position)

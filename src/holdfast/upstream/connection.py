@@ -58,7 +58,7 @@ class ConnectionOwner(Protocol):
     def request_refused(self, connection: UpstreamConnection) -> None:
         """A request came back unprocessed; `slot_freed` follows."""
 
-    def met_end(self, connection: UpstreamConnection) -> None:
+    def found_stale(self, connection: UpstreamConnection) -> None:
         """The peer closed it, kept alive, as a request was sent; `connection_lost` follows."""
 
     def connection_draining(self, connection: UpstreamConnection) -> None:
@@ -410,7 +410,7 @@ class UpstreamConnection(asyncio.Protocol):
             if event.was_kept_alive and cause in _PEERS_END:
                 is_stale = self._loop.time() - call.sent_at <= _STALE_WITHIN
         if is_stale:
-            self._owner.met_end(self)
+            self._owner.found_stale(self)
         is_refused = not event.processed and self.http.is_usable
         if is_refused:
             self._owner.request_refused(self)

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 from holdfast.config import BreakerConfig, ProbeConfig, RetryBudgetConfig
-from holdfast.core.breaker import Breaker, BreakerLimits, Pass
+from holdfast.core.breaker import Breaker, BreakerLimits, Permit
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.retry import RetryBudget
 from holdfast.errors import (
@@ -49,17 +49,17 @@ class Health:
         self.probe_failures = 0
         self.failures: Counter[str] = Counter()
 
-    def record(self, granted: Pass, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
+    def record(self, permit: Permit, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
         """Count how an attempt has ended. A failure of a suspect request says nothing about the endpoint."""
         if error is not None:
             self.failures[error.code] += 1
         verdict = is_failure(error)
         if verdict is None or (verdict and is_suspect):
-            self.breaker.release(granted)
+            self.breaker.release(permit)
         elif verdict:
-            self.breaker.fail(granted, now)
+            self.breaker.fail(permit, now)
         else:
-            self.breaker.succeed(granted, now)
+            self.breaker.succeed(permit, now)
 
     def statistics(self, now: float) -> HealthStatistics:
         return HealthStatistics(

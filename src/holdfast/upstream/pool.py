@@ -12,6 +12,7 @@ from holdfast.config import ProviderConfig
 from holdfast.core import pool as core
 from holdfast.core.http.connection import HttpMisuse
 from holdfast.core.http.request import HttpRequest
+from holdfast.core.pool_member import Member, State
 from holdfast.errors import PoolTimeout, UpstreamConnectError, UpstreamError, UpstreamMalformed
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, ResponseSink
@@ -24,8 +25,8 @@ logger = logging.getLogger("holdfast")
 _CLOSED = "the pool is closed: this process is shutting down"
 
 
-class _Waiter(core.Waiter):
-    """One request until it is on its way."""
+class _Pending(core.PoolRequest):
+    """A request until it has been sent, or has failed."""
 
     __slots__ = ("call", "error", "future", "request", "sink")
 
@@ -74,9 +75,9 @@ class Pool:
             ),
             expected_capacity=config.streams_per_connection if self._origin.expects_http2 else 1,
         )
-        self._members: dict[UpstreamConnection, core.Member] = {}
-        self._connections: dict[core.Member, UpstreamConnection] = {}
-        self._dials: dict[core.Member, asyncio.Task[None]] = {}
+        self._members: dict[UpstreamConnection, Member] = {}
+        self._connections: dict[Member, UpstreamConnection] = {}
+        self._dials: dict[Member, asyncio.Task[None]] = {}
         self._closing: set[UpstreamConnection] = set()
         self._timer: Deadline | None = None
         self._timer_at = float("inf")
@@ -97,20 +98,20 @@ class Pool:
         if self._is_closed:
             raise UpstreamConnectError(_CLOSED)
         self._requests += 1
-        waiter = _Waiter(request, sink)
-        self._act(self._core.request(waiter, self._timers.now()))
-        if waiter.call is None and waiter.error is None:
-            waiter.future = asyncio.get_running_loop().create_future()
+        pending = _Pending(request, sink)
+        self._act(self._core.request(pending, self._timers.now()))
+        if pending.call is None and pending.error is None:
+            pending.future = asyncio.get_running_loop().create_future()
             try:
-                await waiter.future
+                await pending.future
             except asyncio.CancelledError:
-                self._core.cancel(waiter)
-                if waiter.call is not None:
-                    waiter.call.cancel()
+                self._core.cancel(pending)
+                if pending.call is not None:
+                    pending.call.cancel()
                 raise
-        if waiter.call is None:
-            raise waiter.error or UpstreamConnectError()
-        return waiter.call
+        if pending.call is None:
+            raise pending.error or UpstreamConnectError()
+        return pending.call
 
     async def aclose(self) -> None:
         """Close all connections at once, and wait until nothing is left of them."""
@@ -155,42 +156,42 @@ class Pool:
             elif isinstance(action, core.Close):
                 self._close(action.member)
             else:
-                assert isinstance(action.waiter, _Waiter)  # noqa: S101 - no others are given to the core
+                assert isinstance(action.request, _Pending)  # noqa: S101 - no others are given to the core
                 if isinstance(action, core.Fail):
-                    action.waiter.error = failure
+                    action.request.error = failure
                 elif self._is_closed:
-                    action.waiter.error = UpstreamConnectError(_CLOSED)
+                    action.request.error = UpstreamConnectError(_CLOSED)
                 else:
                     self._wait_timeouts += 1
-                    action.waiter.error = PoolTimeout(
+                    action.request.error = PoolTimeout(
                         f"no connection to {self._origin.url} came free within {self._config.timeouts.pool:g} s"
                     )
-                action.waiter.wake()
+                action.request.wake()
         self._set_timer()
 
     def _lend(self, action: core.Lend) -> list[core.Action]:
-        waiter, member = action.waiter, action.member
-        assert isinstance(waiter, _Waiter)  # noqa: S101 - no others are given to the core
+        pending, member = action.request, action.member
+        assert isinstance(pending, _Pending)  # noqa: S101 - no others are given to the core
         connection = self._connections[member]
         if connection.has_unread():
             # Not by `connection_lost`: many may be closed at once, and each would be found within the one before.
             self._forget(member, connection)
             connection.abort("closed")
-            return self._core.lend_failed(waiter, member, self._timers.now())
+            return self._core.lend_failed(pending, member, self._timers.now())
         try:
-            waiter.call = connection.send(waiter.request, waiter.sink)
+            pending.call = connection.send(pending.request, pending.sink)
         except HttpMisuse as exc:
-            waiter.error = UpstreamMalformed(f"the request cannot be sent: {exc}")
+            pending.error = UpstreamMalformed(f"the request cannot be sent: {exc}")
             self._act(self._core.released(member, self._timers.now()))
-        waiter.wake()
+        pending.wake()
         return []
 
-    def _open(self, member: core.Member) -> None:
+    def _open(self, member: Member) -> None:
         self._dials[member] = asyncio.get_running_loop().create_task(
             self._dial(member), name=f"connect {self._origin.url}"
         )
 
-    async def _dial(self, member: core.Member) -> None:
+    async def _dial(self, member: Member) -> None:
         failure: UpstreamError | None = None
         try:
             connection = await dial(self._origin, self._make, self._config.timeouts.connect)
@@ -201,7 +202,7 @@ class Pool:
         finally:
             self._dials.pop(member, None)
         now = self._timers.now()
-        if member.state is core.State.GONE:
+        if member.state is State.GONE:
             if failure is None:
                 self._await_end(connection)
                 connection.close()
@@ -230,7 +231,7 @@ class Pool:
             ping_timeout=config.ping_timeout,
         )
 
-    def _close(self, member: core.Member) -> None:
+    def _close(self, member: Member) -> None:
         task = self._dials.get(member)
         if task is not None:
             task.cancel()
@@ -239,7 +240,7 @@ class Pool:
             self._forget(member, connection)
             connection.close()
 
-    def _forget(self, member: core.Member, connection: UpstreamConnection) -> None:
+    def _forget(self, member: Member, connection: UpstreamConnection) -> None:
         self._connections.pop(member, None)
         self._members.pop(connection, None)
         self._await_end(connection)
@@ -287,9 +288,9 @@ class Pool:
         if member is not None:
             self._core.refused(member, self._timers.now())
 
-    def met_end(self, connection: UpstreamConnection) -> None:
+    def found_stale(self, connection: UpstreamConnection) -> None:
         if connection in self._members:
-            self._act(self._core.met_end(self._timers.now()))
+            self._act(self._core.found_stale(self._timers.now()))
 
     def connection_draining(self, connection: UpstreamConnection) -> None:
         member = self._members.get(connection)
@@ -314,9 +315,7 @@ def _capacity(connection: UpstreamConnection) -> int:
     return connection.http.open_streams + connection.http.available_streams
 
 
-def _connection_statistics(
-    member: core.Member, connection: UpstreamConnection, now: float
-) -> ConnectionStatistics:
+def _connection_statistics(member: Member, connection: UpstreamConnection, now: float) -> ConnectionStatistics:
     windows = connection.http.windows()
     return ConnectionStatistics(
         protocol=connection.http.alpn,

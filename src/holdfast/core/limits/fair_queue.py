@@ -1,9 +1,9 @@
-"""A bounded queue that is fair between tenants by the tokens that they were served.
+"""A bounded queue that shares capacity fairly between tenants, by the tokens that each was served.
 
-The virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI '24): each tenant has
-a counter of the tokens that it was served; who has the lowest is served next; who comes anew is lifted to where
-the others are, so that nobody saves up for later. It decides who is next; capacity, clocks and starting are the
-shell's.
+It implements the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models" (OSDI '24).
+Each tenant has a counter of the tokens that it was served, and the tenant with the lowest counter is served next.
+The counter of a tenant that was idle is raised to the level of the others, so that nobody saves up idle time. The
+queue decides who is next; the shell knows the capacity and the time, and starts the requests.
 """
 
 from __future__ import annotations
@@ -18,25 +18,31 @@ from holdfast.errors import HoldfastError
 T = TypeVar("T")
 Priority = Literal["high", "normal", "low"]
 
-#: What a token of this class counts: a tenant that waits with high priority alone gets four times the share.
+#: A served token is divided by its class's weight: a tenant with only high priority gets four times the share.
 WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "low": 0.25}
 _CLASSES: tuple[Priority, ...] = ("high", "normal", "low")
-#: Idle tenants of one pool that are remembered before those are looked for that need not be.
+#: How many tenants a pool remembers before it looks for idle ones that it can forget.
 _MAX_IDLE = 256
 
 
-class Turn(Protocol):
-    """A request that waits. One of `start` and `expire` is called, unless it gives its place up before."""
+class Waiter(Protocol):
+    """What the shell calls about a request that waits.
 
-    def start(self) -> None: ...
+    Exactly one of `admitted` and `expired` is called, unless the request gives up its slot first.
+    """
 
-    def expire(self, error: HoldfastError) -> None: ...
+    def admitted(self) -> None:
+        """The request has left the queue, and may start."""
 
-    def move(self, position: int) -> None: ...
+    def expired(self, error: HoldfastError) -> None:
+        """The request has waited for as long as it may; it has left the queue."""
+
+    def position_changed(self, position: int) -> None:
+        """`position` requests will probably be served before this one; 0 is next."""
 
 
-class Place(Generic[T]):
-    """A place in the queue, or once there; it has left as soon as `is_waiting` is false."""
+class Slot(Generic[T]):
+    """The slot of one item. It is in the queue for as long as `is_waiting` is true."""
 
     __slots__ = ("_lane", "cost", "deadline", "is_waiting", "item", "number", "priority")
 
@@ -52,14 +58,14 @@ class Place(Generic[T]):
         self.is_waiting = True
 
     def charge(self) -> None:
-        """It is served: its tenant is charged the cost."""
+        """Charge the cost to the tenant, which is served now."""
         lane = self._lane
         lane.pool.floor = max(lane.pool.floor, lane.counter)
         lane.counter += self.cost / WEIGHTS[self.priority]
 
 
 class _Lane(Generic[T]):
-    """One tenant in one pool: what it was served, and who waits."""
+    """One tenant in one pool: its counter, and its waiting slots."""
 
     __slots__ = ("classes", "counter", "entry", "pool", "tenant", "waiting")
 
@@ -68,22 +74,22 @@ class _Lane(Generic[T]):
         self.tenant = tenant
         self.counter = counter
         self.waiting = 0
-        # Ordered dicts, since places leave from the front and from anywhere, both in constant time.
-        self.classes: dict[Priority, OrderedDict[Place[T], None]] = {name: OrderedDict() for name in _CLASSES}
-        #: Number of this lane's entry in the pool's heap, 0 for none.
+        # Ordered dicts remove from the front and from anywhere in constant time.
+        self.classes: dict[Priority, OrderedDict[Slot[T], None]] = {name: OrderedDict() for name in _CLASSES}
+        #: The number of this lane's entry in the pool's heap; 0 if it has none.
         self.entry = 0
 
     @property
-    def head(self) -> Place[T]:
-        return next(iter(next(places for places in self.classes.values() if places)))
+    def head(self) -> Slot[T]:
+        return next(iter(next(slots for slots in self.classes.values() if slots)))
 
-    def places(self) -> Iterator[Place[T]]:
-        for places in self.classes.values():
-            yield from places
+    def slots(self) -> Iterator[Slot[T]]:
+        for slots in self.classes.values():
+            yield from slots
 
-    def ahead_of(self, place: Place[T]) -> int:
-        """How many wait before the last of a class."""
-        index = _CLASSES.index(place.priority)
+    def ahead_of(self, slot: Slot[T]) -> int:
+        """How many slots of this lane will be served before a new one of the same priority."""
+        index = _CLASSES.index(slot.priority)
         return sum(len(self.classes[name]) for name in _CLASSES[: index + 1]) - 1
 
 
@@ -93,28 +99,52 @@ class _Pool(Generic[T]):
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, _Lane[T]]] = []
         self.lanes: dict[str, _Lane[T]] = {}
-        #: The counter of who was served last, which was the lowest: newcomers start from there.
+        #: The counter of the tenant that was served last, which was the lowest: newcomers start from there.
         self.floor = 0.0
         self.waiting = 0
         self.prune_at = _MAX_IDLE
 
 
 class _Tenant(Generic[T]):
-    __slots__ = ("is_held", "lanes", "name", "waiting")
+    __slots__ = ("is_paused", "lanes", "name", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.lanes: dict[str, _Lane[T]] = {}  # those where it waits
+        self.lanes: dict[str, _Lane[T]] = {}  # by pool, those with waiting slots
         self.waiting = 0
-        self.is_held = False
+        self.is_paused = False
+
+
+# The states of a slot, and what moves it. Only the queue's owner calls these; each is one turn, without I/O.
+#
+#   state    | moved by                                        | to
+#   ---------+-------------------------------------------------+--------------------------------
+#   -        | push(), where the queue has room                | WAITING
+#   -        | serve(), where nobody has to wait               | SERVED, charged its cost
+#   WAITING  | pop() of its pool, if it is the next            | SERVED, charged its cost
+#   WAITING  | cancel(); expire(now) after its deadline        | GONE, charged nothing
+#   SERVED   | settle(), once                                  | GONE, charged what exceeded the cost
+#
+# A tenant is ACTIVE or PAUSED: pause() moves it to PAUSED while it waits, resume() and the end of its last waiting
+# slot move it back. A slot of a paused tenant can be cancelled and can expire, but `pop` passes it over.
+#
+# Invariants:
+# - len(queue) is the sum of `waiting` over the pools, and over the tenants; a lane's `waiting` is the number of
+#   its slots. Each of them is in `_arrivals`, in the order of arrival.
+# - `_tenants` holds exactly the tenants that wait, and a tenant's `lanes` exactly the pools where it waits.
+# - A lane has at most one entry in its pool's heap. Every lane that waits and is not paused has one; an entry
+#   without a reason to be there is dropped when it comes to the top.
+# - Counters only grow. An entry's counter may therefore be too low, never too high, and the top of the heap is
+#   the next lane as soon as its own counter is up to date.
+# - A pool's `floor` only grows, and no lane starts, or starts again, below it.
 
 
 class FairQueue(Generic[T]):
-    """Places for what waits on one of several pools (a model's capacity), fair within each.
+    """Holds the requests that wait for one of several pools (a model's capacity), and is fair within each pool.
 
-    `timeout` is how long a place may be kept, in seconds. Among the places of one tenant in one pool higher
-    priority goes first, and the first come within one priority. All work is logarithmic in the number of tenants
-    and does not depend on how many wait, `positions` excepted.
+    `timeout` is how long a slot may wait, in seconds. Within one tenant and pool, higher priority goes first, and
+    within one priority the earliest. Every operation is logarithmic in the number of tenants, and independent of
+    the number of slots, except `positions`.
     """
 
     def __init__(self, *, max_waiting: int, max_waiting_per_tenant: int | None = None, timeout: float) -> None:
@@ -123,7 +153,7 @@ class FairQueue(Generic[T]):
         self.timeout = timeout
         self._pools: dict[str, _Pool[T]] = {}
         self._tenants: dict[str, _Tenant[T]] = {}
-        self._arrivals: OrderedDict[Place[T], None] = OrderedDict()
+        self._arrivals: OrderedDict[Slot[T], None] = OrderedDict()
         self._numbers = 0
 
     def __len__(self) -> int:
@@ -136,7 +166,7 @@ class FairQueue(Generic[T]):
         return len(self._arrivals) >= self.max_waiting
 
     def is_full_for(self, tenant: str) -> bool:
-        """Whether the tenant has all the places that one tenant may have."""
+        """Whether the tenant has as many waiting slots as one tenant may have."""
         limit = self.max_waiting_per_tenant
         return limit is not None and self.waiting_of(tenant) >= limit
 
@@ -146,108 +176,113 @@ class FairQueue(Generic[T]):
 
     @property
     def most_waiting(self) -> int:
-        """How many wait of the tenant of which most wait."""
+        """The number of waiting slots of the tenant that has the most."""
         return max((tenant.waiting for tenant in self._tenants.values()), default=0)
 
     def waiting_in(self, pool: str) -> int:
         known = self._pools.get(pool)
         return known.waiting if known is not None else 0
 
-    # -- coming and going --
+    # -- enqueue and dequeue --
 
     def push(
         self, pool: str, tenant: str, item: T, *, now: float, cost: float, priority: Priority = "normal"
-    ) -> Place[T]:
-        """Take a place. `cost` is how many tokens the item will take at least. Raises RuntimeError when full."""
+    ) -> Slot[T]:
+        """Enqueue an item. `cost` is the least number of tokens that it will take.
+
+        Raises RuntimeError if the queue is full, for everybody or for this tenant.
+        """
         if self.is_full or self.is_full_for(tenant):
             raise RuntimeError("push to a full queue")
         lane = self._lane(pool, tenant)
-        place = Place(lane, item, number=self._number(), cost=cost, priority=priority, deadline=now + self.timeout)
-        lane.classes[priority][place] = None
-        self._arrivals[place] = None
+        slot = Slot(
+            lane, item, number=self._next_number(), cost=cost, priority=priority, deadline=now + self.timeout
+        )
+        lane.classes[priority][slot] = None
+        self._arrivals[slot] = None
         lane.waiting += 1
         lane.pool.waiting += 1
         lane.tenant.waiting += 1
         lane.tenant.lanes[pool] = lane
         self._tenants[tenant] = lane.tenant
-        if not lane.entry and not lane.tenant.is_held:
-            self._enter(lane)
-        return place
+        if not lane.entry and not lane.tenant.is_paused:
+            self._schedule(lane)
+        return slot
 
-    def cancel(self, place: Place[T]) -> None:
-        """Give a place up. Idempotent."""
-        if place.is_waiting:
-            self._leave(place)
+    def cancel(self, slot: Slot[T]) -> None:
+        """Give up a slot. Idempotent."""
+        if slot.is_waiting:
+            self._remove(slot)
 
-    def peek(self, pool: str) -> Place[T] | None:
-        """Say whom `pop` would serve."""
+    def peek(self, pool: str) -> Slot[T] | None:
+        """Return the slot that `pop` would serve; None where it would serve nobody."""
         known = self._pools.get(pool)
-        lane = self._lowest(known) if known is not None else None
+        lane = self._next_lane(known) if known is not None else None
         return None if lane is None else lane.head
 
-    def pop(self, pool: str) -> Place[T] | None:
-        """Serve the next of a pool, and charge its cost; None where nobody may be served."""
-        place = self.peek(pool)
-        if place is not None:
-            place.charge()
-            self._leave(place)
-        return place
+    def pop(self, pool: str) -> Slot[T] | None:
+        """Dequeue the next slot of a pool and charge its cost; None where only paused tenants wait, or nobody."""
+        slot = self.peek(pool)
+        if slot is not None:
+            slot.charge()
+            self._remove(slot)
+        return slot
 
     def serve(
         self, pool: str, tenant: str, item: T, *, now: float, cost: float, priority: Priority = "normal"
-    ) -> Place[T]:
-        """Charge what is served without waiting, since nobody waits who could be served instead."""
-        place = Place(
-            self._lane(pool, tenant), item, number=self._number(), cost=cost, priority=priority, deadline=now
+    ) -> Slot[T]:
+        """Charge an item that is served without waiting; for when nobody waits who could be served instead."""
+        slot = Slot(
+            self._lane(pool, tenant), item, number=self._next_number(), cost=cost, priority=priority, deadline=now
         )
-        place.is_waiting = False
-        place.charge()
-        return place
+        slot.is_waiting = False
+        slot.charge()
+        return slot
 
-    def settle(self, place: Place[T], tokens: float) -> None:
-        """Charge what was served beyond the cost; once for each place that was served.
+    def settle(self, slot: Slot[T], tokens: float) -> None:
+        """Charge what a served slot took beyond its cost. Call it once for each.
 
-        Nothing is given back: others may have been lifted to what was charged, and would then have to wait until
-        this tenant has used it up again.
+        A request that took less gets nothing back: other counters may have been raised to this one since, and
+        those tenants would have to wait until this one has used up the difference.
         """
-        place._lane.counter += max(tokens - place.cost, 0.0) / WEIGHTS[place.priority]
+        slot._lane.counter += max(tokens - slot.cost, 0.0) / WEIGHTS[slot.priority]
 
-    def expire(self, now: float) -> list[Place[T]]:
-        """Take out and return the places whose deadline has passed."""
+    def expire(self, now: float) -> list[Slot[T]]:
+        """Remove and return the slots whose deadline has passed, the earliest first."""
         gone = []
-        while self._arrivals and (place := next(iter(self._arrivals))).deadline <= now:
-            self._leave(place)
-            gone.append(place)
+        while self._arrivals and (slot := next(iter(self._arrivals))).deadline <= now:
+            self._remove(slot)
+            gone.append(slot)
         return gone
 
     def next_deadline(self) -> float | None:
         return next(iter(self._arrivals)).deadline if self._arrivals else None
 
-    # -- tenants that may not be served for now --
+    # -- tenants at a limit of their own --
 
-    def hold(self, tenant: str) -> None:
-        """Serve nobody of this tenant until `resume`. For a tenant that does not wait it has no effect."""
+    def pause(self, tenant: str) -> None:
+        """Serve no slot of this tenant until `resume`. No effect on a tenant that does not wait."""
         known = self._tenants.get(tenant)
         if known is not None:
-            known.is_held = True
+            known.is_paused = True
 
     def resume(self, tenant: str) -> list[str]:
-        """Serve the tenant again; return the pools where it waits, the longest wait first."""
+        """Serve this tenant again, and return the pools where it waits, the longest wait first."""
         known = self._tenants.get(tenant)
         if known is None:
             return []
-        known.is_held = False
+        known.is_paused = False
         for lane in known.lanes.values():
             if not lane.entry:
-                self._enter(lane)
+                self._schedule(lane)
         return sorted(known.lanes, key=lambda pool: known.lanes[pool].head.number)
 
-    # -- where one stands --
+    # -- positions --
 
-    def position(self, place: Place[T]) -> int:
-        """How many will probably be served before one that has just come; 0 is next."""
-        lane = place._lane
-        ahead = lane.ahead_of(place)
+    def position(self, slot: Slot[T]) -> int:
+        """How many slots will probably be served before one that was just pushed; 0 is next."""
+        lane = slot._lane
+        ahead = lane.ahead_of(slot)
         rank = (lane.counter, lane.head.number)
         before = ahead
         for other in lane.pool.lanes.values():
@@ -255,31 +290,31 @@ class FairQueue(Generic[T]):
                 before += min(other.waiting, ahead + ((other.counter, other.head.number) < rank))
         return before
 
-    def positions(self, pool: str) -> Iterator[tuple[Place[T], int]]:
-        """Everybody in a pool with their position: round by round, as if all asked for the same.
+    def positions(self, pool: str) -> Iterator[tuple[Slot[T], int]]:
+        """Yield every slot of a pool with its position, round by round, as if all slots had the same cost.
 
-        It looks at the whole pool; call it at a bounded rate.
+        The time is linear in the size of the pool: call it at a bounded rate.
         """
         known = self._pools.get(pool)
         if known is None:
             return
         lanes = [lane for lane in known.lanes.values() if lane.waiting]
         lanes.sort(key=lambda lane: (lane.counter, lane.head.number))
-        rounds = [lane.places() for lane in lanes]
+        rounds = [lane.slots() for lane in lanes]
         position = 0
         while rounds:
             left = []
-            for places in rounds:
-                place = next(places, None)
-                if place is not None:
-                    yield place, position
+            for slots in rounds:
+                slot = next(slots, None)
+                if slot is not None:
+                    yield slot, position
                     position += 1
-                    left.append(places)
+                    left.append(slots)
             rounds = left
 
     # -- inside --
 
-    def _number(self) -> int:
+    def _next_number(self) -> int:
         self._numbers += 1
         return self._numbers
 
@@ -298,29 +333,29 @@ class FairQueue(Generic[T]):
             lane.tenant = self._tenants.get(tenant) or lane.tenant
         return lane
 
-    def _enter(self, lane: _Lane[T]) -> None:
+    def _schedule(self, lane: _Lane[T]) -> None:
         pool = lane.pool
-        lane.entry = self._number()
+        lane.entry = self._next_number()
         heapq.heappush(pool.heap, (lane.counter, lane.entry, lane))
 
-    def _lowest(self, pool: _Pool[T]) -> _Lane[T] | None:
+    def _next_lane(self, pool: _Pool[T]) -> _Lane[T] | None:
         heap = pool.heap
         while heap:
             counter, number, lane = heap[0]
-            if not lane.waiting or lane.tenant.is_held:
+            if not lane.waiting or lane.tenant.is_paused:
                 heapq.heappop(heap)
                 lane.entry = 0
-            elif counter < lane.counter:  # counters only grow, so what is on top is the lowest once it is right
+            elif counter < lane.counter:  # counters only grow, so an up-to-date entry on top is the lowest
                 heapq.heapreplace(heap, (lane.counter, number, lane))
             else:
                 return lane
         return None
 
-    def _leave(self, place: Place[T]) -> None:
-        place.is_waiting = False
-        lane = place._lane
-        del lane.classes[place.priority][place]
-        del self._arrivals[place]
+    def _remove(self, slot: Slot[T]) -> None:
+        slot.is_waiting = False
+        lane = slot._lane
+        del lane.classes[slot.priority][slot]
+        del self._arrivals[slot]
         lane.waiting -= 1
         lane.pool.waiting -= 1
         tenant = lane.tenant
@@ -328,12 +363,12 @@ class FairQueue(Generic[T]):
         if not lane.waiting:
             tenant.lanes = {name: other for name, other in tenant.lanes.items() if other is not lane}
         if not tenant.waiting:
-            tenant.is_held = False
+            tenant.is_paused = False
             del self._tenants[tenant.name]
 
 
 def _prune(pool: _Pool[T]) -> None:
-    """Forget the idle tenants that would be lifted to the floor anyway."""
+    """Forget the idle tenants whose counters would be raised to the floor anyway."""
     for name in [name for name, lane in pool.lanes.items() if not lane.waiting and lane.counter <= pool.floor]:
         del pool.lanes[name]
     pool.prune_at = max(2 * len(pool.lanes), _MAX_IDLE)

@@ -1,8 +1,8 @@
-"""How many requests an endpoint is given at a time, learned from how soon it begins to answer.
+"""Learns how many requests an endpoint should have in flight, from how soon it begins to answer.
 
-A gradient limiter on the time to first token (TTFT), after Netflix's `Gradient2Limit` (concurrency-limits) and
-Envoy's adaptive concurrency filter: the limit follows the ratio of a long-term baseline to what is measured now.
-Decides only; the clock, and who waits for a place, are the caller's.
+It is a gradient limiter on the time to first token (TTFT), after Netflix's `Gradient2Limit` (concurrency-limits)
+and Envoy's adaptive concurrency filter: the limit follows the ratio of a long-term baseline to the present TTFT.
+It decides only; the caller tells the time and keeps the queue of requests that wait for a slot.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from msgspec import Struct
 
 from holdfast.core.backoff import UniformRandom
 
-#: A window takes as many samples as the limit has places, within these bounds: its median is not one request's.
+#: A window takes as many samples as the limit has slots, within these bounds: one request must not set its median.
 _MIN_SAMPLES: Final = 3
 _MAX_SAMPLES: Final = 20
-#: One window shrinks the limit to no less than this share of it, however late the answers are.
+#: One window never lowers the limit below this share of it, however late the answers are.
 _MIN_GRADIENT: Final = 0.5
-#: Of the step down that the gradient asks for, the share that one window takes.
+#: One window takes this share of the step down that the gradient asks for.
 _SMOOTHING: Final = 0.5
-#: Seconds that no answer is late by: in so short a time it is our own turns and the network that are measured.
+#: A TTFT within so many seconds of the baseline is not late: the difference is our event loop's and the network's.
 _NOISE: Final = 0.01
-#: An overload signal leaves this share of what was in flight: the factor of CUBIC (RFC 9438 section 4.6).
+#: An overload signal lowers the limit to this share of what was in flight: CUBIC's factor (RFC 9438 section 4.6).
 _OVERLOAD_SHARE: Final = 0.7
-#: What a window within the tolerance moves the baseline by, and how far above its measurement that may take it:
-#: else lateness of our own making would become, step by step, what should be.
+#: A window within the tolerance moves the baseline by this share of the difference, up to so many times the
+#: measured baseline. Without that bound, lateness that our load causes would become the baseline, step by step.
 _BASELINE_SHARE: Final = 0.05
 _BASELINE_DRIFT: Final = 1.1
-#: With at most this share of the limit in flight, lateness is not of our making.
+#: With at most this share of the limit in flight, lateness is not caused by our load.
 _LIGHT_LOAD: Final = 0.5
-#: While a measurement lowers the load, a place is given out for every second one that comes free.
+#: While a measurement lowers the load, the ceiling goes down by so much with each request that ends.
 _RAMP: Final = 0.5
-#: The time between two measurements is at least so many times what the last one took: where answers run for
-#: minutes the load takes as long to fall.
+#: The time between two measurements is at least so many times the length of the last one, which is minutes where
+#: answers run for minutes.
 _REST: Final = 9.0
-#: Measurements of several processes do not fall together: the share of the interval by which they are spread.
+#: The share of the interval by which measurements are spread at random, so that processes do not measure together.
 _JITTER: Final = 0.2
 
 
 class GradientLimits(Struct, frozen=True):
-    """`min`, `max` and `initial` are requests at a time.
+    """`min`, `max` and `initial` are numbers of requests in flight.
 
-    A median TTFT of up to `tolerance` times the baseline is as it should be. After `baseline_interval` seconds
-    without a window under light load, the load is lowered for one.
+    A median TTFT of up to `tolerance` times the baseline is not late. After `baseline_interval` seconds without a
+    window under light load, the limit lowers the load to measure the baseline.
     """
 
     min: int = 4
@@ -55,7 +55,7 @@ class GradientLimits(Struct, frozen=True):
 
 
 class Flight:
-    """One request in flight. `begin` and `answered` are for streamed ones; `release` ends it, once."""
+    """One request in flight. `begin` and `answered` are for streamed requests; `release` ends any, once."""
 
     __slots__ = ("_begun_at", "_is_sampled", "_limit", "_window")
 
@@ -66,22 +66,22 @@ class Flight:
         self._is_sampled = False
 
     def begin(self, now: float) -> None:
-        """The request is on its way: its TTFT counts from here."""
+        """The request has been sent: its TTFT starts now."""
         if self._limit is not None:
             self._begun_at = now
             self._window = self._limit._window
 
     def answered(self, now: float) -> None:
-        """Its first token is here. Only the first call of a flight that has begun counts."""
+        """The first token has come. Only the first call after `begin` counts."""
         begun_at, self._begun_at = self._begun_at, None
         if self._limit is not None and begun_at is not None:
             self._is_sampled = True
             self._limit._sample(now - begun_at, self._window, now)
 
     def release(self, now: float, *, is_overload: bool = False, is_complete: bool = False) -> None:
-        """The request has ended: `is_complete` with its whole answer, `is_overload` since there are too many.
+        """The request has ended. Idempotent.
 
-        Idempotent.
+        `is_complete`: with its whole answer. `is_overload`: refused because the endpoint has too many requests.
         """
         limit, self._limit = self._limit, None
         if limit is None:
@@ -94,14 +94,17 @@ class Flight:
 
 
 class _Throttling(Struct):
-    """Why the limit is going down: the median TTFT when it was at `limit`."""
+    """The limit is going down because of the median TTFT that was seen at `limit`."""
 
     median: float
     limit: float
 
 
 class _Measurement(Struct):
-    """The load is on its way down to `goal`, to see whether the median of `before` is of our making."""
+    """The load is lowered to `goal`, to see whether the median `before` was caused by our load.
+
+    `ceiling` is the limit meanwhile. It starts at what is in flight and goes down to `goal`.
+    """
 
     before: float
     goal: float
@@ -109,22 +112,43 @@ class _Measurement(Struct):
     begun_at: float
 
 
+# What the limit is doing, and what moves it:
+#
+#   doing     | known by                         | moved by                                             | to
+#   ----------+----------------------------------+------------------------------------------------------+----------
+#   ADJUSTING | no `_measurement`                | a window closes, and `_due` has passed               | LOWERING
+#   LOWERING  | `_measurement`, ceiling > goal   | release(), step by step; no sample counts            | MEASURING
+#   MEASURING | `_measurement`, ceiling == goal  | a window closes: half of the load helped, and there  | LOWERING
+#             |                                  | is more to halve                                     |
+#   MEASURING |                                  | a window closes otherwise                            | ADJUSTING
+#   the two   |                                  | an overload signal, or `baseline_interval` is over   | ADJUSTING
+#
+# Invariants:
+# - min <= limit <= max, also while the limit is lowered for a measurement.
+# - `in_flight` is the number of flights that are not released. It is above `limit` only after that has gone down.
+# - A sample counts only in the window in which its request began: it shows the effect of the present limit. Every
+#   change of the limit opens a window.
+# - Only the first overload signal of a window counts: the others are about the same excess of requests.
+# - `baseline` is at most `_BASELINE_DRIFT` times `_measured`, what it was when it was last measured.
+
+
 class GradientLimit:
     """The limit of one endpoint.
 
-    Samples are taken in windows of requests that were begun since the window opened, so each one shows what the
-    last step of the limit has done, as a round trip does to TCP. After each:
+    It takes samples in windows of requests that began since the window opened, so that each window shows the
+    effect of the last change, as a round trip does for TCP. When a window closes:
 
-    - within the tolerance, the limit grows by its square root, provided that it was used to the full;
-    - beyond it, it goes down by the gradient, `tolerance * baseline / median`, but not under light load;
-    - where halving it has made the answers no sooner, the slowness is not of our making: that is the new baseline.
+    - if its median is within the tolerance, the limit grows by its square root, provided that it was fully used;
+    - if it is beyond, and the load is not light, the limit goes down by the gradient,
+      `tolerance * baseline / median`;
+    - if halving the limit has made the answers begin no sooner, our load is not the cause, and the median becomes
+      the new baseline.
 
-    Answers without a first token, since they are not streamed, make windows in which nothing is late, where there
-    are no others.
+    Answers that are not streamed have no first token. Windows of such answers alone count as within the tolerance.
 
-    An overload signal lowers it at once, and once per window. The baseline follows slowly what is within the
-    tolerance and is measured anew whenever the load is light. Where it never is, the load is lowered for it in
-    each `baseline_interval`, by halves for as long as that makes the answers begin sooner.
+    An overload signal lowers the limit at once, once per window. The baseline slowly follows medians within the
+    tolerance, and is measured whenever the load is light. If it never is, the limit lowers the load once in each
+    `baseline_interval`, and halves it for as long as that makes the answers begin sooner.
     """
 
     __slots__ = (
@@ -163,7 +187,7 @@ class GradientLimit:
         self._throttling: _Throttling | None = None
         self._measurement: _Measurement | None = None
         self.in_flight = 0
-        #: TTFT in seconds: what it should be, and the median of the last window; None before the first.
+        #: TTFT in seconds: the baseline, and the median of the last window; None before the first window.
         self.baseline: float | None = None
         self.recent: float | None = None
         #: How often an overload signal has lowered the limit.
@@ -180,18 +204,18 @@ class GradientLimit:
 
     @property
     def is_measuring(self) -> bool:
-        """Whether the limit is lowered for the sake of the baseline."""
+        """Whether the limit is lowered to measure the baseline."""
         return self._measurement is not None
 
     def acquire(self) -> Flight | None:
-        """Count one more request in flight; None at the limit."""
+        """Count one more request in flight; None if the limit is reached."""
         if self.is_full:
             return None
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
         return Flight(self, self._window)
 
-    # -- what flights tell --
+    # -- called by flights --
 
     def _sample(self, ttft: float, window: int, now: float) -> None:
         measurement = self._measurement
@@ -219,7 +243,7 @@ class GradientLimit:
         if measurement is None:
             return
         if now >= measurement.begun_at + self._limits.baseline_interval:
-            self._end_measurement(measurement, now)  # for want of answers that are streamed
+            self._end_measurement(measurement, now)  # too few streamed answers to fill a window
             self._open_window()
         elif measurement.ceiling > measurement.goal:
             measurement.ceiling = max(measurement.goal, measurement.ceiling - _RAMP)
@@ -230,8 +254,8 @@ class GradientLimit:
             return
         limits = self._limits
         self.overloads += 1
-        # What the endpoint had too much of is what was in flight, not what would have been allowed. But a refusal
-        # under light load may be about a quota: it takes no more than half of the limit into account.
+        # The endpoint had too much in flight, whatever the limit was: the new limit is a share of that. But a
+        # refusal under light load may be about a quota, so the basis is never less than half of the limit.
         beyond = min(self._limit, max(float(self.in_flight), self._limit * _LIGHT_LOAD))
         self._limit = max(float(limits.min), beyond * _OVERLOAD_SHARE)
         self._throttling = None
@@ -252,7 +276,7 @@ class GradientLimit:
         median = sorted(self._samples)[len(self._samples) // 2]
         self.recent = median
         if self.baseline is None:
-            # Perhaps under too much load already, so a measurement follows at once.
+            # It may have been under too much load already, so `_due` stays: a measurement follows at once.
             self.baseline = self._measured = median
         elif self._measurement is not None:
             self._weigh(self._measurement, median, now)
@@ -270,7 +294,7 @@ class GradientLimit:
         expected = max(limits.tolerance * baseline, baseline + _NOISE)
         if median <= expected:
             self._throttling = None
-            # Much sooner than it should be, it is not the endpoint that the baseline was measured of any more.
+            # Answers that come so much sooner than the baseline mean that the endpoint itself has changed.
             share = 1.0 if median * limits.tolerance < baseline else _BASELINE_SHARE
             self.baseline = min(baseline + share * (median - baseline), self._measured * _BASELINE_DRIFT)
             self._grow()
@@ -279,7 +303,7 @@ class GradientLimit:
         if throttling is None:
             self._throttling = _Throttling(median, self._limit)
         elif self._limit > max(throttling.limit / 2, limits.min):
-            # What was late for a part of the first window only is late all through the next.
+            # In the first window perhaps only some requests were late; a later window shows the whole lateness.
             throttling.median = max(throttling.median, median)
         else:
             if median * limits.tolerance >= throttling.median:
@@ -288,7 +312,7 @@ class GradientLimit:
                 self._set_baseline(median, now)
                 return
             self._throttling = _Throttling(median, self._limit)
-        # The allowance for a queue is left out on the way down: of a limit of 4 it would be half.
+        # Gradient2's allowance for a queue is left out on the way down: of a limit of 4 it would be half.
         step = self._limit * (max(expected / median, _MIN_GRADIENT) - 1.0)
         self._limit = max(self._limit + _SMOOTHING * step, float(limits.min))
 
@@ -319,10 +343,10 @@ class GradientLimit:
         return float(max(self._limits.min, int(load / 2)))
 
     def _weigh(self, measurement: _Measurement, median: float, now: float) -> None:
-        """A window has passed at the goal of a measurement."""
+        """Judge a window that was measured at the goal."""
         limits, goal = self._limits, measurement.goal
         if median * limits.tolerance < measurement.before:
-            # At twice this load it was late, and that was our doing.
+            # At twice this load the answers were late: our load was the cause.
             self._limit = max(min(self._limit, 2 * goal), float(limits.min))
             if goal > limits.min:
                 measurement.before = median

@@ -33,10 +33,6 @@ class Reservation:
         self._slot: _Slot | None = None
         self.amount = amount
 
-    @property
-    def is_open(self) -> bool:
-        return self._limit is not None
-
     def start(self, now: float) -> None:
         """The use begins: from now on the amount counts for one window."""
         limit = self._limit

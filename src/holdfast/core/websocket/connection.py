@@ -1,18 +1,27 @@
-"""RFC 6455 after the opening handshake, the server's side, without I/O.
+"""The server's side of a WebSocket connection after the opening handshake (RFC 6455), without I/O.
 
-Bytes from the peer become events; the answers that the RFC demands (Pong, Close) queue up for `data_to_send()`.
-When to ping, how long to wait for the peer's Close and when to cut the socket is left to the shell. There are
-no extensions: `websocket_handshake` accepts none.
+It turns bytes from the peer into events, and queues the answers that the RFC demands (Pong, Close) for
+`data_to_send()`. The shell decides when to ping, how long to wait for the peer's Close frame, and when to cut the
+socket. There are no extensions, since `handshake` accepts none.
 """
 
 from __future__ import annotations
 
 from codecs import utf_8_decode
 from collections.abc import Callable
+from enum import Enum
 from struct import Struct as Packing
-from typing import Final, TypeAlias
+from typing import Final
 
-from msgspec import Struct
+from holdfast.core.websocket.events import (
+    BinaryMessage,
+    CloseReceived,
+    ConnectionFailed,
+    Event,
+    PingReceived,
+    PongReceived,
+    TextMessage,
+)
 
 OP_CONTINUATION: Final = 0x0
 OP_TEXT: Final = 0x1
@@ -30,11 +39,12 @@ CLOSE_TOO_BIG: Final = 1009
 
 DEFAULT_MAX_MESSAGE: Final = 1 << 20
 
-#: Pongs that wait for `data_to_send()`, at most 127 bytes each. RFC 6455 section 5.5.3 allows answering only the
-#: newest of several Pings; so once this many wait, a further Pong takes the place of the newest one.
+#: How many Pongs, of at most 127 bytes each, wait for `data_to_send()`; a further one then replaces the newest.
+#: RFC 6455 section 5.5.3: an endpoint that has not answered earlier Pings yet "MAY elect to send a Pong frame for
+#: only the most recently processed Ping frame."
 MAX_QUEUED_PONGS: Final = 32
 
-#: RFC 6455 section 5.5: the payload of a control frame.
+#: RFC 6455 section 5.5: "All control frames MUST have a payload length of 125 bytes or less".
 MAX_CONTROL_PAYLOAD: Final = 125
 
 # RFC 6455 section 7.4.1 and the IANA registry (1012-1014). 1004 is reserved; 1005, 1006 and 1015 are never sent.
@@ -48,54 +58,7 @@ _pack_long: Final = Packing("!BBQ").pack
 
 
 class WebSocketMisuse(RuntimeError):
-    """The caller sends what RFC 6455 does not let it send, such as a message after the Close frame."""
-
-
-class TextMessage(Struct, frozen=True, gc=False):
-    """A whole text message, its UTF-8 checked."""
-
-    data: str
-
-
-class BinaryMessage(Struct, frozen=True, gc=False):
-    """A whole binary message."""
-
-    data: bytes
-
-
-class PingReceived(Struct, frozen=True, gc=False):
-    """A Ping; its Pong is queued already."""
-
-    payload: bytes
-
-
-class PongReceived(Struct, frozen=True, gc=False):
-    """A Pong, asked for or not."""
-
-    payload: bytes
-
-
-class CloseReceived(Struct, frozen=True, gc=False):
-    """The peer started or answered the closing handshake; `code` is 1005 when its Close frame had none.
-
-    The answer is queued already, unless our own Close frame went first.
-    """
-
-    code: int
-    reason: str
-
-
-class ConnectionFailed(Struct, frozen=True, gc=False):
-    """The peer broke the protocol, or (`code` 1006) its bytes ended without a Close frame.
-
-    Except for 1006, a Close frame with this code is queued already, unless our own Close frame went first.
-    """
-
-    code: int
-    reason: str
-
-
-Event: TypeAlias = TextMessage | BinaryMessage | PingReceived | PongReceived | CloseReceived | ConnectionFailed
+    """The caller wants to send what RFC 6455 forbids, such as a message after the Close frame."""
 
 
 class _PeerFault(Exception):
@@ -108,13 +71,15 @@ class _PeerFault(Exception):
 
 
 def xor_mask(payload: bytes, key: bytes) -> bytes:
-    """Mask or unmask a payload with a 4-byte key (RFC 6455 section 5.3); used where no C routine is installed."""
+    """Mask or unmask a payload with a 4-byte key (RFC 6455 section 5.3). It is used without the C routine."""
     size = len(payload)
     stream = (key * (size // 4 + 1))[:size]
     return (int.from_bytes(payload, "little") ^ int.from_bytes(stream, "little")).to_bytes(size, "little")
 
 
 _unmask: Callable[[bytes, bytes], bytes]
+# The C routine of `websockets`, on which we depend anyway, unmasks ten to a hundred times faster. It is no public
+# part of that package and is not built on every platform: without it, `xor_mask` does the same.
 try:
     from websockets.speedups import apply_mask
 except ImportError:
@@ -148,13 +113,40 @@ def is_sendable_close_code(code: int) -> bool:
     return code in _ASSIGNED_CLOSE_CODES or 3000 <= code <= 4999
 
 
-class WebSocketConnection:
-    """One WebSocket connection, seen by the server, from the end of the opening handshake on.
+class _State(Enum):
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
 
-    `max_message` bounds a message's payload in bytes, `max_frame` that of one data frame (None: `max_message`).
-    More is refused with 1009 as soon as a frame header announces it. The memory that a peer can make this object
-    hold is `max_message`, one control frame and `MAX_QUEUED_PONGS` Pongs. So that the last bound is worth
-    something, a shell whose socket does not take more must not call `data_to_send()`.
+
+# A global name is found faster than an attribute of an enum.
+_OPEN, _CLOSING, _CLOSED = _State.OPEN, _State.CLOSING, _State.CLOSED
+
+# The states of a connection, and what moves it:
+#
+#   state   | input      | output                             | moved by                                 | to
+#   --------+------------+------------------------------------+------------------------------------------+--------
+#   OPEN    | all frames | all frames                         | send_close()                             | CLOSING
+#   OPEN    |            |                                    | the peer's Close or fault, receive_eof() | CLOSED
+#   CLOSING | all frames | Pongs; our Close is queued or sent | the same                                 | CLOSED
+#   CLOSED  | ignored    | all until the queued Close is sent | nothing                                  |
+#
+# Invariants:
+# - `_close_code` is set exactly in CLOSED, and `_message` and `_buffer` are empty there.
+# - A Close frame is queued at most once: on the way out of OPEN, and never for the end of the peer's bytes.
+# - `_is_send_over` is true from send_close() or receive_eof() on, and once `data_to_send` has returned the Close
+#   frame that answers the peer's. The state does not say it: messages may still go out before that answer.
+# - `_is_at_boundary` says that the state is not CLOSED, no message has begun and nothing is buffered. It is kept
+#   because the fast path of `receive_data` asks for nothing else.
+
+
+class WebSocketConnection:
+    """A WebSocket connection on the server, from the end of the opening handshake on.
+
+    `max_message` bounds a message's payload in bytes, `max_frame` that of one data frame (None: `max_message`). A
+    frame that exceeds them is refused with 1009 as soon as its header has come. A peer can make this object hold
+    `max_message` bytes, one control frame and `MAX_QUEUED_PONGS` Pongs. For the last bound to hold, a shell must
+    not call `data_to_send()` while its socket takes no more bytes.
 
     Each connection reports exactly one of `CloseReceived` and `ConnectionFailed`, as its last event, provided that
     the shell calls `receive_eof()` when the socket ends.
@@ -166,7 +158,6 @@ class WebSocketConnection:
         "_close_code",
         "_close_frame",
         "_is_at_boundary",
-        "_is_closing",
         "_is_last_frame",
         "_is_send_over",
         "_is_text",
@@ -177,51 +168,51 @@ class WebSocketConnection:
         "_output",
         "_pongs",
         "_remaining",
+        "_state",
     )
 
     def __init__(self, *, max_message: int = DEFAULT_MAX_MESSAGE, max_frame: int | None = None) -> None:
         self._max_message = max_message
         self._max_frame = max_message if max_frame is None else min(max_frame, max_message)
-        # Open, no message begun, nothing buffered: the next byte starts a message or a control frame.
+        self._state: _State = _OPEN
         self._is_at_boundary = True
         self._buffer = b""  # an incomplete frame header, or an incomplete control frame
         self._message: bytearray | None = None  # the payload so far of the message in progress, unmasked
-        self._is_text = False  # what that message is
-        self._checked = 0  # so many bytes of `_message` are known to be whole UTF-8 characters
+        self._is_text = False  # whether that message is text
+        self._checked = 0  # how many bytes of `_message` are known to be whole UTF-8 characters
         self._is_last_frame = False  # FIN of the data frame in progress
         self._remaining = 0  # bytes of its payload still to come
-        self._mask = b""  # its masking key, turned so that it fits the next byte to come
+        self._mask = b""  # its masking key, rotated so that it starts with the key of the next byte
         self._pongs: list[bytes] | None = None
         self._output: list[bytes] | None = None
-        self._close_frame: bytes | None = None  # apart from the rest, because it goes out last
-        self._is_closing = False
+        self._close_frame: bytes | None = None  # apart from `_output`, because it goes out last
         self._is_send_over = False
         self._close_code: int | None = None
 
     @property
     def is_closing(self) -> bool:
         """True once either side has sent a Close frame, or the connection failed or ended."""
-        return self._is_closing
+        return self._state is not _OPEN
 
     @property
     def is_closed(self) -> bool:
-        """True once nothing more is expected: both Close frames are there, or the connection failed or ended.
+        """True once the peer's Close frame has come, or the connection failed or ended.
 
         The shell then writes `data_to_send()` and shuts the socket down. Further input is ignored.
         """
-        return self._close_code is not None
+        return self._state is _CLOSED
 
     @property
     def close_code(self) -> int | None:
-        """The code of the peer's Close frame (1005: it had none) or of the failure; None before that."""
+        """The code of the peer's Close frame (1005 if it had none) or of the failure; None before that."""
         return self._close_code
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Take bytes from the peer and return the events that they complete, in order.
 
-        The number of events is bounded by the number of bytes given. The peer's faults are events, not exceptions.
+        There are at most as many events as bytes. The peer's faults are events, not exceptions.
         """
-        # Fast path: exactly one whole, unfragmented, masked text frame, its length in 7 or in 16 bits.
+        # Fast path: exactly one whole, unfragmented, masked text frame, with a length field of 7 or 16 bits.
         if self._is_at_boundary:
             size = len(data)
             start = 0
@@ -238,18 +229,19 @@ class WebSocketConnection:
         return self._receive(data)
 
     def receive_eof(self) -> list[Event]:
-        """Take the end of the peer's bytes; without a Close frame before it, that is a failure (1006)."""
-        if self._close_code is not None:
+        """Take the end of the peer's bytes. Without a Close frame before it, that is a failure (1006)."""
+        if self._state is _CLOSED:
             return []
-        self._is_send_over = True  # 1006 must not go on the wire (RFC 6455 section 7.4.1)
+        # RFC 6455 section 7.4.1: 1006 "MUST NOT be set as a status code in a Close control frame by an endpoint."
+        self._is_send_over = True
         self._end_input(CLOSE_ABNORMAL)
         return [ConnectionFailed(CLOSE_ABNORMAL, "connection ended without a Close frame")]
 
     def data_to_send(self) -> bytes:
-        """Return what is to be written to the peer now, and forget it: Pongs, then `send_*`, then a Close frame.
+        """Return the bytes to write to the peer now, each once: Pongs, then `send_*`, then a Close frame.
 
-        So a shell that handles the events of one `receive_data()`, answers them through `send_*`, and then writes
-        this, answers a Ping before the message that followed it, and every message before the closing handshake.
+        A shell handles the events of one `receive_data()`, answers them by `send_*`, and then writes these bytes.
+        So it answers a Ping before the message that came after it, and every message before the peer's Close.
         """
         if not (self._pongs or self._output or self._close_frame):
             return b""
@@ -263,9 +255,9 @@ class WebSocketConnection:
     def send_text(self, payload: bytes) -> None:
         """Queue a text message. `payload` must be valid UTF-8; that is not checked here.
 
-        A message may still be sent while the Close frame that answers the peer waits in the queue: it goes out
-        before it. After `send_close()`, or once `data_to_send()` has returned a Close frame, the `send_*` methods
-        raise `WebSocketMisuse`.
+        While the Close frame that answers the peer's is queued, messages may still be sent, and go out before it.
+        After `send_close()`, `receive_eof()`, or once `data_to_send()` has returned a Close frame, the `send_*`
+        methods raise `WebSocketMisuse`.
         """
         self._queue(OP_TEXT, payload)
 
@@ -282,39 +274,41 @@ class WebSocketConnection:
     def send_close(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
         """Queue our Close frame. Messages are still received, and Pings answered, until the peer's Close frame.
 
-        Raises `WebSocketMisuse` when `is_closing` already, for a code that must not be sent, and for a reason of
-        more than 123 bytes in UTF-8.
+        Raises `WebSocketMisuse` if the connection `is_closing`, for a code that must not be sent, and for a reason
+        of more than 123 bytes in UTF-8.
         """
-        if self._is_closing:
+        if self._state is not _OPEN:
             raise WebSocketMisuse("the connection is closing already")
         if not is_sendable_close_code(code):
             raise WebSocketMisuse(f"close code {code} must not be sent")
         payload = code.to_bytes(2, "big") + reason.encode()
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise WebSocketMisuse("a close reason has at most 123 bytes")
-        self._start_closing(payload)
+        self._queue_close(payload)
+        self._state = _CLOSING
         self._is_send_over = True
 
     def _queue(self, opcode: int, payload: bytes) -> None:
+        # RFC 6455 section 5.5.1: "The application MUST NOT send any more data frames after sending a Close frame."
         if self._is_send_over:
             raise WebSocketMisuse("nothing may be sent after the Close frame")
         if self._output is None:
             self._output = []
         self._output += (frame_header(opcode, len(payload)), payload)
 
-    def _start_closing(self, payload: bytes) -> None:
-        self._is_closing = True
+    def _queue_close(self, payload: bytes) -> None:
         self._close_frame = frame_header(OP_CLOSE, len(payload)) + payload
 
     def _fail(self, code: int, reason: str) -> ConnectionFailed:
-        """RFC 6455 section 7.1.7: send a Close frame where that still makes sense, and process no more input."""
-        if not self._is_closing:
-            self._start_closing(code.to_bytes(2, "big") + reason.encode())
+        # RFC 6455 section 7.1.7: an endpoint that fails the connection "SHOULD send a Close frame with an
+        # appropriate status code" and "MUST NOT continue to attempt to process data" from the other one.
+        if self._state is _OPEN:
+            self._queue_close(code.to_bytes(2, "big") + reason.encode())
         self._end_input(code)
         return ConnectionFailed(code, reason)
 
     def _end_input(self, code: int) -> None:
-        self._is_closing = True
+        self._state = _CLOSED
         self._close_code = code
         self._is_at_boundary = False
         self._buffer = b""
@@ -322,8 +316,10 @@ class WebSocketConnection:
 
     def _receive(self, data: bytes) -> list[Event]:
         events: list[Event] = []
-        if self._close_code is not None:
-            return events  # RFC 6455 sections 1.4 and 7.1.7: what follows the end is ignored
+        # RFC 6455 section 1.4: "after receiving a control frame indicating the connection should be closed, a peer
+        # discards any further data received."
+        if self._state is _CLOSED:
+            return events
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
@@ -331,7 +327,7 @@ class WebSocketConnection:
             position = 0
             if self._message is not None and self._remaining:
                 position = self._receive_payload(self._message, data, 0, events)
-            while position < len(data) and self._close_code is None:
+            while position < len(data) and not self.is_closed:
                 end = self._receive_frame(data, position, events)
                 if end == position:
                     self._buffer = data[position:]
@@ -339,13 +335,13 @@ class WebSocketConnection:
                 position = end
         except _PeerFault as fault:
             events.append(self._fail(fault.code, fault.reason))
-        self._is_at_boundary = self._message is None and not self._buffer and self._close_code is None
+        self._is_at_boundary = self._message is None and not self._buffer and not self.is_closed
         return events
 
     def _receive_frame(self, data: bytes, start: int, events: list[Event]) -> int:
-        """Take one frame, or as much of a data frame as there is; return where it ends.
+        """Take one frame, or what has come of a data frame, and return the position after it.
 
-        Returns `start` when the header, or the whole of a control frame, is not there yet.
+        Returns `start` if the header, or a control frame, is not complete yet.
         """
         size = len(data)
         if size - start < 2:
@@ -382,15 +378,22 @@ class WebSocketConnection:
         return self._receive_payload(message, data, key + 4, events)
 
     def _check_start(self, first: int, second: int) -> None:
-        """Check all that the first two bytes of a frame tell (RFC 6455 sections 5.1, 5.2, 5.4 and 5.5)."""
+        """Check everything that the first two bytes of a frame say."""
         opcode = first & 0x0F
+        # RFC 6455 section 5.2: "If a nonzero value is received and none of the negotiated extensions defines the
+        # meaning of such a nonzero value, the receiving endpoint MUST _Fail the WebSocket Connection_."
         if first & 0x70:
             raise _PeerFault(CLOSE_PROTOCOL_ERROR, "reserved bits are set")
+        # Section 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket
+        # Connection_."
         if opcode not in _OPCODES:
             raise _PeerFault(CLOSE_PROTOCOL_ERROR, f"opcode {opcode:#x} is reserved")
+        # Section 5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         if second < 0x80:
             raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame from the client is not masked")
         if opcode & 0x08:
+            # Section 5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be
+            # fragmented."
             if first < 0x80:
                 raise _PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is fragmented")
             if second & 0x7F > MAX_CONTROL_PAYLOAD:
@@ -398,6 +401,8 @@ class WebSocketConnection:
         elif opcode == OP_CONTINUATION:
             if self._message is None:
                 raise _PeerFault(CLOSE_PROTOCOL_ERROR, "continuation frame without a message to continue")
+        # Section 5.4: "The fragments of one message MUST NOT be interleaved between the fragments of another
+        # message unless an extension has been negotiated that can interpret the interleaving."
         elif self._message is not None:
             raise _PeerFault(CLOSE_PROTOCOL_ERROR, "new message within a fragmented message")
 
@@ -408,13 +413,13 @@ class WebSocketConnection:
             raise _PeerFault(CLOSE_TOO_BIG, f"message of more than {self._max_message} bytes")
 
     def _receive_payload(self, message: bytearray, data: bytes, start: int, events: list[Event]) -> int:
-        """Take what there is of the data frame in progress; return where that ends."""
+        """Take what has come of the data frame in progress, and return the position after it."""
         end = min(start + self._remaining, len(data))
         message += _unmask(data[start:end], self._mask)
         self._remaining -= end - start
         if self._remaining:
-            turn = (end - start) & 3
-            self._mask = self._mask[turn:] + self._mask[:turn]
+            offset = (end - start) & 3
+            self._mask = self._mask[offset:] + self._mask[:offset]
         is_whole = self._is_last_frame and not self._remaining
         if self._is_text:
             self._check_text(message, is_whole)
@@ -424,31 +429,38 @@ class WebSocketConnection:
         return end
 
     def _check_text(self, message: bytearray, is_whole: bool) -> None:
-        """Fail at the first byte that no continuation could make valid (RFC 6455 section 8.1).
+        """Raise `_PeerFault` at the first byte that no further byte could make valid.
 
-        The characters themselves are thrown away and decoded again at the end: kept in pieces, a text that comes
+        The decoded characters are thrown away and decoded again at the end: if they were kept, a text that comes
         byte by byte would take forty times its size.
         """
+        # RFC 6455 section 8.1: an endpoint that "finds that the byte stream is not, in fact, a valid UTF-8 stream
+        # [...] MUST _Fail the WebSocket Connection_."
         text = message[self._checked :]
         try:
             _, used = utf_8_decode(text, "strict", is_whole)
         except UnicodeDecodeError:
             raise _PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT) from None
-        # Python's decoder holds back the first two bytes of an encoded surrogate, which no third can make valid.
+        # Python's decoder waits after two bytes of an encoded surrogate, which no third byte can make valid.
         if len(text) - used == 2 and text[used] == 0xED and text[used + 1] >= 0xA0:
             raise _PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT)
         self._checked += used
 
     def _receive_control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
         if opcode == OP_PING:
+            # RFC 6455 section 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in
+            # response, unless it already received a Close frame."
             self._queue_pong(payload)
             events.append(PingReceived(payload))
         elif opcode == OP_PONG:
             events.append(PongReceived(payload))
         else:
             code, reason = _parse_close(payload)
-            if not self._is_closing:
-                self._start_closing(payload[:2])  # RFC 6455 section 5.5.1: echo the code
+            # Section 5.5.1: "If an endpoint receives a Close frame and did not previously send a Close frame, the
+            # endpoint MUST send a Close frame in response. (When sending a Close frame in response, the endpoint
+            # typically echos the status code it received.)"
+            if self._state is _OPEN:
+                self._queue_close(payload[:2])
             self._end_input(code)
             events.append(CloseReceived(code, reason))
 
@@ -463,17 +475,20 @@ class WebSocketConnection:
 
 
 def _check_length(length: int, width: int) -> None:
-    """RFC 6455 section 5.2: the shortest length field that fits, and no 64th bit."""
+    # RFC 6455 section 5.2: "in all cases, the minimal number of bytes MUST be used to encode the length".
     if length < (126 if width == 2 else 65536):
         raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame length is not in its shortest form")
+    # Section 5.2: "the most significant bit MUST be 0".
     if length >> 63:
         raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame length has its top bit set")
 
 
 def _parse_close(payload: bytes) -> tuple[int, str]:
-    """Read the payload of a Close frame (RFC 6455 sections 5.5.1 and 7.4)."""
+    """Parse the payload of a Close frame into its code and reason."""
     if not payload:
         return CLOSE_NO_STATUS, ""
+    # RFC 6455 section 5.5.1: "If there is a body, the first two bytes of the body MUST be a 2-byte unsigned
+    # integer (in network byte order) representing a status code with value /code/ defined in Section 7.4."
     if len(payload) == 1:
         raise _PeerFault(CLOSE_PROTOCOL_ERROR, "Close frame with half a code")
     code = int.from_bytes(payload[:2], "big")

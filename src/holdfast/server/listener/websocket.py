@@ -7,13 +7,8 @@ import logging
 
 import msgspec
 
-from holdfast.core.websocket.connection import (
-    BinaryMessage,
-    CloseReceived,
-    ConnectionFailed,
-    TextMessage,
-    WebSocketConnection,
-)
+from holdfast.core.websocket.connection import WebSocketConnection
+from holdfast.core.websocket.events import BinaryMessage, CloseReceived, ConnectionFailed, TextMessage
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
