@@ -44,7 +44,7 @@ async def test_slow_stream_does_not_hold_up_others_on_its_connection() -> None:
     async with await World.start("h2c", streams={"log_bytes": 20_000}) as world:
         stuck = world.stream(tokens=20_000)
         stuck.wake = lambda cursor: None  # type: ignore[method-assign]
-        await eventually(lambda: stuck.stream.log.is_full, "a full log")
+        await eventually(lambda: stuck.stream.log.bytes >= stuck.stream.log.max_bytes, "a full log")
         assert await slow(world).outcome() == COMPLETED
         assert len(world.pool.connections) == 1
         assert world.pool.streams == 1
@@ -62,7 +62,7 @@ async def test_slow_stream_over_http1_stops_the_provider() -> None:
     async with await World.start("http1", streams={"log_bytes": 20_000}) as world:
         stuck = world.stream(tokens=100_000)
         stuck.wake = lambda cursor: None  # type: ignore[method-assign]
-        await eventually(lambda: stuck.stream.log.is_full, "a full log")
+        await eventually(lambda: stuck.stream.log.bytes >= stuck.stream.log.max_bytes, "a full log")
         await asyncio.sleep(0.1)
         size = stuck.stream.log.bytes
         await asyncio.sleep(0.1)

@@ -86,7 +86,7 @@ class Connection:
             case server.AttachReceived():
                 try:
                     cursor = self.attach(event.resume)
-                    status: m.StreamStatus = "ended" if cursor.log.is_sealed else "running"
+                    status: m.StreamStatus = "ended" if cursor.log.end is not None else "running"
                     self.session.send(m.Attached(event.resume.stream, status, next=cursor.position))
                 except HoldfastError as exc:
                     self.session.send_error(exc, stream=event.resume.stream)
@@ -116,7 +116,9 @@ class Connection:
             cursor = self.attach(resume)
         except HoldfastError as exc:
             return m.StreamState(resume.stream, "refused", error=error_body(exc))
-        return m.StreamState(resume.stream, "ended" if cursor.log.is_sealed else "running", next=cursor.position)
+        return m.StreamState(
+            resume.stream, "ended" if cursor.log.end is not None else "running", next=cursor.position
+        )
 
     def attach(self, resume: m.Resume) -> Cursor:
         cursor = self.gateway.cursor(resume)
