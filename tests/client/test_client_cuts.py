@@ -6,10 +6,10 @@ import asyncio
 import random
 
 import pytest
-from cutting_proxy import CuttingProxy
-from scripted_gateway import Generation, MakeClient, ScriptedGateway
 
 from holdfast import Chunk, StreamingAIClient
+from tests.support.cutting_proxy import CuttingProxy
+from tests.support.scripted_gateway import Generation, MakeClient, ScriptedGateway
 
 HELLO = [{"role": "user", "content": "hi"}]
 STREAMS = 3

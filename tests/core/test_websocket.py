@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from holdfast.core.websocket import connection as websocket
 from holdfast.core.websocket.connection import (
     MAX_QUEUED_PONGS,
     OP_BINARY,
@@ -29,7 +30,6 @@ from holdfast.core.websocket.connection import (
     text_frame,
     xor_mask,
 )
-from holdfast.core.websocket import connection as websocket
 
 MASK = b"\x37\xfa\x21\x3d"
 

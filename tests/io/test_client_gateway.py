@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from gateway_client import answer
-from proxy import Cut, Proxy
 
 from holdfast import (
     Cancelled,
@@ -32,6 +30,8 @@ from holdfast import (
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast_tools.simulate.certificate import self_signed
+from tests.support.gateway_client import answer
+from tests.support.relay import Cut, Proxy
 
 HELLO = [{"role": "user", "content": "hi"}]
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("python_*.py"))

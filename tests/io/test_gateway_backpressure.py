@@ -10,7 +10,8 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
-from gateway_client import (
+
+from tests.support.gateway_client import (
     DEADLINE,
     Http,
     Session,

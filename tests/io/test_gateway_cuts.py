@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from gateway_client import ResumingClient, answer, chat
-from proxy import Cut, Proxy
+
+from tests.support.gateway_client import ResumingClient, answer, chat
+from tests.support.relay import Cut, Proxy
 
 #: Tokens, pace and seed of the streams of one session: they interleave, and differ in length.
 STREAMS = [(9, 2, 1), (14, 1, 2), (5, 3, 3)]

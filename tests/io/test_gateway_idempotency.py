@@ -6,7 +6,10 @@ import asyncio
 import json
 
 import pytest
-from gateway_client import (
+
+from holdfast.admission.auth import create_key
+from holdfast.config import KeyConfig
+from tests.support.gateway_client import (
     Http,
     ResumingClient,
     Session,
@@ -18,10 +21,7 @@ from gateway_client import (
     read_stream,
     whole,
 )
-from proxy import Cut, Proxy
-
-from holdfast.admission.auth import create_key
-from holdfast.config import KeyConfig
+from tests.support.relay import Cut, Proxy
 
 TOKENS = 8
 COMPLETIONS = "/v1/chat/completions"

@@ -7,7 +7,10 @@ import json
 import time
 
 import pytest
-from gateway_client import (
+
+from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast_tools.simulate.faults import CloseConnection
+from tests.support.gateway_client import (
     DEADLINE,
     Http,
     Session,
@@ -19,9 +22,6 @@ from gateway_client import (
     read_stream,
     whole,
 )
-
-from holdfast.server.listener.http import HttpConnection, Limits
-from holdfast_tools.simulate.faults import CloseConnection
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

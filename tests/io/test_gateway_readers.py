@@ -7,7 +7,8 @@ import json
 import random
 
 import pytest
-from gateway_client import (
+
+from tests.support.gateway_client import (
     DEADLINE,
     Http,
     Session,
@@ -19,7 +20,7 @@ from gateway_client import (
     read_stream,
     whole,
 )
-from proxy import Cut, Proxy
+from tests.support.relay import Cut, Proxy
 
 TOKENS = 20
 #: The role, the tokens and the finish reason; then comes the end.

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gateway_client import Http, Session, answer, chat, content, eventually
 
 from holdfast import StreamingAIClient, WebSocketConfig
+from tests.support.gateway_client import Http, Session, answer, chat, content, eventually
 
 HELLO = [{"role": "user", "content": "hi"}]
 #: A provider may be silent for as long as it likes.
@@ -79,7 +79,7 @@ async def read_through_silence(path: Any, ttft: float, wait: Callable[[], Any]) 
 
 
 async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, make_path, monkeypatch):
-    monkeypatch.setattr("gateway_client.DEADLINE", 7200.0)
+    monkeypatch.setattr("tests.support.gateway_client.DEADLINE", 7200.0)
     path = await make_path(provider=PATIENT)
     await read_through_silence(path, 1800.0, lambda: clock.pass_time(1801.0, step=2.5))
 
@@ -87,7 +87,7 @@ async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, m
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_provider_that_is_silent_for_90_seconds_cuts_nobody_off(make_path, monkeypatch):
-    monkeypatch.setattr("gateway_client.DEADLINE", 120.0)
+    monkeypatch.setattr("tests.support.gateway_client.DEADLINE", 120.0)
     path = await make_path()
     await read_through_silence(path, 90.0, lambda: asyncio.sleep(0))
 

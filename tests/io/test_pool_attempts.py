@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from pool_world import PROTOCOLS, Running, World, eventually
 
 from holdfast_tools.simulate import SimulatedProvider
+from tests.support.pool_world import PROTOCOLS, Running, World, eventually
 
 COMPLETED = ("completed", None)
 #: Repetitions come soon.

@@ -6,9 +6,9 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from gateway_client import Http, Session, chat, eventually
 
 from holdfast.core.log import Log
+from tests.support.gateway_client import Http, Session, chat, eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left", "no_collector")
 

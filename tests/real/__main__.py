@@ -21,14 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cancels
-import clients
-import model
 import openai
-from clients import Answer, Mismatch, Question, Server, expect
 
 from holdfast import SyncStreamingAIClient, UpstreamError
-from processes import GatewayProcess, Link, ModelServer, Process
+from tests.real import cancels, clients, model
+from tests.real.clients import Answer, Mismatch, Question, Server, expect
+from tests.real.processes import GatewayProcess, Link, ModelServer, Process
 
 TOKENS = 400
 #: Text pieces after which a client's connection is cut.
