@@ -11,18 +11,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.support.gateway_client import (
-    DEADLINE,
-    Http,
-    Session,
-    answer,
-    ask,
-    chat,
-    content,
-    eventually,
-    read_stream,
-    whole,
-)
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

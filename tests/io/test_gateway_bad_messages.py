@@ -9,7 +9,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from holdfast.core.websocket.connection import frame_header, xor_mask
-from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, eventually, unharmed
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, unharmed
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from tests.support.gateway_client import (
     ask,
     chat,
     content,
-    eventually,
     read_stream,
     whole,
 )
 from tests.support.relay import Cut, Proxy
+from tests.support.waiting import eventually
 
 TOKENS = 8
 COMPLETIONS = "/v1/chat/completions"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from holdfast.config.logging import LoggingConfig
 from holdfast.logs import ConsoleFormatter, JsonFormatter, Logs, QueueHandler, escape
-from tests.support.gateway_client import Session, ask, chat, eventually
+from tests.support.gateway_client import Session, ask, chat
+from tests.support.waiting import eventually
 
 SECRET = "the prompt nobody may see"
 

@@ -8,19 +8,9 @@ import random
 
 import pytest
 
-from tests.support.gateway_client import (
-    DEADLINE,
-    Http,
-    Session,
-    answer,
-    ask,
-    chat,
-    content,
-    eventually,
-    read_stream,
-    whole,
-)
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
 from tests.support.relay import Cut, Proxy
+from tests.support.waiting import eventually
 
 TOKENS = 20
 #: The role, the tokens and the finish reason; then comes the end.

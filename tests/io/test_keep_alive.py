@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.pool_world import eventually
 from tests.support.scripted_provider import Deed, ScriptedProvider, ScriptedWorld, ended
+from tests.support.waiting import eventually
 
 #: No repetition is left: what is asked again all the same does not count as one.
 NO_REPETITION: dict[str, Any] = {

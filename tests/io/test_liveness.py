@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from holdfast import StreamingAIClient, WebSocketConfig
-from tests.support.gateway_client import Http, Session, answer, chat, content, eventually
+from tests.support.gateway_client import Http, Session, answer, chat, content
+from tests.support.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hi"}]
 #: A provider may be silent for as long as it likes.

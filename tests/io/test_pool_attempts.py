@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from holdfast_tools.simulate import SimulatedProvider
-from tests.support.pool_world import PROTOCOLS, Running, World, eventually
+from tests.support.pool_world import PROTOCOLS, Running, World
+from tests.support.waiting import eventually
 
 COMPLETED = ("completed", None)
 #: Repetitions come soon.

@@ -17,7 +17,8 @@ from holdfast.errors import ConfigError
 from holdfast.upstream import dial as dialling
 from holdfast.upstream.dial import Origin
 from holdfast_tools.simulate.certificate import context_of
-from tests.support.pool_world import ONCE, World, ca_file, certificate, eventually
+from tests.support.pool_world import ONCE, World, ca_file, certificate
+from tests.support.waiting import eventually
 
 COMPLETED = ("completed", None)
 REFUSED = ("failed", "upstream_connect_error")

@@ -11,7 +11,8 @@ import msgspec
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
-from tests.support.gateway_client import Http, Session, ask, chat, eventually
+from tests.support.gateway_client import Http, Session, ask, chat
+from tests.support.waiting import eventually
 
 #: The fixtures of tests/conftest.py.
 Path = Any

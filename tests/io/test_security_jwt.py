@@ -23,7 +23,8 @@ from holdfast.app import Gateway
 from holdfast.config import Config
 from holdfast.config.auth import AuthConfig, JwtConfig
 from holdfast.errors import ConfigError
-from tests.support.gateway_client import Session, ask, chat, dial, eventually
+from tests.support.gateway_client import Session, ask, chat, dial
+from tests.support.waiting import eventually
 
 ISSUER, AUDIENCE = "https://idp.example", "holdfast"
 COMPLETIONS = "/v1/chat/completions"

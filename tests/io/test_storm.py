@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 from holdfast_tools.simulate.faults import RandomFailures
-from tests.support.pool_world import PROTOCOLS, World, eventually
+from tests.support.pool_world import PROTOCOLS, World
+from tests.support.waiting import eventually
 
 REQUESTS = 2000
 AT_ONCE = 200

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from holdfast.core.log import Log
-from tests.support.gateway_client import Http, Session, chat, eventually
+from tests.support.gateway_client import Http, Session, chat
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left", "no_collector")
 
