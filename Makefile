@@ -78,7 +78,7 @@ $(REAL)/.ready: $(BIN)/uv requirements/real.lock pyproject.toml
 	@touch $@
 
 test-real: $(REAL)/.ready ## set up, then try every client against a real model server (slow the first time; not in CI)
-	$(REAL)/bin/python tests/real
+	$(REAL)/bin/python -m tests.real
 
 # Gateways to compare with, each in an environment of its own: what they depend on has no place beside ours.
 PEERS := .peers

@@ -14,13 +14,6 @@ from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, S
 from holdfast_tools.simulate.server import SimulatedProvider
 
 
-async def until(condition: Callable[[], bool], *, timeout: float = 5.0, what: str = "condition") -> None:
-    """Wait for a condition that other tasks bring about; for tests only, where no event tells."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110 - conditions of objects that signal nothing
-            await asyncio.sleep(0.002)
-
-
 @dataclass
 class Path:
     """The whole path: `gateway` serves the model `demo` from `provider`."""

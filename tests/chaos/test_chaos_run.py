@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from chaos.clients.worker import load
 from chaos.journal import Journal, StreamJournal, read
 from chaos.schedule import KINDS, make_schedule, request_plan

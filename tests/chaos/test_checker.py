@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from chaos.checker import check, token
 
+from chaos.checker import check, token
 from holdfast_tools.simulate import text
 
 TOKENS = 5

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from scripted_gateway import MakeClient, ScriptedGateway
 
 from holdfast import StreamingAIClient, WebSocketConfig
+from tests.support.scripted_gateway import MakeClient, ScriptedGateway
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import asyncio
 import random
 
 import pytest
-from cutting_proxy import CuttingProxy
-from scripted_gateway import Generation, MakeClient, ScriptedGateway
 
 from holdfast import Chunk, StreamingAIClient
+from tests.support.relay import Cut, Relay
+from tests.support.scripted_gateway import Generation, MakeClient, ScriptedGateway
 
 HELLO = [{"role": "user", "content": "hi"}]
 STREAMS = 3
@@ -52,24 +52,28 @@ EXPECTED = [
 ]
 
 
-async def run(gateway: ScriptedGateway, make_client: MakeClient, cuts: list[int], window: int) -> CuttingProxy:
+async def run(gateway: ScriptedGateway, make_client: MakeClient, cuts: list[int], window: int) -> Relay:
     gateway.generations.clear()
     gateway.by_id.clear()
     gateway.by_request.clear()
     speak(gateway)
-    async with CuttingProxy(gateway.port, cuts) as proxy:
+
+    def plan(number: int) -> Cut | None:
+        return Cut("down", offset=cuts[number]) if number < len(cuts) else None
+
+    async with Relay(gateway.port, plan) as relay:
         # A cut within the handshake or the welcome counts as a failure of its own.
-        client = make_client(base_url=proxy.url, stream_window=window, max_retries=len(cuts) + 1)
+        client = make_client(base_url=relay.url, stream_window=window, max_retries=len(cuts) + 1)
         assert await read_all(client) == EXPECTED
         await client.aclose()
     assert len(gateway.generations) == STREAMS
-    return proxy
+    return relay
 
 
 @pytest.mark.timeout(120)
 async def test_cut_anywhere_in_a_session_is_survived(gateway: ScriptedGateway, make_client: MakeClient) -> None:
     whole = await run(gateway, make_client, [], 256 * 1024)
-    cuts = range(1, whole.relayed, 13)  # the messages are alike, so all places within one are met
+    cuts = range(1, whole.bytes["down"], 13)  # the messages are alike, so all places within one are met
     reached = [(await run(gateway, make_client, [cut], 256 * 1024)).connections == 2 for cut in cuts]
     # How entries are batched depends on timing: a session may be shorter than the first was.
     assert all(reached[: len(reached) // 2])

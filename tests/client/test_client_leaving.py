@@ -7,7 +7,6 @@ import contextlib
 import gc
 
 import pytest
-from scripted_gateway import MakeClient, Script, ScriptedGateway, answers, words
 
 from holdfast import (
     Cancelled,
@@ -19,6 +18,7 @@ from holdfast import (
     UnknownStream,
 )
 from holdfast.core.session import messages as m
+from tests.support.scripted_gateway import MakeClient, Script, ScriptedGateway, answers, words
 
 HELLO = [{"role": "user", "content": "hi"}]
 

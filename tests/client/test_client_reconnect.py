@@ -6,7 +6,6 @@ import asyncio
 import socket
 
 import pytest
-from scripted_gateway import MakeClient, Script, ScriptedGateway, answers, words
 
 from holdfast import (
     Cancelled,
@@ -29,6 +28,7 @@ from holdfast import (
 )
 from holdfast.core.session import messages as m
 from holdfast.errors import HelloTimeout, InvalidMessage
+from tests.support.scripted_gateway import MakeClient, Script, ScriptedGateway, answers, words
 
 HELLO = [{"role": "user", "content": "hi"}]
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 
 import pytest
-from scripted_gateway import Generation, MakeClient, Script, ScriptedGateway, answers, words
 
 import holdfast
 from holdfast import (
@@ -27,6 +26,7 @@ from holdfast import (
 from holdfast.core.entries import EndStatus, Usage
 from holdfast.core.session import messages as m
 from holdfast.errors import IdleTimeout, TooManyStreams
+from tests.support.scripted_gateway import Generation, MakeClient, Script, ScriptedGateway, answers, words
 
 HELLO = [{"role": "user", "content": "hi"}]
 

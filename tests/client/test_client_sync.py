@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from scripted_gateway import Script, ScriptedGateway, answers, words
 
 from holdfast import (
     Cancelled,
@@ -30,6 +29,7 @@ from holdfast import (
 from holdfast.core.entries import Usage
 from holdfast.core.session import messages as m
 from holdfast.errors import IdleTimeout
+from tests.support.scripted_gateway import Script, ScriptedGateway, answers, words
 
 HELLO = [{"role": "user", "content": "hi"}]
 

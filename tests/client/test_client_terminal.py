@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from scripted_gateway import Generation, ScriptedGateway, answers, words
 
 from holdfast.core.session import messages as m
 from holdfast.errors import UnknownModel
+from tests.support.scripted_gateway import Generation, ScriptedGateway, answers, words
 
 COMMAND = [sys.executable, "-W", "error", "-c", "import sys; from holdfast.cli import main; sys.exit(main())"]
 

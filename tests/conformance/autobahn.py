@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from echo_target import ECHO_SHELL, running_server
+from tests.conformance.echo_target import ECHO_SHELL, running_server
 
 # The suite gives these no verdict: RFC 6455 leaves open what a server does with them.
 WITHOUT_VERDICT = {"7.1.6", "7.13.1", "7.13.2"}

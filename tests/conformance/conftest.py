@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from echo_target import ECHO_SHELL, running_server
+
+from tests.conformance.echo_target import ECHO_SHELL, running_server
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from conformance_client import (
+
+from tests.conformance.client import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -25,7 +26,7 @@ from conformance_client import (
     frame,
     handshake_request,
 )
-from utf8_table import INVALID, VALID
+from tests.conformance.utf8_table import INVALID, VALID
 
 NORMAL, PROTOCOL_ERROR, INVALID_TEXT, TOO_BIG = 1000, 1002, 1007, 1009
 HELLO = b"Hello, world!"

@@ -1,19 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from http2_peer import (
-    OK,
-    Frame,
-    Peer,
-    assert_connection_failed,
-    data,
-    frame,
-    goaway,
-    read_frames,
-    reset,
-    settings,
-    window_update,
-)
 
 from holdfast.core.http.connection import (
     ConnectionFailed,
@@ -46,6 +33,19 @@ from holdfast.core.http.frames import (
 )
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.http.settings import UNLIMITED
+from tests.support.http2_peer import (
+    OK,
+    Frame,
+    Peer,
+    assert_connection_failed,
+    data,
+    frame,
+    goaway,
+    read_frames,
+    reset,
+    settings,
+    window_update,
+)
 
 EOF = "the peer closed the connection"
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from http2_peer import read_frames
 
 from holdfast.core.http.connection import ErrorCode
 from holdfast.core.http.flow import MAX_USELESS_FRAMES, BodySender, FloodGuard, SendWindow
 from holdfast.core.http.frames import END_STREAM, ConnectionFault
+from tests.support.http2_peer import read_frames
 
 
 def written(sender: BodySender) -> list[tuple[int, int, int]]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from http2_peer import Frame, read_frames
 
 from holdfast.core.http.connection import ErrorCode
 from holdfast.core.http.frames import (
@@ -29,6 +28,7 @@ from holdfast.core.http.frames import (
     unpad,
     window_update_frame,
 )
+from tests.support.http2_peer import Frame, read_frames
 
 
 def test_written_frames_read_back() -> None:

@@ -1,18 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from http2_peer import (
-    OK,
-    Frame,
-    Peer,
-    assert_connection_failed,
-    assert_stream_failed,
-    data,
-    frame,
-    goaway,
-    reset,
-    window_update,
-)
 
 from holdfast.core.http.connection import (
     DataReceived,
@@ -37,6 +25,18 @@ from holdfast.core.http.frames import (
     PRIORITY_FLAG,
     RST_STREAM,
     WINDOW_UPDATE,
+)
+from tests.support.http2_peer import (
+    OK,
+    Frame,
+    Peer,
+    assert_connection_failed,
+    assert_stream_failed,
+    data,
+    frame,
+    goaway,
+    reset,
+    window_update,
 )
 
 PEER_RESET = "the peer reset the h2 stream"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from programs import Programs
+
+from tests.docs.programs import Programs
 
 
 @pytest.fixture(scope="session")

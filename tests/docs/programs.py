@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pages import ROOT, all_blocks, blocks
+from tests.docs.pages import ROOT, all_blocks, blocks
 
 PYTHON = dict(all_blocks("python"))
 BROWSER = blocks(ROOT / "docs" / "how-to" / "read-from-a-browser.md", "js")

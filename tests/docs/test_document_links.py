@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, name
+
+from tests.docs.pages import PAGES, ROOT, name
 
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import ROOT, all_blocks
-from programs import PYTHON, Programs
 
 from holdfast.cli import main, make_parser
 from holdfast.config import parse
 from holdfast.config.auth import AuthConfig
 from holdfast_tools.simulate.prose import prose
+from tests.docs.pages import ROOT, all_blocks
+from tests.docs.programs import PYTHON, Programs
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
 ENVIRONMENT = {"OPENAI_API_KEY": "sk-1", "OPENROUTER_API_KEY": "sk-2", "NAME": "value"}

@@ -10,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
-from pages import ROOT
-from programs import Programs
 
 from holdfast_tools.simulate.prose import prose
+from tests.docs.pages import ROOT
+from tests.docs.programs import Programs
 
 ANSWER = "".join(prose("hi"))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_line import COMMAND, Server, run, serve
 
 from holdfast.cli import main
+from tests.support.command_line import COMMAND, Server, run, serve
 
 GOOD = """
 [providers.openai]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from command_line import DEADLINE, Server, environment, run, serve
 
 from holdfast import SyncStreamingAIClient, WebSocketConfig
 from holdfast_tools.simulate.text import text
+from tests.support.command_line import DEADLINE, Server, environment, run, serve
 
 ROOT = Path(__file__).parents[2]
 HELLO = [{"role": "user", "content": "hi"}]

@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from gateway_client import Http, Session, ask, chat, eventually
 
 from holdfast.app import Gateway
 from holdfast.config import Config
 from holdfast_tools.simulate.server import SimulatedProvider
+from tests.support.gateway_client import Http, Session, ask, chat
+from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/chat/completions"
 ENDLESS = {"tokens": 2, "interval_ms": 3_600_000, "ttft_ms": 3_600_000}

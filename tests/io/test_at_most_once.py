@@ -6,12 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from pool_world import PROTOCOLS, World
-from scripted_provider import Deed, ScriptedProvider, ScriptedWorld
 
 from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.errors import UpstreamReset
 from holdfast_tools.simulate import faults as f
+from tests.support.pool_world import PROTOCOLS, World
+from tests.support.scripted_provider import Deed, ScriptedProvider, ScriptedWorld
 
 ONCE_ONLY: dict[str, Any] = {"at_most_once": True}
 COMPLETED = ("completed", None)

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from gateway_client import answer
-from proxy import Cut, Proxy
 
 from holdfast import (
     Cancelled,
@@ -32,6 +30,8 @@ from holdfast import (
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast_tools.simulate.certificate import self_signed
+from tests.support.gateway_client import answer
+from tests.support.relay import Cut, Relay
 
 HELLO = [{"role": "user", "content": "hi"}]
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("python_*.py"))
@@ -81,12 +81,13 @@ async def test_cuts_at_random_bytes_lose_and_double_nothing(path, seed, window):
         stream = client.stream_chat(HELLO, model="demo", user=str(number), sim=sim(40, number, interval_ms=2))
         return "".join([text async for text in stream])
 
-    async with Proxy(path.gateway.port, plan) as proxy:
-        url = proxy.url.replace("ws:", "http:").removesuffix("/v1/ws/stream")
-        async with StreamingAIClient(config(url, max_retries=20, stream_window=window)) as client:
-            texts = await asyncio.gather(*(read(client, number) for number in range(5)))
+    async with (
+        Relay(path.gateway.port, plan) as relay,
+        StreamingAIClient(config(relay.url, max_retries=20, stream_window=window)) as client,
+    ):
+        texts = await asyncio.gather(*(read(client, number) for number in range(5)))
     assert texts == [answer(40, number) for number in range(5)]
-    assert proxy.cuts >= 1
+    assert relay.cuts >= 1
     statistics = await path.provider.until(lambda s: s.streaming == 0)
     assert statistics.requests_by_key == {str(number): 1 for number in range(5)}
 
@@ -187,15 +188,13 @@ async def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_not_re
 async def test_gateway_that_lost_its_streams_is_told_apart_from_a_cut(path, make_path):
     other = await make_path()
     ports = [path.gateway.port, other.gateway.port]
-    proxy = Proxy(ports[0], lambda number: Cut("down", messages=5) if number == 0 else None)
-    async with proxy:
-        url = proxy.url.replace("ws:", "http:").removesuffix("/v1/ws/stream")
-        async with StreamingAIClient(config(url)) as client:
-            stream = client.stream_chat(HELLO, model="demo", sim=sim(1000, interval_ms=2))
-            await anext(stream)
-            proxy._port = ports[1]  # what answers from now on is another process
-            with pytest.raises(UnknownStream) as caught:
-                await collect(stream)
+    relay = Relay(ports[0], lambda number: Cut("down", messages=5) if number == 0 else None)
+    async with relay, StreamingAIClient(config(relay.url)) as client:
+        stream = client.stream_chat(HELLO, model="demo", sim=sim(1000, interval_ms=2))
+        await anext(stream)
+        relay.target = ports[1]  # what answers from now on is another process
+        with pytest.raises(UnknownStream) as caught:
+            await collect(stream)
     assert answer(1000).startswith(caught.value.partial)
     assert caught.value.partial
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from pool_world import ONCE, PROTOCOLS, QUICK, World
 
 from holdfast_tools.simulate import faults as f
+from tests.support.pool_world import ONCE, PROTOCOLS, QUICK, World
 
 COMPLETED = ("completed", None)
 TRUNCATED = "upstream_truncated"

@@ -6,11 +6,11 @@ import asyncio
 import json
 
 import pytest
-from gateway_client import Http, Session, answer, ask, chat, dial, read_stream, unharmed, whole
 from websockets.exceptions import InvalidStatus
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
+from tests.support.gateway_client import Http, Session, answer, ask, chat, dial, read_stream, unharmed, whole
 
 COMPLETIONS = "/v1/chat/completions"
 KEYS = {name: create_key() for name in ("blue", "green", "blue-too")}

@@ -10,20 +10,10 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
-from gateway_client import (
-    DEADLINE,
-    Http,
-    Session,
-    answer,
-    ask,
-    chat,
-    content,
-    eventually,
-    read_stream,
-    whole,
-)
 
 from holdfast.core.entries import Owner
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

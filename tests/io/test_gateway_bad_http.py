@@ -6,8 +6,10 @@ import asyncio
 import json
 
 import pytest
-from gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, dial, eventually, unharmed
 from websockets.exceptions import InvalidStatus
+
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, dial, unharmed
+from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/chat/completions"
 GOOD = json.dumps(chat({"tokens": 2}, stream=False)).encode()

@@ -6,10 +6,11 @@ import asyncio
 import json
 
 import pytest
-from gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, eventually, unharmed
 from websockets.exceptions import ConnectionClosed
 
 from holdfast.core.websocket.connection import frame_header, xor_mask
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, unharmed
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from gateway_client import ResumingClient, answer, chat
-from proxy import Cut, Proxy
+
+from tests.support.gateway_client import ResumingClient, answer, chat
+from tests.support.relay import Cut, Relay
 
 #: Tokens, pace and seed of the streams of one session: they interleave, and differ in length.
 STREAMS = [(9, 2, 1), (14, 1, 2), (5, 3, 3)]
@@ -20,11 +21,11 @@ def requests() -> list[dict]:
 
 
 async def run_session(path, plan, *, window=None):
-    """Run one session of several streams through the proxy; everything must come exactly once."""
+    """Run one session of several streams through the relay; everything must come exactly once."""
     provider = path.provider
     provider.counters.reset()
-    async with Proxy(path.gateway.port, plan) as proxy:
-        client = ResumingClient(proxy.url)
+    async with Relay(path.gateway.port, plan) as relay:
+        client = ResumingClient(relay.url)
         results = [client.create(request, window=window) for request in requests()]
         await client.run()
     for (tokens, _, seed), result in zip(STREAMS, results, strict=True):
@@ -38,12 +39,12 @@ async def run_session(path, plan, *, window=None):
     statistics = await provider.until(lambda s: s.streaming == 0)
     assert statistics.requests_by_key == {f"user-{seed}": 1 for _, _, seed in STREAMS}
     assert (statistics.requests, statistics.completed) == (len(STREAMS), len(STREAMS))
-    return proxy
+    return relay
 
 
 async def test_session_without_cut_is_whole(path):
-    proxy = await run_session(path, lambda _: None)
-    assert (proxy.connections, proxy.cuts) == (1, 0)
+    relay = await run_session(path, lambda _: None)
+    assert (relay.connections, relay.cuts) == (1, 0)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
@@ -55,20 +56,20 @@ async def test_connection_cut_at_each_message_boundary_loses_nothing(path, direc
     cuts = 0
     for boundary in range(count):
         cut = Cut(direction, messages=boundary, how=how)
-        proxy = await run_session(path, lambda number, cut=cut: cut if number == 0 else None)
-        cuts += proxy.cuts
+        relay = await run_session(path, lambda number, cut=cut: cut if number == 0 else None)
+        cuts += relay.cuts
     # How entries are batched into messages depends on timing: some sessions end before their cut.
     assert cuts >= count // 2
 
 
 async def test_every_connection_cut_behind_few_messages_still_ends_whole(path):
-    proxy = await run_session(path, lambda number: Cut("down", messages=2 + number % 3))
-    assert proxy.cuts >= 4
+    relay = await run_session(path, lambda number: Cut("down", messages=2 + number % 3))
+    assert relay.cuts >= 4
 
 
 async def test_each_connection_cut_one_message_later_still_ends_whole(path):
-    proxy = await run_session(path, lambda number: Cut("up", messages=number))
-    assert proxy.cuts >= 4
+    relay = await run_session(path, lambda number: Cut("up", messages=number))
+    assert relay.cuts >= 4
 
 
 @pytest.mark.parametrize("window", [None, 700])

@@ -7,11 +7,12 @@ import json
 from typing import Any
 
 import pytest
-from gateway_client import Http, Session, answer, ask, chat, content, dial, eventually, read_stream, whole
 
 from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.core.entries import Owner
 from holdfast.server import drain
+from tests.support.gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
+from tests.support.waiting import eventually
 
 SLOW = {"tokens": 100_000, "interval_ms": 2}
 

@@ -6,9 +6,9 @@ import asyncio
 import json
 
 import pytest
-from gateway_client import ONCE, Http, Session, answer, ask, chat, content, read_stream, unharmed
 
 from holdfast_tools.simulate.faults import BlackHole, ResetConnection, Silence
+from tests.support.gateway_client import ONCE, Http, Session, answer, ask, chat, content, read_stream, unharmed
 
 TOKENS = 12
 COMPLETIONS = "/v1/chat/completions"

@@ -6,7 +6,11 @@ import asyncio
 import json
 
 import pytest
-from gateway_client import (
+
+from holdfast.admission.auth import create_key
+from holdfast.config import KeyConfig
+from holdfast.core.entries import Owner
+from tests.support.gateway_client import (
     Http,
     ResumingClient,
     Session,
@@ -14,15 +18,11 @@ from gateway_client import (
     ask,
     chat,
     content,
-    eventually,
     read_stream,
     whole,
 )
-from proxy import Cut, Proxy
-
-from holdfast.admission.auth import create_key
-from holdfast.config import KeyConfig
-from holdfast.core.entries import Owner
+from tests.support.relay import Cut, Relay
+from tests.support.waiting import eventually
 
 TOKENS = 8
 COMPLETIONS = "/v1/chat/completions"
@@ -43,8 +43,8 @@ async def assert_one_request(path):
 async def test_create_whose_answer_was_lost_reaches_the_provider_once(path):
     # The first connection is cut behind `create`, which the gateway gets; the client never sees `accepted`.
     plan = {0: Cut("up", messages=2)}
-    async with Proxy(path.gateway.port, plan.get) as proxy:
-        client = ResumingClient(proxy.url)
+    async with Relay(path.gateway.port, plan.get) as relay:
+        client = ResumingClient(relay.url)
         received = client.create(paced())
         await client.run()
     assert client.connections == 2
@@ -143,13 +143,13 @@ async def test_post_again_after_the_end_gives_the_same_answer(path):
 
 async def test_post_whose_answer_was_lost_is_answered_under_its_key(path):
     body = chat({"tokens": TOKENS, "interval_ms": 3})
-    async with Proxy(path.gateway.port, {0: Cut("down", offset=300)}.get) as proxy:
-        async with await Http.open(proxy.url) as http:
+    async with Relay(path.gateway.port, {0: Cut("down", offset=300)}.get) as relay:
+        async with await Http.open(relay.url) as http:
             http.request("POST", COMPLETIONS, body, idempotency_key="k-1", holdfast_on_disconnect="continue")
             assert (await http.head()).status == 200
             with pytest.raises(asyncio.IncompleteReadError):
                 [event async for event in http.events()]
-        async with await Http.open(proxy.url) as http:
+        async with await Http.open(relay.url) as http:
             http.request("POST", COMPLETIONS, body, idempotency_key="k-1")
             stream = (await http.head()).headers["holdfast-stream-id"]
             events = [event async for event in http.events()]

@@ -7,22 +7,12 @@ import json
 import time
 
 import pytest
-from gateway_client import (
-    DEADLINE,
-    Http,
-    Session,
-    answer,
-    ask,
-    chat,
-    content,
-    eventually,
-    read_stream,
-    whole,
-)
 
 from holdfast.core.entries import Owner
 from holdfast.server.listener.http import HttpConnection, Limits
 from holdfast_tools.simulate.faults import CloseConnection
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

@@ -10,12 +10,13 @@ import threading
 from typing import Any
 
 import pytest
-from gateway_client import Session, ask, chat, eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.config.logging import LoggingConfig
 from holdfast.logs import ConsoleFormatter, JsonFormatter, Logs, QueueHandler, escape
+from tests.support.gateway_client import Session, ask, chat
+from tests.support.waiting import eventually
 
 SECRET = "the prompt nobody may see"
 

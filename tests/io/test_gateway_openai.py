@@ -8,10 +8,10 @@ import json
 
 import openai
 import pytest
-from gateway_client import ONCE, SEED, answer, ask, chat, read_stream, whole
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
+from tests.support.gateway_client import ONCE, SEED, answer, ask, chat, read_stream, whole
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOKENS = 12

@@ -7,21 +7,11 @@ import json
 import random
 
 import pytest
-from gateway_client import (
-    DEADLINE,
-    Http,
-    Session,
-    answer,
-    ask,
-    chat,
-    content,
-    eventually,
-    read_stream,
-    whole,
-)
-from proxy import Cut, Proxy
 
 from holdfast.core.entries import Owner
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.relay import Cut, Relay
+from tests.support.waiting import eventually
 
 TOKENS = 20
 #: The role, the tokens and the finish reason; then comes the end.
@@ -149,19 +139,19 @@ async def test_event_source_that_has_the_end_is_told_to_stop(path, ended):
 async def test_event_source_that_is_cut_again_and_again_gets_all(path, creator):
     rng = random.Random(5)
     events = []
-    proxy = Proxy(path.gateway.port, lambda _: Cut("down", offset=rng.randrange(300, 1200)))
-    async with asyncio.timeout(DEADLINE), proxy:
+    relay = Relay(path.gateway.port, lambda _: Cut("down", offset=rng.randrange(300, 1200)))
+    async with asyncio.timeout(DEADLINE), relay:
         while not events or events[-1].event != "end":
             last = {"last_event_id": events[-1].id} if events else {}
             try:
-                async with await Http.open(proxy.url) as http:
+                async with await Http.open(relay.url) as http:
                     http.request("GET", f"/v1/streams/{creator.stream}", **last)
                     await http.head()
                     async for event in http.events():
                         events.append(event)
             except (asyncio.IncompleteReadError, ConnectionResetError):
                 pass
-        assert proxy.cuts >= 5
+        assert relay.cuts >= 5
     assert whole(events) == answer(TOKENS)
 
 

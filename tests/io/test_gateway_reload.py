@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from gateway_client import Session, answer, ask, chat, content, eventually
 
 from holdfast.app import Gateway
 from holdfast.config import Config, load
 from holdfast.errors import ConfigError
 from holdfast.reload import ConfigFile
 from holdfast_tools.simulate.server import SimulatedProvider
+from tests.support.gateway_client import Session, answer, ask, chat, content
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import ssl
 
 import openai
 import pytest
-from gateway_client import DEADLINE, Http, Session, answer, chat, content, eventually
 from websockets.exceptions import ConnectionClosed
 
 from holdfast_tools.simulate.certificate import self_signed
+from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
 

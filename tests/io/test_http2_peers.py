@@ -18,9 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from http_shell import HttpShell, connect
 
 from holdfast.core.http.connection import ErrorCode
+from tests.support.http_shell import HttpShell, connect
 
 NODE = shutil.which("node")
 NGHTTPD = shutil.which("nghttpd")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pool_world import eventually
-from scripted_provider import Deed, ScriptedProvider, ScriptedWorld, ended
+
+from tests.support.scripted_provider import Deed, ScriptedProvider, ScriptedWorld, ended
+from tests.support.waiting import eventually
 
 #: No repetition is left: what is asked again all the same does not count as one.
 NO_REPETITION: dict[str, Any] = {

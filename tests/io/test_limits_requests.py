@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from gateway_client import ONCE, Http, Session, ask, chat, eventually
 from websockets.exceptions import InvalidStatus
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast.config.limits import LimitsConfig
+from tests.support.gateway_client import ONCE, Http, Session, ask, chat
+from tests.support.waiting import eventually
 
 #: The fixtures of tests/conftest.py.
 Path = Any

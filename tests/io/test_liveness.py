@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gateway_client import Http, Session, answer, chat, content, eventually
 
 from holdfast import StreamingAIClient, WebSocketConfig
+from tests.support.gateway_client import Http, Session, answer, chat, content
+from tests.support.relay import Relay
+from tests.support.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hi"}]
 #: A provider may be silent for as long as it likes.
@@ -79,7 +81,7 @@ async def read_through_silence(path: Any, ttft: float, wait: Callable[[], Any]) 
 
 
 async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, make_path, monkeypatch):
-    monkeypatch.setattr("gateway_client.DEADLINE", 7200.0)
+    monkeypatch.setattr("tests.support.gateway_client.DEADLINE", 7200.0)
     path = await make_path(provider=PATIENT)
     await read_through_silence(path, 1800.0, lambda: clock.pass_time(1801.0, step=2.5))
 
@@ -87,7 +89,7 @@ async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, m
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_provider_that_is_silent_for_90_seconds_cuts_nobody_off(make_path, monkeypatch):
-    monkeypatch.setattr("gateway_client.DEADLINE", 120.0)
+    monkeypatch.setattr("tests.support.gateway_client.DEADLINE", 120.0)
     path = await make_path()
     await read_through_silence(path, 90.0, lambda: asyncio.sleep(0))
 
@@ -103,41 +105,6 @@ async def test_silent_sse_answer_gets_comments_before_its_first_token(make_path)
 # -- clients that are gone -----------------------------------------------------------------------------
 
 
-class BlackHole:
-    """A proxy that from some moment on takes what comes and passes nothing on; its sockets stay open."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.is_black = False
-
-    async def __aenter__(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back, forth = await asyncio.open_connection("127.0.0.1", self._port)
-        for source, sink in ((reader, forth), (back, writer)):
-            task = asyncio.create_task(self._pipe(source, sink))
-            self._tasks.add(task)
-
-    async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                if not self.is_black:
-                    sink.write(data)
-        except OSError:
-            pass
-        finally:
-            sink.transport.abort()
-
-
 @pytest.fixture
 async def watched(make_path) -> Any:
     return await make_path(server={"ping_interval": 0.3, "ping_timeout": 0.3})
@@ -145,12 +112,11 @@ async def watched(make_path) -> Any:
 
 async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_on(watched):
     loop = asyncio.get_running_loop()
-    hole = BlackHole(watched.gateway.port)
-    async with hole as url:
-        session = await Session.open(url)
+    async with Relay(watched.gateway.port) as relay:
+        session = await Session.open(relay.url)
         accepted = await session.create("gone", chat({"tokens": 100, "interval_ms": 20}))
         seen = len(await session.entries(1))
-        hole.is_black = True
+        relay.is_black_hole = True
         begun = loop.time()
         await eventually(lambda: not watched.gateway.sessions.open)
         assert 0.3 <= loop.time() - begun <= 1.2  # interval, timeout, and the timers' resolution

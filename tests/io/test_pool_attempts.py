@@ -7,9 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from pool_world import PROTOCOLS, Running, World, eventually
 
 from holdfast_tools.simulate import SimulatedProvider
+from tests.support.pool_world import PROTOCOLS, Running, World
+from tests.support.waiting import eventually
 
 COMPLETED = ("completed", None)
 #: Repetitions come soon.

@@ -8,10 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from gateway_client import Http, ask, chat
-from pool_world import ONCE, PROTOCOLS, QUICK, Running, World, eventually
 
 from holdfast_tools.simulate import faults as f
+from tests.support.gateway_client import Http, ask, chat
+from tests.support.pool_world import ONCE, PROTOCOLS, QUICK, Running, World
+from tests.support.waiting import eventually
 
 COMPLETED = ("completed", None)
 RESET = ("incomplete", "upstream_reset")

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_world import ONCE, World, ca_file, certificate, eventually
 
 from holdfast.config import ProviderConfig
 from holdfast.errors import ConfigError
 from holdfast.upstream import dial as dialling
 from holdfast.upstream.dial import Origin
 from holdfast_tools.simulate.certificate import context_of
+from tests.support.pool_world import ONCE, World, ca_file, certificate
+from tests.support.waiting import eventually
 
 COMPLETED = ("completed", None)
 REFUSED = ("failed", "upstream_connect_error")
@@ -74,7 +75,7 @@ async def test_client_certificate_is_shown_where_one_is_configured(
             context.load_verify_locations(ca_file())
             return context
 
-        monkeypatch.setattr("pool_world.context_of", demanding)
+        monkeypatch.setattr("tests.support.pool_world.context_of", demanding)
         settings = {**ONCE, **({"client_cert": str(both)} if has_certificate else {})}
         async with await World.start("h2tls", settings=settings) as world:
             status, _ = await world.stream().outcome()

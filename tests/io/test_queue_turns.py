@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 import msgspec
-from gateway_client import Http, Session, ask, chat, eventually
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
+from tests.support.gateway_client import Http, Session, ask, chat
+from tests.support.waiting import eventually
 
 #: The fixtures of tests/conftest.py.
 Path = Any

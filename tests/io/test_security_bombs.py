@@ -9,7 +9,6 @@ import statistics
 import time
 
 import pytest
-from gateway_client import Http, Session, ask, chat, dial
 from websockets.exceptions import ConnectionClosed
 
 from holdfast.admission.keys import create_key
@@ -17,6 +16,7 @@ from holdfast.app import Gateway
 from holdfast.config import Config, KeyConfig, ServerConfig
 from holdfast.errors import ConfigError
 from holdfast.server.api import Api
+from tests.support.gateway_client import Http, Session, ask, chat, dial
 
 COMPLETIONS = "/v1/chat/completions"
 KEY, HASH = create_key()

@@ -15,7 +15,6 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from gateway_client import Session, ask, chat, dial, eventually
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from websockets.exceptions import InvalidStatus
 
@@ -24,6 +23,8 @@ from holdfast.app import Gateway
 from holdfast.config import Config
 from holdfast.config.auth import AuthConfig, JwtConfig
 from holdfast.errors import ConfigError
+from tests.support.gateway_client import Session, ask, chat, dial
+from tests.support.waiting import eventually
 
 ISSUER, AUDIENCE = "https://idp.example", "holdfast"
 COMPLETIONS = "/v1/chat/completions"

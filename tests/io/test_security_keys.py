@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-from gateway_client import Http, Session, ask, chat, eventually, read_stream, whole
 
 from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.keys import create_key
@@ -18,6 +17,8 @@ from holdfast.cli import main
 from holdfast.config import parse
 from holdfast.config.auth import AuthConfig
 from holdfast.errors import ConfigError
+from tests.support.gateway_client import Http, Session, ask, chat, read_stream, whole
+from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/chat/completions"
 ADMIN_KEY, ADMIN_HASH = create_key()

@@ -7,7 +7,6 @@ import time
 
 import jwt
 import pytest
-from gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -19,6 +18,7 @@ from holdfast.config import KeyConfig
 from holdfast.config.auth import AuthConfig
 from holdfast.core.session.messages import SUBPROTOCOL
 from holdfast.errors import Forbidden, Unauthorized
+from tests.support.gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
 
 COMPLETIONS = "/v1/chat/completions"
 TOKENS = "/v1/client_tokens"

@@ -8,9 +8,10 @@ import time
 from collections import Counter
 
 import pytest
-from pool_world import PROTOCOLS, World, eventually
 
 from holdfast_tools.simulate.faults import RandomFailures
+from tests.support.pool_world import PROTOCOLS, World
+from tests.support.waiting import eventually
 
 REQUESTS = 2000
 AT_ONCE = 200

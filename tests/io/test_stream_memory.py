@@ -6,9 +6,10 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from gateway_client import Http, Session, chat, eventually
 
 from holdfast.core.log import Log
+from tests.support.gateway_client import Http, Session, chat
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left", "no_collector")
 

@@ -21,14 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cancels
-import clients
-import model
 import openai
-from clients import Answer, Mismatch, Question, Server, expect
 
 from holdfast import SyncStreamingAIClient, UpstreamError
-from processes import GatewayProcess, Link, ModelServer, Process
+from tests.real import cancels, clients, model
+from tests.real.clients import Answer, Mismatch, Question, Server, expect
+from tests.real.processes import GatewayProcess, ModelServer, Process
+from tests.support.relay import ThreadedRelay
 
 TOKENS = 400
 #: Text pieces after which a client's connection is cut.
@@ -271,20 +270,20 @@ def _ask_cut(
     expected: Answer,
     cuts: tuple[int, ...],
 ) -> tuple[str, ...]:
-    link = Link(stage.gateway.port)
+    relay = ThreadedRelay(stage.gateway.port)
     planned, made = list(cuts), 0
 
     def cut(pieces: int) -> None:
         nonlocal made
         if planned and pieces >= planned[0]:
             planned.pop(0)
-            made += link.cut()
+            made += relay.reset()
 
     try:
         with stage.requests(1):
-            answer = ask(Server(link.port, stage.gateway.key), question, cut)
+            answer = ask(Server(relay.port, stage.gateway.key), question, cut)
     finally:
-        link.close()
+        relay.close()
     _compare(answer, expected)
     expect("connections that were cut", made, len(cuts))
     expect("connections that were made", answer.connections, len(cuts) + 1)

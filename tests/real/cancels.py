@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-from clients import MODEL, Mismatch, Question, Server, Socket, events_of, expect
-
 from holdfast import StreamingAIClient, SyncStreamingAIClient
+from tests.real.clients import MODEL, Mismatch, Question, Server, Socket, events_of, expect
 
 READ = 30
 

@@ -86,7 +86,7 @@ class Answer:
 
 @dataclass
 class Server:
-    """Where to ask: the model server or the gateway. `port` may be that of a link in front of it."""
+    """Where to ask: the model server or the gateway. `port` may be that of a relay in front of it."""
 
     port: int
     key: str

@@ -1,16 +1,12 @@
-"""The two servers under test as processes, and a link to the gateway that can be cut."""
+"""The two servers under test as processes."""
 
 from __future__ import annotations
 
 import os
 import re
-import selectors
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,64 +97,3 @@ class GatewayProcess(Process):
     def __init__(self, config: Path, log: Path, *, env: dict[str, str]) -> None:
         command = [Path(sys.executable).with_name("holdfast"), "serve", "--config", config, "--port", "0"]
         super().__init__(command, log, listening=r"serves on http://127\.0\.0\.1:(\d+)", env=env)
-
-
-class Link:
-    """A TCP relay in front of a port. `cut` resets every connection on it; new ones are taken at once."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> int:
-        """Reset all connections, as a NAT that lost its state does; return how many there were."""
-        with self._lock:
-            sockets, self._sockets = self._sockets, set()
-        for connection in sockets:
-            # SO_LINGER of 0 makes the close a reset. The relaying thread wakes up by the shutdown.
-            try:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                connection.shutdown(socket.SHUT_RD)
-            except OSError:
-                pass  # it was already gone
-        return len(sockets) // 2
-
-    def close(self) -> None:
-        self._listener.close()
-        self.cut()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-                gateway = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            for connection in (client, gateway):
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._sockets |= {client, gateway}
-            threading.Thread(target=self._relay, args=(client, gateway), daemon=True).start()
-
-    def _relay(self, client: socket.socket, gateway: socket.socket) -> None:
-        """Carry bytes both ways until one side is over or the link is cut; then both are."""
-        peers = {client: gateway, gateway: client}
-        with client, gateway, selectors.DefaultSelector() as selector:
-            for connection in peers:
-                selector.register(connection, selectors.EVENT_READ)
-            try:
-                while True:
-                    for key, _ in selector.select():
-                        received = key.fileobj.recv(65536)
-                        if not received:
-                            return
-                        peers[key.fileobj].sendall(received)
-            except OSError:
-                return
-            finally:
-                with self._lock:
-                    self._sockets -= {client, gateway}

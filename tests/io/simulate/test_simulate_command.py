@@ -12,11 +12,11 @@ import sys
 
 import httpx
 import pytest
-from simulate_client import chat_body, contents
 
 from holdfast_tools.simulate import certificate as certificates
 from holdfast_tools.simulate.command import add_arguments, run
 from holdfast_tools.simulate.text import text
+from tests.support.simulate_client import chat_body, contents
 
 SCRIPT = """
 import argparse, sys

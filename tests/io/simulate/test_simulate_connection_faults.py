@@ -9,8 +9,6 @@ import h2.errors
 import h2.events
 import httpx
 import pytest
-from simulate_client import RawConnection, chat_body, contents
-from simulate_h2_client import H2Client
 
 from holdfast_tools.simulate import certificate as certificates
 from holdfast_tools.simulate import http2_frames as frames
@@ -28,6 +26,8 @@ from holdfast_tools.simulate.faults import (
     Silence,
 )
 from holdfast_tools.simulate.text import text
+from tests.support.simulate_client import RawConnection, chat_body, contents
+from tests.support.simulate_http2_client import H2Client
 
 LONG = {"tokens": 1000, "interval_ms": 5}
 SHORT = {"tokens": 40, "interval_ms": 5}

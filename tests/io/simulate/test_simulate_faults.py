@@ -8,9 +8,9 @@ import time
 from email.utils import parsedate_to_datetime
 
 import pytest
-from simulate_client import RawConnection, chat_body, contents
 
 from holdfast_tools.simulate.text import text
+from tests.support.simulate_client import RawConnection, chat_body, contents
 
 TOKENS = 10
 

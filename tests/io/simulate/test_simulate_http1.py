@@ -7,9 +7,9 @@ import time
 import httpx
 import openai
 import pytest
-from simulate_client import RawConnection, chat_body, contents
 
 from holdfast_tools.simulate.text import text
+from tests.support.simulate_client import RawConnection, chat_body, contents
 
 
 async def test_stream_over_raw_socket_has_openai_shape(provider):

@@ -11,12 +11,12 @@ import h2.settings
 import httpx
 import openai
 import pytest
-from simulate_client import RawConnection, chat_body, contents
-from simulate_h2_client import H2Client
 
 from holdfast_tools.simulate import certificate as certificates
 from holdfast_tools.simulate import http2_frames as frames
 from holdfast_tools.simulate.text import text
+from tests.support.simulate_client import RawConnection, chat_body, contents
+from tests.support.simulate_http2_client import H2Client
 
 TOKENS = 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -25,16 +25,6 @@ SEED = 7
 #: Settings of a provider whose failures are passed on at once, not tried again.
 ONCE: dict[str, Any] = {"retry_budget": {"ratio": 0, "floor": 0}}
 _request_ids = itertools.count()
-
-
-async def eventually(condition: Callable[[], object], what: str = "the condition", *, within: float = 5.0) -> None:
-    """Wait for what other tasks bring about, where no event tells."""
-    try:
-        async with asyncio.timeout(within):
-            while not condition():  # noqa: ASYNC110 - see above
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"{what} did not come true within {within} s") from None
 
 
 def chat(sim: dict[str, Any] | None = None, *, stream: bool | None = True, **fields: Any) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""A TCP proxy that cuts connections where a test says: behind so many messages, or at an exact byte."""
+"""A TCP relay that cuts connections where a test says, resets them all at once, or falls silent."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
+
+_T = TypeVar("_T")
+
+Direction = Literal["up", "down"]  # from the client, or to it
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class Cut:
     was delivered may still be lost before it is read.
     """
 
-    direction: Literal["up", "down"]  # from the client, or to it
+    direction: Direction
     messages: int | None = None
     offset: int | None = None
     how: Literal["fin", "rst"] = "fin"
@@ -79,21 +84,25 @@ class MessageCounter:
         return int.from_bytes(header[2 : 2 + extended], "big") if extended else short
 
 
-class Proxy:
+class Relay:
     """Forwards to `port`; `plan` says where each connection, by its number from 0, is cut."""
 
     def __init__(self, port: int, plan: Callable[[int], Cut | None] = lambda _: None) -> None:
-        self._port = port
-        self._plan = plan
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: Where new connections lead.
+        self.target = port
+        #: While this is set, what comes is taken and not passed on; the sockets stay open.
+        self.is_black_hole = False
         self.connections = 0
-        #: Cuts that were carried out.
+        #: Cuts of the plan that were carried out.
         self.cuts = 0
         #: Messages that were forwarded, by direction.
         self.messages = {"up": 0, "down": 0}
         #: Bytes that were forwarded, by direction.
         self.bytes = {"up": 0, "down": 0}
+        self._plan = plan
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
@@ -105,11 +114,24 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
+
+    def reset(self) -> int:
+        """Reset all connections, as a NAT that lost its state does; return how many there were."""
+        pairs, self._open = self._open, set()
+        for pair in pairs:
+            for end in pair:
+                _reset(end)
+        return len(pairs)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         cut = self._plan(self.connections)
@@ -119,45 +141,48 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: Cut | None) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        relays = [
-            asyncio.create_task(self._relay("up", reader, up_writer, cut)),
-            asyncio.create_task(self._relay("down", up_reader, writer, cut)),
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.close()
+            return
+        pair = (writer, far_writer)
+        self._open.add(pair)
+        ways = [
+            asyncio.create_task(self._forward("up", reader, far_writer, cut)),
+            asyncio.create_task(self._forward("down", far_reader, writer, cut)),
         ]
         try:
-            await asyncio.wait(relays, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for relay in relays:
-                relay.cancel()
-            was_cut = [r is True for r in await asyncio.gather(*relays, return_exceptions=True)]
-            self.cuts += any(was_cut)
-            for end in (writer, up_writer):
-                if any(was_cut) and cut is not None and cut.how == "rst":
+            self._open.discard(pair)
+            for way in ways:
+                way.cancel()
+            was_cut = any(result is True for result in await asyncio.gather(*ways, return_exceptions=True))
+            self.cuts += was_cut
+            for end in pair:
+                if was_cut and cut is not None and cut.how == "rst":
                     _reset(end)
-                end.close()
-            for end in (writer, up_writer):
+                end.close()  # what was written still arrives: an abort would move the cut
+            for end in pair:
                 try:
                     await end.wait_closed()
                 except OSError:
                     pass
 
-    async def _relay(
-        self,
-        direction: Literal["up", "down"],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        cut: Cut | None,
+    async def _forward(
+        self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: Cut | None
     ) -> bool:
         """Forward until the end, or until the cut: then return True."""
         counter, forwarded = MessageCounter(), 0
         mine = cut if cut is not None and cut.direction == direction else None
         try:
-            while True:
-                if mine is not None and mine.offset is not None and forwarded >= mine.offset:
-                    return True
+            while mine is None or mine.offset is None or forwarded < mine.offset:
                 data = await reader.read(1 << 16)
                 if not data:
                     return False
+                if self.is_black_hole:
+                    continue
                 size = len(data)
                 if mine is not None and mine.offset is not None:
                     size = min(size, mine.offset - forwarded)
@@ -172,8 +197,38 @@ class Proxy:
                     return True
                 if mine is not None and counter.messages == mine.messages and counter.head.endswith(b"\r\n\r\n"):
                     return True
+            return True
         except OSError:
             return False
+
+
+class ThreadedRelay:
+    """A relay for programs without an event loop: its own runs in a thread until `close`."""
+
+    def __init__(self, port: int) -> None:
+        self._relay = Relay(port)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._run(self._relay.__aenter__())
+        self.port = self._relay.port
+
+    def reset(self) -> int:
+        """Reset all connections; return how many there were."""
+
+        async def reset() -> int:
+            return self._relay.reset()
+
+        return self._run(reset())
+
+    def close(self) -> None:
+        self._run(self._relay.__aexit__())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +22,7 @@ from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 from holdfast_tools.simulate import SimulatedProvider
 from holdfast_tools.simulate.certificate import context_of, self_signed
 from holdfast_tools.simulate.text import text
+from tests.support.waiting import eventually
 
 DEADLINE = 10.0
 PROTOCOLS = ("http1", "h2c", "h2tls")
@@ -48,16 +48,6 @@ def ca_file() -> str:
     path = Path(tempfile.mkdtemp()) / "ca.pem"
     path.write_bytes(certificate()[0])
     return str(path)
-
-
-async def eventually(condition: Callable[[], object], what: str, *, within: float = DEADLINE) -> None:
-    """Wait for what other tasks bring about, where no event tells."""
-    try:
-        async with asyncio.timeout(within):
-            while not condition():  # noqa: ASYNC110 - see above
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"{what} did not come true within {within} s") from None
 
 
 class Running:

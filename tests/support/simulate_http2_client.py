@@ -13,9 +13,9 @@ import h2.connection
 import h2.events
 import h2.settings
 import hyperframe.frame
-from simulate_client import DEADLINE
 
 from holdfast_tools.simulate import SimulatedProvider
+from tests.support.simulate_client import DEADLINE
 
 
 class H2Client:

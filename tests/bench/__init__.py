@@ -1,0 +1,1 @@
+"""The load generator finds each planted fault; what suites measure processes with; what reports are made of."""

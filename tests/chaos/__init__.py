@@ -1,0 +1,1 @@
+"""The checker of the chaos runs finds each planted fault."""

@@ -1,0 +1,1 @@
+"""The core case by case: no event loop, no socket, no sleep."""

@@ -1,0 +1,1 @@
+"""The real command line as a process: signals, restarts, what it prints."""

@@ -1,0 +1,1 @@
+"""The simulated provider on loopback sockets, on both event loops."""

@@ -1,0 +1,1 @@
+"""Hypothesis: what must hold for any input and any chunking of it."""

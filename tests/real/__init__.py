@@ -1,0 +1,1 @@
+"""The whole path against a model server that is not ours: `make test-real`."""

@@ -1,0 +1,1 @@
+"""What tests of several folders stand on: peers of every kind, worlds to put them in, relays that cut."""
