@@ -79,7 +79,7 @@ async def close_path(path: Path) -> None:
     assert not gateway.api.connections
     assert not gateway.sessions.open
     assert not gateway.sessions.by_token
-    statistics = gateway.registry.statistics()
+    statistics = gateway.directory.statistics()
     assert (statistics.streams, statistics.log_bytes) == (0, 0)
     assert set(gateway.admission.held.values()) == {0}, gateway.admission.held
     assert not any(entry.concurrency.in_flight for entry in gateway.pool_statistics() if entry.concurrency)

@@ -28,11 +28,15 @@ from holdfast.core.http.request import HttpRequest
 from holdfast.core.moderation import ReadModeration
 from holdfast.core.session.messages import MAX_SEQ
 from holdfast.dialects.endpoint import Endpoint
+from holdfast.generation.launcher import Launcher
 from holdfast.generation.route import Route, Target
+from holdfast.observe.events import Observers
+from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.surfaces.holdfast_session import SessionLimits, SessionProtocol, Sessions
-from holdfast.streams.registry import Registry
+from holdfast.streams.directory import Directory
+from holdfast.streams.memory_store import MemoryStore
 from holdfast.timers import Timers
 from holdfast.upstream.call import Call, ResponseSink
 from holdfast.upstream.connection import UpstreamConnection
@@ -105,11 +109,14 @@ class HotPath:
     def _open_sessions(self, sockets: int) -> None:
         endpoint = Endpoint(base_url="http://provider/v1")
         target = Target("sim", "demo", endpoint, _OneConnection(self._connection), TimeoutsConfig())
-        self._registry = Registry(
-            StreamsConfig(log_bytes=LOG_BYTES),
+        streams = StreamsConfig(log_bytes=LOG_BYTES)
+        self._directory = Directory(streams, self._timers, MemoryStore(self._timers))
+        launcher = Launcher(
+            self._directory,
             {"demo": Route([target])},
-            self._timers,
             Admission(LimitsConfig(), QueueConfig(), {"demo": None}, self._timers),
+            self._timers,
+            Observers(RequestLog()),
         )
         limits = SessionLimits(
             max_message=1 << 20,
@@ -121,7 +128,7 @@ class HotPath:
         )
         # Not held back: the loop's clock stands still, and to sleep is nothing that this measures.
         flusher = Flusher(ReadModeration(max_hold=0.0), self.loop)
-        shared = Sessions(self._registry, self._timers, flusher, limits)
+        shared = Sessions(self._directory, launcher, self._timers, flusher, limits)
         self._client_transports = [CountingTransport() for _ in range(sockets)]
         self._sessions = [
             SessionProtocol(transport, shared, Principal("tenant"), negotiated=True)
@@ -145,12 +152,13 @@ class HotPath:
             self._connection.data_received(head)
         self.loop.settle()
         self._streams = {}
+        by_id = {stream.id: stream for stream in self._directory.running()}
         self._acks = []
         for session, transport in zip(self._sessions, self._client_transports, strict=True):
             accepted = [message for message in _taken(transport) if message["type"] == "accepted"]
             for message in accepted:
                 number = int(message["request_id"][1:])
-                self._streams[number] = self._registry.get("tenant", message["stream"])
+                self._streams[number] = by_id[message["stream"]]
             acks = {message["stream"]: MAX_SEQ for message in accepted}
             self._acks.append((session, client_frame(json.dumps({"type": "ack", "streams": acks}).encode())))
             transport.kept = None

@@ -19,7 +19,10 @@ from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, check
 from holdfast.core.moderation import ReadModeration
 from holdfast.errors import ConfigError
+from holdfast.generation.launcher import Launcher
 from holdfast.generation.route import Route, Target
+from holdfast.observe.events import Observers
+from holdfast.observe.request_log import RequestLog
 from holdfast.server.api import Api, ApiLimits
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.drain import Drain
@@ -29,7 +32,8 @@ from holdfast.server.surfaces.bounds import Bounds, collect
 from holdfast.server.surfaces.holdfast_session import SessionLimits, Sessions
 from holdfast.server.surfaces.keys import AdminApi, TokenApi
 from holdfast.server.surfaces.operations import Operations
-from holdfast.streams.registry import Registry
+from holdfast.streams.directory import Directory
+from holdfast.streams.memory_store import MemoryStore
 from holdfast.timers import Timers
 from holdfast.upstream.provider import Provider
 from holdfast.upstream.statistics import ProviderStatistics
@@ -98,19 +102,23 @@ class Gateway:
             {name: model.max_concurrency for name, model in models.items()},
             self.timers,
             self._routes,
+            own_limits=self.access.table.limits_of,
         )
         self._listen_to_capacities(self._providers)
-        self.admission.limiter.own_limits = self.access.table.limits_of
-        self.registry = Registry(config.streams, self._routes, self.timers, self.admission)
-        self.registry.requests.content = config.logging.content
+        self.request_log = RequestLog(content=config.logging.content)
+        observers = Observers(self.request_log)
+        self.directory = Directory(config.streams, self.timers, MemoryStore(self.timers))
+        self.launcher = Launcher(self.directory, self._routes, self.admission, self.timers, observers)
         self.sessions = Sessions(
-            self.registry,
+            self.directory,
+            self.launcher,
             self.timers,
             self.flusher,
             _session_limits(config),
         )
         self.api = Api(
-            self.registry,
+            self.directory,
+            self.launcher,
             self.sessions,
             self.access.authenticator,
             self.timers,
@@ -129,7 +137,7 @@ class Gateway:
         """Let requests in as soon as a provider has room for them."""
         for provider in providers.values():
             if provider.capacity is not None:
-                provider.capacity.on_room = self.admission.let_in
+                provider.capacity.on_room = self.admission.admit_waiting
 
     def _revoke(self, removed: set[SecretId]) -> None:
         self.sessions.revoke(removed)
@@ -177,7 +185,7 @@ class Gateway:
     def _use_providers(self, providers: dict[str, Provider], routes: dict[str, Route]) -> None:
         before, self._providers = self._providers, providers
         self._listen_to_capacities(providers)
-        self._routes.clear()  # the registry and admission have the same
+        self._routes.clear()  # the launcher and admission have the same
         self._routes.update(routes)
         for provider in providers.values():
             if provider not in before.values():
@@ -191,7 +199,7 @@ class Gateway:
 
     async def _retire(self, provider: Provider) -> None:
         """Close a provider when no stream is left that may still use it."""
-        streams = self.registry.running()
+        streams = self.directory.running()
         while any(not stream.is_ended for stream in streams):  # noqa: ASYNC110 - they may take an hour
             await asyncio.sleep(_RETIRE_INTERVAL)
         await provider.aclose()
@@ -202,8 +210,8 @@ class Gateway:
         self.admission.configure(
             config.limits, config.queue, {name: model.max_concurrency for name, model in config.models.items()}
         )
-        self.registry.configure(config.streams)
-        self.registry.requests.content = config.logging.content
+        self.directory.configure(config.streams)
+        self.request_log.content = config.logging.content
         self.sessions.limits = _session_limits(config)
         self.api.configure(_api_limits(config))
         self._http_limits = _http_limits(config)
@@ -226,7 +234,7 @@ class Gateway:
         """What `GET /v1/limits` shows to this caller."""
         return collect(
             self.config,
-            self.registry,
+            self.directory,
             self.sessions,
             self.admission,
             connections=len(self.api.connections) + len(self.sessions.open),
@@ -280,7 +288,8 @@ class Gateway:
         drain = Drain(
             self.api,
             self.sessions,
-            self.registry,
+            self.directory,
+            self.launcher,
             self.timers,
             timeout=server.drain_timeout,
             window=server.drain_window,
@@ -296,7 +305,7 @@ class Gateway:
         if server is not None:
             server.close()
         if hasattr(self, "api"):
-            self.registry.seal()
+            self.launcher.seal()
             self.api.drain()
             await asyncio.sleep(0)  # the ends are written at the end of this turn
             deadline = self.timers.now() + grace
@@ -305,7 +314,7 @@ class Gateway:
                 await asyncio.sleep(0.01)
             for session in list(self.sessions.open):
                 session.close(1012, "draining")
-            await self.registry.aclose()
+            await self.launcher.aclose()
             for connection in list(self.api.connections):
                 connection.abort()
             for session in list(self.sessions.open):

@@ -195,7 +195,7 @@ def _load(args: argparse.Namespace) -> Config:
 
 
 def _greeting(gateway: Gateway) -> str:
-    url, model = gateway.url, gateway.registry.models[0]
+    url, model = gateway.url, gateway.launcher.models[0]
     authorization = ' -H "Authorization: Bearer $HOLDFAST_API_KEY"' if gateway.config.has_callers else ""
     api_key, imports = (
         (', api_key=os.environ["HOLDFAST_API_KEY"]', "import os\n") if gateway.config.has_callers else ("", "")

@@ -6,7 +6,7 @@ documentation and of PROTOCOL.md is generated from `ERRORS`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class HoldfastError(Exception):
@@ -32,6 +32,14 @@ class HoldfastError(Exception):
         self.retry_after = retry_after
         self.param = param
         self.partial: Any = None
+
+    def with_note(self, note: str, *, retryable: bool) -> Self:
+        """Return the same error with a longer message, which is or is not to be tried again."""
+        other = type(self).__new__(type(self), self.message + note)
+        other.__dict__ |= self.__dict__
+        other.message = self.message + note
+        other.retryable = retryable
+        return other
 
 
 class InternalError(HoldfastError):

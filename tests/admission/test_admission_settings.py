@@ -111,7 +111,7 @@ async def test_estimate_of_a_request(timers: Timers) -> None:
     accounts = admission.limiter.accounts("t", None, 0.0)
 
     def estimate(**body: Any) -> tuple[int, int]:
-        prompt, cost = admission.limiter.estimate(accounts, request(**body))
+        prompt, cost = admission.limiter.estimate(accounts, request(**body).bounds)
         return prompt, cost - prompt
 
     prompt, answer = estimate()

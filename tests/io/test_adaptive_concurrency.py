@@ -461,6 +461,6 @@ async def test_gateway_that_closes_leaves_nobody_waiting_and_no_place_taken(worl
             await session.create(f"r-{number}", chat(ENDLESS))
         await eventually(lambda: world.asked() == 1)
         assert world.waiting == 4
-        await gateway.registry.aclose()
+        await gateway.launcher.aclose()
         await world.at_rest()
     assert world.asked() == 1

@@ -194,13 +194,13 @@ async def test_local_page_may_call_without_keys(path, headers):
 @pytest.mark.parametrize("headers", FOREIGN)
 async def test_foreign_page_may_not_call_without_keys(path, headers):
     async with unharmed(path.url):
-        before = path.gateway.registry.statistics().created
+        before = path.gateway.directory.statistics().created
         response = await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}), **headers)
         assert (response.status, response.error["code"]) == (403, "forbidden")
         assert ("origin" if "origin" in headers else "host") in response.error["message"]
         response = await refused_handshake(path.url, **headers)
         assert (response.status, response.error["code"]) == (403, "forbidden")
-        assert path.gateway.registry.statistics().created == before
+        assert path.gateway.directory.statistics().created == before
 
 
 async def test_foreign_origin_with_a_key_is_let_in(keyed):

@@ -12,7 +12,18 @@ from contextlib import asynccontextmanager
 import pytest
 
 from holdfast.core.entries import Owner
-from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.gateway_client import (
+    DEADLINE,
+    Http,
+    Session,
+    answer,
+    ask,
+    chat,
+    content,
+    read_stream,
+    stream_of,
+    whole,
+)
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -55,7 +66,7 @@ class Blocked:
 
     @property
     def log(self):
-        return self.path.gateway.registry.get(Owner("local"), self.stream).log
+        return stream_of(self.path.gateway, self.stream).log
 
 
 @asynccontextmanager
@@ -158,7 +169,7 @@ async def test_reader_that_stops_holds_the_provider_back_and_nobody_else(path, k
         async def watch():
             nonlocal most
             while True:
-                most = max(most, path.gateway.registry.statistics().log_bytes)
+                most = max(most, path.gateway.directory.statistics().log_bytes)
                 await asyncio.sleep(0)
 
         watching = asyncio.create_task(watch())
@@ -202,9 +213,9 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
     async with await Http.open(path.url) as fast, await Session.open(path.url) as slow:
         # The keep-alive comment, and so the head with the stream's id, would come too late: it is looked up.
         fast.request("POST", "/v1/chat/completions", chat({"tokens": FEWER, "ttft_ms": 100}), idempotency_key="k")
-        registry = path.gateway.registry
-        await eventually(lambda: found(registry) is not None)
-        await slow.attach(found(registry).id)
+        directory = path.gateway.directory
+        await eventually(lambda: found(directory) is not None)
+        await slow.attach(found(directory).id)
         await fast.head()
         events = []
 
@@ -213,7 +224,7 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
                 events.append(event)
 
         reading = asyncio.create_task(read())
-        await eventually(lambda: registry.memory.waiting, "the provider's waiting")
+        await eventually(lambda: directory.memory.waiting, "the provider's waiting")
         await slow.drop()
         async with asyncio.timeout(DEADLINE):
             await reading
@@ -224,8 +235,8 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
 async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
-        log = path.gateway.registry.get(Owner("local"), stream).log
-        await eventually(lambda: path.gateway.registry.memory.waiting, "the provider's waiting")
+        log = stream_of(path.gateway, stream).log
+        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
         got = []
         while len(got) < log.next:
             got += await session.entries(1, start=len(got))
@@ -238,8 +249,8 @@ async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path):
 async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path, how):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
-        log = path.gateway.registry.get(Owner("local"), stream).log
-        await eventually(lambda: path.gateway.registry.memory.waiting, "the provider's waiting")
+        log = stream_of(path.gateway, stream).log
+        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
         got = []
         while len(got) < log.next:
             got += await session.entries(1, start=len(got))
@@ -255,12 +266,12 @@ async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path
 async def test_client_that_was_detached_from_a_full_log_finds_it_whole(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 2_000}), credit=0))["stream"]
-        log = path.gateway.registry.get(Owner("local"), stream).log
+        log = stream_of(path.gateway, stream).log
         await eventually(lambda: log.bytes >= LOG_BYTES, "a full log")
         await session.send(type="detach", stream=stream)
         await session.expect("detached")
     assert log.first == 0
-    assert path.gateway.registry.statistics().running == 1
+    assert path.gateway.directory.statistics().running == 1
     assert whole(await read_stream(path.url, stream)) == answer(2_000)
 
 
@@ -268,7 +279,7 @@ async def test_late_reader_of_a_trimmed_log_is_refused_not_served_a_part(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 2_000})))["stream"]
         await read_and_ack(session, stream, [])
-    log = path.gateway.registry.get(Owner("local"), stream).log
+    log = stream_of(path.gateway, stream).log
     assert log.first > 0
     for query in ("", "?live=none", "?live=long-poll", f"?after={log.first - 2}"):
         response = await ask(path.url, "GET", f"/v1/streams/{stream}{query}")
@@ -284,7 +295,7 @@ async def test_credit_is_kept_to_the_byte_of_one_entry(path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 20}), credit=1))["stream"]
         got = await session.entries(1)
-        await eventually(lambda: path.gateway.registry.get(Owner("local"), stream).is_ended)
+        await eventually(lambda: stream_of(path.gateway, stream).is_ended)
         for _ in range(3):
             assert len(got) == await _position(path, stream)
             # What the first entry overdrew has to be made up for.
@@ -296,16 +307,16 @@ async def test_credit_is_kept_to_the_byte_of_one_entry(path):
 
 
 async def _position(path, stream):
-    (cursor,) = path.gateway.registry.get(Owner("local"), stream).log.cursors
+    (cursor,) = stream_of(path.gateway, stream).log.cursors
     return cursor.position
 
 
-def found(registry):
+def found(directory):
     """The stream of the request id `k`, None before it is known."""
     answers = []
-    registry.find_request(Owner("local"), "k", answers.append)
+    directory.find_request(Owner("local"), "k", answers.append)
     return answers[0]
 
 
 def _raw(path, stream, seq):
-    return path.gateway.registry.get(Owner("local"), stream).log.slice(seq, 1)[0]
+    return stream_of(path.gateway, stream).log.slice(seq, 1)[0]

@@ -22,7 +22,7 @@ async def busy(make_path):
     path = await make_path(server={"header_timeout": 0.2, "body_timeout": 0.2, "max_body": 1 << 20})
     async with unharmed(path.url):
         yield path
-    statistics = path.gateway.registry.statistics()
+    statistics = path.gateway.directory.statistics()
     assert statistics.created == 1 + getattr(path, "created", 0)
 
 

@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from holdfast import StreamingAIClient, WebSocketConfig
-from holdfast.core.entries import Owner
 from holdfast.server import drain
-from tests.support.gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
+from tests.support.gateway_client import (
+    Http,
+    Session,
+    answer,
+    ask,
+    chat,
+    content,
+    dial,
+    read_stream,
+    stream_of,
+    whole,
+)
 from tests.support.waiting import eventually
 
 SLOW = {"tokens": 100_000, "interval_ms": 2}
@@ -32,7 +42,7 @@ async def running(path):
         await session.entries(1)
         task = await start_drain(path)
         yield session, accepted["stream"]
-        path.gateway.registry.get(Owner("local"), accepted["stream"]).cancel()
+        stream_of(path.gateway, accepted["stream"]).cancel()
         async with asyncio.timeout(10):
             assert await task
 
@@ -151,7 +161,7 @@ async def test_drain_waits_for_sse_readers_and_whole_answers(path):
         sse.request("POST", "/v1/chat/completions", chat({"tokens": 40, "interval_ms": 10}))
         assert (await sse.head()).status == 200
         whole_answer.request("POST", "/v1/chat/completions", chat({"tokens": 40, "interval_ms": 10}, stream=False))
-        await eventually(lambda: path.gateway.registry.statistics().running == 2)
+        await eventually(lambda: path.gateway.directory.statistics().running == 2)
         task = await start_drain(path)
         texts = [event.data async for event in sse.events()]
         assert content(texts[:-1]) == answer(40)
@@ -177,7 +187,7 @@ async def test_end_that_a_lost_reader_missed_is_waited_for(make_path):
     await session.entries(1)
     task = await start_drain(path)
     await session.drop()
-    await eventually(lambda: path.gateway.registry.statistics().running == 0)
+    await eventually(lambda: path.gateway.directory.statistics().running == 0)
     await asyncio.wait([task], timeout=0.3)
     assert not task.done()
     assert whole(await read_stream(path.url, accepted["stream"])) == answer(30)

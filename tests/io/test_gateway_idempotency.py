@@ -9,7 +9,6 @@ import pytest
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
-from holdfast.core.entries import Owner
 from tests.support.gateway_client import (
     Http,
     ResumingClient,
@@ -19,6 +18,7 @@ from tests.support.gateway_client import (
     chat,
     content,
     read_stream,
+    stream_of,
     whole,
 )
 from tests.support.relay import Cut, Relay
@@ -219,7 +219,7 @@ async def test_later_post_that_says_continue_keeps_the_generation_running(path):
     body = chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}})
     async with await Http.open(path.url) as first:
         first.request("POST", COMPLETIONS, body, idempotency_key="k-1")
-        stream = path.gateway.registry.get(Owner("local"), (await first.head()).headers["holdfast-stream-id"])
+        stream = stream_of(path.gateway, (await first.head()).headers["holdfast-stream-id"])
         async with await Http.open(path.url) as second:
             second.request("POST", COMPLETIONS, body, idempotency_key="k-1", holdfast_on_disconnect="continue")
             await second.head()

@@ -8,7 +8,6 @@ import time
 
 import pytest
 
-from holdfast.core.entries import Owner
 from holdfast.server.listener.http import HttpConnection, Limits
 from holdfast_tools.simulate.faults import CloseConnection
 from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
@@ -30,7 +29,7 @@ async def time_of_cancel(path, *, since):
 
 
 def stream_of(path, stream_id):
-    return path.gateway.registry.get(Owner("local"), stream_id)
+    return stream_of(path.gateway, stream_id)
 
 
 async def pass_time(path, *, ms):
@@ -137,7 +136,7 @@ async def test_http_client_that_leaves_cancels_at_once(path, streaming):
         http.request("POST", COMPLETIONS, chat({**ENDLESS, "tokens": 5_000}, stream=streaming))
         await path.provider.until(lambda s: s.streaming == 1)
     assert await time_of_cancel(path, since=time.monotonic()) < LATE
-    assert path.gateway.registry.statistics().running == 0
+    assert path.gateway.directory.statistics().running == 0
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -186,10 +185,10 @@ async def test_client_that_is_gone_before_its_request_begins_holds_nothing(path,
     connection.connection_made(Gone())
     connection.data_received(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     connection.connection_lost(None)
-    registry = path.gateway.registry
-    await eventually(lambda: registry.statistics().ended == 1)
-    await eventually(lambda: registry.statistics().running == 0)
-    (stream,) = registry._streams.values()
+    directory = path.gateway.directory
+    await eventually(lambda: directory.statistics().ended == 1)
+    await eventually(lambda: directory.statistics().running == 0)
+    (stream,) = directory._streams.values()
     assert stream.reader_count == 0
     assert stream.end.status == ("cancelled" if policy == "cancel" else "completed")
     await path.provider.until(lambda s: s.streaming == 0)
@@ -202,7 +201,7 @@ async def test_requests_behind_the_one_whose_client_leaves_are_never_made(path):
         await http.head()
     await path.provider.until(lambda s: s.cancelled == 1 and s.streaming == 0)
     assert path.provider.statistics().requests == 1
-    assert path.gateway.registry.statistics().running == 0
+    assert path.gateway.directory.statistics().running == 0
 
 
 # -- sessions that take over ---------------------------------------------------------------------------
@@ -253,7 +252,7 @@ async def test_ended_stream_expires_and_frees_its_request_id(make_path):
         ended = time.monotonic()
         await is_gone(path, stream)
         assert time.monotonic() - ended > 0.29
-        assert path.gateway.registry.statistics().log_bytes == 0
+        assert path.gateway.directory.statistics().log_bytes == 0
         again = await session.create("r-1", chat({"tokens": 1}))
         assert again["stream"] != stream
         assert "duplicate" not in again
@@ -317,7 +316,7 @@ async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_
         kept.append(response.status == 200)
     assert 3 <= sum(kept) <= 7
     assert kept == sorted(kept)  # the newest are kept
-    assert path.gateway.registry.statistics().log_bytes < 200_000 + 30_000
+    assert path.gateway.directory.statistics().log_bytes < 200_000 + 30_000
 
 
 async def test_memory_used_up_by_running_streams_refuses_new_work(make_path):
@@ -325,8 +324,8 @@ async def test_memory_used_up_by_running_streams_refuses_new_work(make_path):
     async with await Session.open(path.url) as session, await Session.open(path.url) as other:
         ended, _ = await make_ended(other, 0, 50)
         stream = (await session.create("r-1", chat({"tokens": 5_000}), credit=0))["stream"]
-        await eventually(lambda: path.gateway.registry.memory.waiting, "the provider's waiting")
-        assert path.gateway.registry.statistics().log_bytes < 100_000 + 256 * 1024
+        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
+        assert path.gateway.directory.statistics().log_bytes < 100_000 + 256 * 1024
         assert (await ask(path.url, "GET", f"/v1/streams/{ended}?live=none")).status == 404
         before = path.provider.statistics().requests
         await other.send(type="create", request_id="r-2", request=chat({"tokens": 1}))

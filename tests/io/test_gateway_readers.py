@@ -8,8 +8,18 @@ import random
 
 import pytest
 
-from holdfast.core.entries import Owner
-from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.gateway_client import (
+    DEADLINE,
+    Http,
+    Session,
+    answer,
+    ask,
+    chat,
+    content,
+    read_stream,
+    stream_of,
+    whole,
+)
 from tests.support.relay import Cut, Relay
 from tests.support.waiting import eventually
 
@@ -174,7 +184,7 @@ async def test_head_of_a_running_stream_is_answered_at_once(path):
         assert (response.status, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         # The connection is free for the next request, though the stream runs on.
         assert (await http.ask("GET", "/healthz")).status == 200
-        assert path.gateway.registry.statistics().running == 1
+        assert path.gateway.directory.statistics().running == 1
 
 
 # -- long polling and plain JSON -----------------------------------------------------------------------
@@ -376,7 +386,7 @@ async def test_delete_ends_the_answers_of_all_readers(path):
         http.request("POST", "/v1/chat/completions", chat({"tokens": 5, "fault": fault}))
         stream = (await http.head()).headers["holdfast-stream-id"]
         poll = asyncio.create_task(ask(path.url, "GET", f"/v1/streams/{stream}?live=long-poll&after=2"))
-        await eventually(lambda: path.gateway.registry.get(Owner("local"), stream).reader_count == 2)
+        await eventually(lambda: stream_of(path.gateway, stream).reader_count == 2)
         await ask(path.url, "DELETE", f"/v1/streams/{stream}")
         *_, last = [event async for event in http.events()]
         assert json.loads(last.data)["error"]["code"] == "cancelled"

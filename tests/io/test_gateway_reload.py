@@ -185,16 +185,16 @@ async def test_what_only_a_start_can_change_is_said_and_stays(running, providers
 async def test_changed_file_is_found_without_a_signal(running, providers):
     running.file.follow(running.gateway, interval=0.05)
     running.write(text(providers[0], model="found"))
-    await eventually(lambda: running.gateway.registry.models == ["found"])
+    await eventually(lambda: running.gateway.launcher.models == ["found"])
 
 
 async def test_file_that_is_gone_for_a_moment_changes_nothing(running, providers):
     running.file.follow(running.gateway, interval=0.05)
     running.path.unlink()
     await asyncio.sleep(0.2)
-    assert running.gateway.registry.models == ["demo"]
+    assert running.gateway.launcher.models == ["demo"]
     running.write(text(providers[0], model="back"))
-    await eventually(lambda: running.gateway.registry.models == ["back"])
+    await eventually(lambda: running.gateway.launcher.models == ["back"])
 
 
 async def test_demo_can_be_replaced_by_configured_models(providers):

@@ -120,7 +120,7 @@ async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_o
         begun = loop.time()
         await eventually(lambda: not watched.gateway.sessions.open)
         assert 0.3 <= loop.time() - begun <= 1.2  # interval, timeout, and the timers' resolution
-        assert watched.gateway.registry.statistics().running == 1
+        assert watched.gateway.directory.statistics().running == 1
         hello = {"streams": [{"stream": accepted["stream"], "after": seen - 1}]}
         async with await Session.open(watched.url, hello=hello) as again:
             assert again.welcome["streams"][0]["status"] == "running"

@@ -219,6 +219,6 @@ async def test_gateway_that_closes_leaves_nobody_waiting(make_path: MakePath) ->
             await session.create(f"r-{number}", chat(ENDLESS))
         await eventually(lambda: asked(path) == 1)
         assert waiting(path) == 4
-        await path.gateway.registry.aclose()
+        await path.gateway.launcher.aclose()
         await at_rest(path)
     assert asked(path) == 1

@@ -95,7 +95,7 @@ LONG = {"tokens": 1_000_000, "interval_ms": 20}
 
 
 def running(path):
-    return path.gateway.registry.running()
+    return path.gateway.directory.running()
 
 
 async def test_revoked_key_ends_its_sse_answer_within_a_second(stored, store):

@@ -78,6 +78,6 @@ async def test_forgotten_stream_leaves_no_log(make_path, end, protocol):
         streams=SHORT, provider={"http2": "prior-knowledge"} if protocol == "h2c" else {"http2": "off"}
     )
     await end(path)
-    registry = path.gateway.registry
-    await eventually(lambda: registry.statistics().streams == 0, "the stream is forgotten")
+    directory = path.gateway.directory
+    await eventually(lambda: directory.statistics().streams == 0, "the stream is forgotten")
     await eventually(lambda: logs_alive() == 0, "its log is freed")

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.admission.queue import Admission, Ticket
-from holdfast.config import BreakerConfig, TimeoutsConfig
+from holdfast.config import BreakerConfig, ProviderConfig, TimeoutsConfig
 from holdfast.config.limits import AdaptiveConcurrencyConfig, LimitConfig, LimitsConfig, QueueConfig
 from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
 from holdfast.dialects.ask import Ask, Bounds
 from holdfast.errors import HoldfastError, QueueFull, RateLimited
 from holdfast.generation.route import Route, Target
-from holdfast.upstream.capacity import Capacity, EndpointLease
+from holdfast.upstream.capacity import Capacity, ProviderLease, capacity_of
 from holdfast.upstream.health import Health
 
 # -- the limit -------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Asked:
         self.key = key
         self.model = model
         self.ticket: Ticket | None = None
-        self.lease: EndpointLease | None = None
+        self.lease: ProviderLease | None = None
         self.state = "queued"
 
     def admitted(self) -> None:
@@ -170,7 +170,7 @@ class Asked:
         if self.state != "running":  # the place that it gave back has brought others in, and it was one of them
             return False
         self.state = "queued"
-        if not self.ticket.rejoin(self.world.routes[self.model].narrowed(others), self):
+        if not self.ticket.wait_again(self.world.routes[self.model].narrowed(others), self):
             self.state = "running"
             return False
         return True
@@ -182,8 +182,9 @@ class World:
     def __init__(self) -> None:
         self.clock = Clock()
         adaptive = AdaptiveConcurrencyConfig(enabled=True, min=1, initial=3, max=5)
+        limited = ProviderConfig(base_url="http://provider", adaptive_concurrency=adaptive)
         timers: Any = self.clock
-        self.capacities = {name: Capacity(adaptive, timers, rng=random.Random(1)) for name in "ab"}
+        self.capacities = {name: capacity_of(limited, timers, rng=random.Random(1)) for name in "ab"}
         self.health = {name: Health(BreakerConfig(failures=1, open_for=10.0)) for name in "abc"}
         nothing: Any = None
         self.routes = {
@@ -208,7 +209,7 @@ class World:
         queue = QueueConfig(max_waiting=8, max_waiting_per_tenant=5, deadline=20.0)
         self.admission = Admission(limits, queue, MODELS, timers, self.routes)
         for capacity in self.capacities.values():
-            capacity.on_room = self.admission.let_in
+            capacity.on_room = self.admission.admit_waiting
         self.alive: list[Asked] = []
 
     def limit_at_grant(self, capacity: Capacity) -> int:

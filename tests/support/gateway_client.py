@@ -15,8 +15,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 from websockets.protocol import State
 
+from holdfast.app import Gateway
+from holdfast.core.entries import Owner
 from holdfast.core.session import client as core
 from holdfast.core.session import messages as m
+from holdfast.errors import HoldfastError
+from holdfast.streams.stream import Stream
 from holdfast_tools.simulate.text import text
 
 #: Seconds that a test waits for anything.
@@ -391,3 +395,12 @@ class ResumingClient:
                 self.received[event.stream].error = event.error
             case core.ConnectionFailed() | core.SessionError():
                 raise AssertionError(event)
+
+
+def stream_of(gateway: Gateway, stream_id: str, *, tenant: str = "local") -> Stream:
+    """Find a stream of a gateway in this process."""
+    answers: list[Stream | HoldfastError] = []
+    gateway.directory.open(Owner(tenant), [stream_id], answers.extend)
+    (stream,) = answers
+    assert isinstance(stream, Stream)
+    return stream

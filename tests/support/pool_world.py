@@ -14,14 +14,14 @@ import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
-from holdfast.core.entries import EndBody, Owner
+from holdfast.core.entries import EndBody
 from holdfast.core.log import Cursor
-from holdfast.dialects.chat import CHAT
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 from holdfast_tools.simulate import SimulatedProvider
 from holdfast_tools.simulate.certificate import context_of, self_signed
 from holdfast_tools.simulate.text import text
+from tests.support.launching import launch
 from tests.support.waiting import eventually
 
 DEADLINE = 10.0
@@ -69,6 +69,10 @@ class Running:
             self.begun.set()
         if self.stream.is_ended:
             self.ended.set()
+
+    def position_changed(self, cursor: Cursor) -> None: ...
+
+    def epoch_changed(self, cursor: Cursor) -> None: ...
 
     async def first(self) -> Self:
         async with asyncio.timeout(DEADLINE):
@@ -171,9 +175,7 @@ class World:
             "user": f"user-{number}",
             "sim": {"tokens": tokens, "seed": seed, "interval_ms": 0, "ttft_ms": 0, **sim},
         }
-        stream, _ = self.gateway.registry.create(
-            Owner("tenant"), CHAT.parse(json.dumps(body).encode()), detach_grace=0.0, keeps_running=keeps_running
-        )
+        stream = launch(self.gateway, json.dumps(body).encode(), keeps_running=keeps_running)
         return Running(stream, tokens=tokens, seed=seed)
 
     async def is_at_rest(self) -> None:

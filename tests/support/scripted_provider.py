@@ -11,10 +11,10 @@ import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig
-from holdfast.core.entries import EndBody, Owner
-from holdfast.dialects.chat import CHAT
+from holdfast.core.entries import EndBody
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
+from tests.support.launching import launch
 
 DEADLINE = 10.0
 
@@ -140,10 +140,7 @@ class ScriptedWorld:
         return self.gateway.pool_statistics()[0].health
 
     def begin(self) -> Stream:
-        stream, _ = self.gateway.registry.create(
-            Owner("tenant"), CHAT.parse(_BODY), detach_grace=0.0, keeps_running=True
-        )
-        return stream
+        return launch(self.gateway, _BODY)
 
     async def ask(self) -> EndBody:
         """Ask once and wait for the end."""
@@ -157,8 +154,9 @@ class _Reader:
     def wake(self, cursor: object) -> None:
         self.woken.set()
 
-    def moved(self, cursor: object) -> None:
-        pass
+    def position_changed(self, cursor: object) -> None: ...
+
+    def epoch_changed(self, cursor: object) -> None: ...
 
 
 async def ended(stream: Stream) -> EndBody:

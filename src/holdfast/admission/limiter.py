@@ -53,10 +53,6 @@ class Account:
         )
 
 
-def _no_limits(key: str) -> None:
-    return None
-
-
 def _rate(rate: RateLimit | None, limit: int | None) -> RateLimit | None:
     if limit is None:
         return None
@@ -100,10 +96,12 @@ class Limiter:
     an issuer's tokens counts as a key, so keys are told apart by tenant as well: issuers may name subjects alike.
     """
 
-    def __init__(self, config: LimitsConfig) -> None:
+    def __init__(
+        self, config: LimitsConfig, own_limits: Callable[[str], LimitConfig | None] | None = None
+    ) -> None:
+        """`own_limits` gives the limits that a key brings along, which go before those of the configuration."""
         self._config = config
-        #: The limits that a key brings along, which go before those of the configuration.
-        self.own_limits: Callable[[str], LimitConfig | None] = _no_limits
+        self._own_limits = own_limits
         self.keys = Accounts("key", self._of_key)
         self.tenants = Accounts("tenant", config.of_tenant)
 
@@ -115,7 +113,8 @@ class Limiter:
 
     def _of_key(self, account: str) -> LimitConfig:
         name = account.partition("\n")[2]  # neither a tenant's nor a key's name can hold a line feed
-        return merged(self.own_limits(name), self._config.of_key(name))
+        own = None if self._own_limits is None else self._own_limits(name)
+        return merged(own, self._config.of_key(name))
 
     def accounts(self, tenant: str, key: str | None, now: float) -> tuple[Account, Account]:
         return self.keys.get(f"{tenant}\n{key or ''}", now), self.tenants.get(tenant, now)

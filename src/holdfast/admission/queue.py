@@ -8,21 +8,22 @@ wait again.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from holdfast.admission.limiter import Account, Limiter
-from holdfast.config.limits import LimitsConfig, QueueConfig
+from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig
 from holdfast.core.entries import Usage
 from holdfast.core.http.request import Headers
 from holdfast.core.limits.fair_queue import FairQueue, Slot, Waiter
 from holdfast.core.limits.rate_limit import Concurrency, Lease, Reservation
 from holdfast.core.sliding import SlidingCounts
 from holdfast.dialects.ask import Ask
-from holdfast.errors import QueueFull, QueueTimeout, RateLimited
+from holdfast.errors import HoldfastError, QueueFull, QueueTimeout, RateLimited
 from holdfast.timers import Deadline, Timers
-from holdfast.upstream.capacity import EndpointLease, Endpoints
+from holdfast.upstream.capacity import Endpoints, ProviderLease
 
 #: Positions are told at most this often, in seconds, since all of them are looked at for it.
 _POSITION_INTERVAL = 1.0
@@ -41,6 +42,7 @@ class Ticket:
         "_lease",
         "_prompt",
         "_reservations",
+        "_told",
         "charged",
         "endpoints",
         "key",
@@ -65,7 +67,7 @@ class Ticket:
         self._reservations = reservations
         # Of the model's and the tenant's streams, and a place at a provider until the pump takes it over.
         self._capacity: list[Lease] = []
-        self._lease: EndpointLease | None = None
+        self._lease: ProviderLease | None = None
         self._prompt = prompt
         self._is_closed = False
         self.model = model
@@ -78,6 +80,7 @@ class Ticket:
         self.charged: Slot[Ticket] | None = None
         self.position: int | None = None
         self.waiter: Waiter | None = None
+        self._told: Callable[[int | None], None] | None = None
         self._key_lease = _held(self.key.streams)
 
     def begin(self, model: Concurrency, endpoints: Endpoints | None, now: float) -> None:
@@ -100,16 +103,38 @@ class Ticket:
         if place is not None:
             place.release()
 
-    def take_lease(self) -> EndpointLease | None:
+    def take_lease(self) -> ProviderLease | None:
         lease, self._lease = self._lease, None
         return lease
 
+    def watch(self, position_changed: Callable[[int | None], None]) -> None:
+        """Say who is told where the request stands while it waits again; None where it waits no more."""
+        self._told = position_changed
+
     def wait(self, waiter: Waiter) -> None:
+        """Say who waits; to be called before the next turn of the loop where there is a position."""
         self.waiter = waiter
 
-    def rejoin(self, endpoints: Endpoints, waiter: Waiter) -> bool:
-        """Wait once more, for a place at one of these alone. False, with nothing given back, if it has no room."""
+    def wait_again(self, endpoints: Endpoints, waiter: Waiter) -> bool:
+        """Wait in the queue once more, for a slot at one of these endpoints alone.
+
+        False, with nothing given back, where the queue has no room.
+        """
         return not self._is_closed and self._admission.readmit(self, endpoints, waiter)
+
+    async def wait_for(self, endpoints: Endpoints) -> ProviderLease | None:
+        """Wait as `wait_again` does, and take the slot.
+
+        None where the endpoint that is free has no limit. Raises `QueueFull`, with nothing given back, where the
+        queue has no room, and `QueueTimeout`. Cancellation-safe: `close` gives back what it has.
+        """
+        again = _Again(self._told)
+        if not self.wait_again(endpoints, again):
+            raise QueueFull
+        if self.position is not None:
+            again.position_changed(self.position)
+        await again.outcome
+        return self.take_lease()
 
     def close(self, usage: Usage | None, units: int) -> None:
         """Give everything back, and settle what was used. Idempotent.
@@ -119,7 +144,7 @@ class Ticket:
         if self._is_closed:
             return
         self._is_closed = True
-        self.waiter = None
+        self.waiter = self._told = None
         used = 0
         if usage is not None:
             used = usage.billed
@@ -134,10 +159,38 @@ class Ticket:
             reservation.settle(now, used)
 
 
+class _Again:
+    """A request that was admitted before and waits once more."""
+
+    __slots__ = ("_told", "outcome")
+
+    def __init__(self, told: Callable[[int | None], None] | None) -> None:
+        self._told = told
+        #: Done when it is admitted; fails with `QueueTimeout`.
+        self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def admitted(self) -> None:
+        self._tell(None)
+        if not self.outcome.done():
+            self.outcome.set_result(None)
+
+    def expired(self, error: HoldfastError) -> None:
+        self._tell(None)
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
+    def position_changed(self, position: int) -> None:
+        self._tell(position)
+
+    def _tell(self, position: int | None) -> None:
+        if self._told is not None:
+            self._told(position)
+
+
 class Admission:
     """The door of one process. `models` gives each model its bound of streams at a time, None for none.
 
-    `routes` are the endpoints of each model; whoever changes what they have room for calls `let_in`.
+    `routes` are the endpoints of each model; whoever changes what they have room for calls `admit_waiting`.
     """
 
     def __init__(
@@ -147,8 +200,11 @@ class Admission:
         models: Mapping[str, int | None],
         timers: Timers,
         routes: Mapping[str, Endpoints] | None = None,
+        *,
+        own_limits: Callable[[str], LimitConfig | None] | None = None,
     ) -> None:
-        self.limiter = Limiter(limits)
+        """`own_limits` gives the limits that a key brings along."""
+        self.limiter = Limiter(limits, own_limits)
         self.models = {name: Concurrency(limit) for name, limit in models.items()}
         self.queue: FairQueue[Ticket] = FairQueue(
             max_waiting=queue.max_waiting,
@@ -218,7 +274,7 @@ class Admission:
                 self.queue.pause(account.name)
             else:
                 self.queue.resume(account.name)
-        self.let_in()
+        self.admit_waiting()
 
     def connect(self, tenant: str, key: str | None) -> list[Lease]:
         """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
@@ -240,7 +296,7 @@ class Admission:
         ticket.pool = f"{ticket.model}\n{endpoints.key}"
         ticket.waiter = waiter
         self._push(ticket, cost=0, now=now)  # what it costs was charged when it was served first
-        self._let_in_after(ticket, now)
+        self._admit_after(ticket, now)
         return True
 
     def leave(self, ticket: Ticket, used: int) -> None:
@@ -252,9 +308,9 @@ class Admission:
         if ticket.slot is not None and ticket.slot.is_waiting:
             self.queue.cancel(ticket.slot)
             self._has_moved(ticket.pool, now)
-        self._let_in_after(ticket, now)
+        self._admit_after(ticket, now)
 
-    def let_in(self) -> None:
+    def admit_waiting(self) -> None:
         """There may be room: start whoever is next, for as long as there is, of all models in turn."""
         now = self._timers.now()
         while any(self._serve_one(pool, now) for pool in list(self._rotation)):
@@ -297,7 +353,7 @@ class Admission:
         left, _ = self._pace.totals(now)
         return min(max(_PACE_WINDOW / left, 1.0), self.queue.timeout) if left else self.queue.timeout
 
-    def _let_in_after(self, ticket: Ticket, now: float) -> None:
+    def _admit_after(self, ticket: Ticket, now: float) -> None:
         """A ticket has given back what it held."""
         if not self.queue:
             return
@@ -305,7 +361,7 @@ class Admission:
             for pool in self.queue.resume(ticket.tenant.name):
                 while self._serve_one(pool, now):
                     pass
-        self.let_in()
+        self.admit_waiting()
 
     def _push(self, ticket: Ticket, *, cost: int, now: float) -> None:
         queue, tenant = self.queue, ticket.tenant
@@ -370,7 +426,7 @@ class Admission:
     def _opened(self) -> None:
         self._opening = None
         self._opening_at = math.inf
-        self.let_in()
+        self.admit_waiting()
 
     def _expire(self) -> None:
         self._deadline = None

@@ -102,6 +102,8 @@ def _check_provider(where: str, provider: ProviderConfig, dialects: Dialects) ->
     if provider.breaker.max_open_for < provider.breaker.open_for:
         raise ConfigError(f"{where}.breaker.max_open_for: expected at least open_for")
     adaptive = provider.adaptive_concurrency
+    if adaptive.enabled and provider.max_concurrency is not None:
+        raise ConfigError(f"{where}.max_concurrency: does not go with adaptive_concurrency; set its `max` instead")
     if not adaptive.min <= adaptive.first <= adaptive.max:
         key = "max" if adaptive.max < adaptive.min else "initial"
         expected = f"at least min, {adaptive.min}" if key == "max" else f"from {adaptive.min} to {adaptive.max}"

@@ -125,6 +125,9 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     probe: ProbeConfig | None = None
     retry_budget: RetryBudgetConfig = field(default_factory=RetryBudgetConfig)
+    max_concurrency: Annotated[
+        Count | None, Meta(description="Requests at a time; more wait in the queue. Default: no limit.")
+    ] = None
     adaptive_concurrency: AdaptiveConcurrencyConfig = field(default_factory=AdaptiveConcurrencyConfig)
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.sse import EventSplitter, EventTooLarge, write_entries, write_event
 from holdfast.dialects.ask import Ask, Bounds
-from holdfast.dialects.dialect import AnswerReader
+from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import (
     HoldfastError,
@@ -348,6 +348,9 @@ class ChatDialect:
             hide_usage=not ask.wants_usage,
             requires_finish_reason=options.requires_finish_reason,
         )
+
+    def request_id(self, headers: Headers) -> str | None:
+        return header_text(headers, b"x-request-id")
 
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         text = _error_text(body) or f"the provider answered with status {status}"

@@ -92,5 +92,14 @@ class Dialect(Protocol):
     def reader(self, ask: Ask, options: Any, *, max_entry: int) -> AnswerReader:
         """Make the reader for the answer; an entry has at most `max_entry` bytes."""
 
+    def request_id(self, headers: Headers) -> str | None:
+        """Return what the provider calls the request, for its support; None where it does not say."""
+
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         """Make the error for an answer with an error status; the provider's own message is kept."""
+
+
+def header_text(headers: Headers, name: bytes, *, limit: int = 256) -> str | None:
+    """Return a header that a provider chose freely, if it can be shown: at most `limit` printable characters."""
+    value = next((value for key, value in headers if key == name), b"")[:limit].decode("latin-1")
+    return value if value and value.isprintable() else None

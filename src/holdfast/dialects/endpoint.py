@@ -58,6 +58,10 @@ class Endpoint:
         """Return the request of a health check."""
         return HttpRequest("GET", path, [*self._headers, (b"accept", b"*/*")])
 
+    def request_id(self, headers: Headers) -> str | None:
+        """Return what the provider calls the request; None where it does not say."""
+        return self._dialect.request_id(headers)
+
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         """Make the error for an answer with an error status."""
         return self._dialect.status_error(status, body, retry_after=retry_after)

@@ -20,19 +20,20 @@ from holdfast.errors import (
     UpstreamMalformed,
 )
 from holdfast.generation.route import Target
+from holdfast.observe.events import FirstEntry, Observer
 from holdfast.streams.stream import Stream
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call
-from holdfast.upstream.capacity import EndpointLease
+from holdfast.upstream.capacity import ProviderLease
 
 #: Most of an error answer's body that is kept.
 _MAX_ERROR_BODY = 64 * 1024
 
 
 class Attempt:
-    """One try, as the sink of its response. `permit` is the breaker's permit for it.
+    """One try, as the sink of its response.
 
-    `lease` is its place at the provider, which the caller gives back. `deadline` is when the whole answer is due,
+    `lease` is its slot at the provider, which the caller gives back. `deadline` is when the whole answer is due,
     on the clock of `timers`.
     """
 
@@ -44,6 +45,7 @@ class Attempt:
         "_first_byte",
         "_last_read",
         "_lease",
+        "_observer",
         "_outcome",
         "_paused",
         "_permit",
@@ -53,7 +55,8 @@ class Attempt:
         "_target",
         "_timers",
         "_watch",
-        "has_answered",
+        "first_entry",
+        "provider_request_id",
         "reader",
         "started",
         "status",
@@ -65,11 +68,12 @@ class Attempt:
         ask: Ask,
         target: Target,
         timers: Timers,
+        observer: Observer,
         *,
-        permit: Permit,
-        lease: EndpointLease | None,
+        lease: ProviderLease | None,
         deadline: float,
     ) -> None:
+        """Raises `InvalidRequest` where the request asks for what this provider's API has no form for."""
         self._ask = ask
         self._request, self.reader = target.endpoint.exchange(
             ask, target.model, stream_id=stream.id, max_entry=stream.log.max_bytes
@@ -77,7 +81,8 @@ class Attempt:
         self._stream = stream
         self._target = target
         self._timers = timers
-        self._permit = permit
+        self._observer = observer
+        self._permit: Permit | None = None
         self._lease = lease
         self._deadline = deadline
         self._call: Call | None = None
@@ -89,16 +94,24 @@ class Attempt:
         self._last_read = 0.0
         self._watch: Deadline | None = None
         self.started = timers.now()
-        #: Whether there has been an entry.
-        self.has_answered = False
+        #: Seconds from its start to the first entry; None before.
+        self.first_entry: float | None = None
         self.status: int | None = None
+        #: What the provider calls the request.
+        self.provider_request_id: str | None = None
 
-    async def run(self) -> UpstreamError | None:
-        """Try once. Returns None where the answer is complete, else what went wrong.
+    @property
+    def has_answered(self) -> bool:
+        """Whether there has been an entry."""
+        return self.first_entry is not None
+
+    async def run(self, permit: Permit) -> UpstreamError | None:
+        """Try once, with the breaker's permit. Returns None where the answer is complete, else what went wrong.
 
         Cancellation-safe: the provider's request is cancelled and the slot is freed.
         """
-        stream, target = self._stream, self._target
+        self._permit = permit
+        target = self._target
         streaming = self._ask.stream
         try:
             self._call = await target.upstream.send(self._request, self)
@@ -110,7 +123,6 @@ class Attempt:
             self._lease.begin()
         if self._paused:
             self._call.pause()
-        stream.on_relief = self._resume
         self._last_read = self._timers.now()
         self._watch_deadlines(streaming=streaming)
         is_complete = False
@@ -119,7 +131,6 @@ class Attempt:
             is_complete = error is None
             return error
         finally:
-            stream.on_relief = _nothing
             if self._watch is not None:
                 self._watch.cancel()
             if is_complete:
@@ -131,6 +142,7 @@ class Attempt:
 
     def response_received(self, status: int, headers: Headers) -> None:
         self.status = status
+        self.provider_request_id = self._target.endpoint.request_id(headers)
         if status != 200:
             self._error_body = bytearray()
             self._retry_after = _retry_after(headers)
@@ -148,7 +160,7 @@ class Attempt:
     def data_received(self, chunks: list[bytes]) -> None:
         if not self._first_byte:
             self._first_byte = True
-            if self.status == 200:
+            if self.status == 200 and self._permit is not None:
                 self._target.health.breaker.answered(self._permit)
         self._last_read = self._timers.now()
         if self._error_body is not None:
@@ -158,11 +170,9 @@ class Attempt:
         reader, stream = self.reader, self._stream
         entries = reader.receive(chunks)
         if entries:
-            if not self.has_answered:
-                self.has_answered = True
-                if self._lease is not None:
-                    self._lease.answered()
-            stream.append(entries)
+            if self.first_entry is None:
+                self._answered()
+            stream.offer(entries)
         if reader.error is not None:
             self._settle(reader.error)
         elif reader.is_finished:
@@ -173,6 +183,15 @@ class Attempt:
             if self._call is not None:
                 self._call.pause()
 
+    def _answered(self) -> None:
+        stream, now = self._stream, self._timers.now()
+        self.first_entry = now - self.started
+        if self._lease is not None:
+            self._lease.answered()
+        self._observer.observe(
+            FirstEntry(stream.id, stream.origin.request_id, self._target.provider, now - stream.created)
+        )
+
     def response_ended(self) -> None:
         reader = self.reader
         if self.status is not None and self._error_body is not None:
@@ -181,7 +200,7 @@ class Attempt:
             return
         entries = reader.end()
         if entries:
-            self._stream.append(entries)
+            self._stream.offer(entries)
         self._settle(reader.error)
 
     def response_failed(self, error: UpstreamError) -> None:
@@ -191,7 +210,8 @@ class Attempt:
         if not self._outcome.done():
             self._outcome.set_result(error)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """The log has room again: let the provider go on."""
         if self._paused and self._call is not None:
             self._paused = False
             # While the provider had to wait for us, its silence was not its own.
@@ -232,7 +252,3 @@ def _retry_after(headers: Headers) -> float | None:
         if name == b"retry-after":
             return parse_retry_after(value, time.time())
     return None
-
-
-def _nothing() -> None:
-    pass

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from msgspec import Struct
 
 from holdfast.admission.principal import Principal
+from holdfast.admission.queue import Admission
+from holdfast.core.entries import EndBody, error_body
+from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import Dialect
-from holdfast.errors import HoldfastError
-from holdfast.generation.ticket import Caller
-from holdfast.streams.registry import Done, Registry
+from holdfast.errors import (
+    Cancelled,
+    Draining,
+    DuplicateRequest,
+    HoldfastError,
+    InvalidRequest,
+    Shutdown,
+    UnknownModel,
+)
+from holdfast.generation.generation import Generation
+from holdfast.generation.pump import Pump
+from holdfast.generation.route import Route
+from holdfast.observe.events import Caller, Observer, RequestEnded, RequestRefused, RequestStarted
+from holdfast.streams.directory import Directory
+from holdfast.streams.store import Claimed, Done
 from holdfast.streams.stream import Stream
+from holdfast.timers import Timers
 
 
 class Terms(Struct, frozen=True):
     """What a surface decides about a generation, beside what the request says.
 
-    `detach_grace` is in seconds: how long it goes on without a reader. `stream` overrides the request's own choice.
-    `connection` and `session` are for the log.
+    `detach_grace` is in seconds: how long it goes on without a reader. `stream` overrides the request's own
+    choice. `connection` and `session` are for the log.
     """
 
     detach_grace: float
@@ -38,16 +55,57 @@ class Started(NamedTuple):
     is_duplicate: bool
 
 
-class Launcher:
-    """Starts generations."""
+class _Request(NamedTuple):
+    """One request while it is looked up whether it is new."""
 
-    def __init__(self, registry: Registry, *, clock: Callable[[], float] = time.time) -> None:
-        self._registry = registry
+    principal: Principal
+    dialect: Dialect
+    ask: Ask
+    terms: Terms
+
+    @property
+    def caller(self) -> Caller:
+        principal, terms = self.principal, self.terms
+        return Caller(principal.tenant, principal.key_id, terms.connection, terms.session)
+
+    @property
+    def digest(self) -> bytes:
+        """Over a session the same bytes ask for a stream that over HTTP ask for a whole answer."""
+        return self.ask.digest + (b"stream" if self.ask.stream else b"whole")
+
+
+class Launcher:
+    """Starts generations, and holds their tickets and pumps until they end.
+
+    `routes` says which endpoints serve a model; a model may get another route while requests for it wait.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        routes: Mapping[str, Route],
+        admission: Admission,
+        timers: Timers,
+        observer: Observer,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` tells the wall time, against which tokens expire."""
+        self._directory = directory
+        self._routes = routes
+        self._admission = admission
+        self._timers = timers
+        self._observer = observer
         self._clock = clock
+        self._generations: dict[Stream, Generation] = {}
+        self._pumps: dict[Stream, asyncio.Task[None]] = {}
+        self.is_draining = False
+        directory.on_ended(self._stream_ended)
 
     @property
     def models(self) -> list[str]:
-        return self._registry.models
+        """The names of the models that may be asked for."""
+        return list(self._routes)
 
     def create(
         self,
@@ -59,21 +117,147 @@ class Launcher:
     ) -> None:
         """Start a generation, or find the one that this request id has started.
 
-        `done` is called once with it, or with what refuses it; then nothing was sent to a provider and nothing is
-        held.
+        It may have to wait in the queue: then its stream has a `queue_position`. `done` is called once: with the
+        stream, or with what refuses it (`InvalidRequest`, `Forbidden`, `UnknownModel`, `DuplicateRequest`,
+        `RateLimited`, `QueueFull`, `Overloaded`, `Draining`, ...); then nothing was sent to a provider, and
+        nothing is held.
         """
         try:
             ask = dialect.parse(raw, stream=terms.stream)
             principal.authorize(ask.model, ask.bounds, self._clock())
-            stream, is_duplicate = self._registry.create(
-                principal.owner,
-                ask,
-                request_id=terms.request_id,
-                detach_grace=terms.detach_grace,
-                keeps_running=terms.keeps_running,
-                caller=Caller(principal.tenant, principal.key_id, terms.connection, terms.session),
-            )
         except HoldfastError as exc:
             done(exc)
+            return
+        request = _Request(principal, dialect, ask, terms)
+
+        def answer(claimed: Claimed | HoldfastError) -> None:
+            try:
+                done(self._answer(request, claimed))
+            except HoldfastError as exc:
+                self._observer.observe(RequestRefused(request.caller, ask.model, terms.request_id, exc))
+                done(exc)
+
+        self._directory.claim(
+            principal.owner, terms.request_id, model=ask.model, digest=request.digest, done=answer
+        )
+
+    def _answer(self, request: _Request, claimed: Claimed | HoldfastError) -> Started:
+        if isinstance(claimed, HoldfastError):
+            raise claimed
+        if not claimed.is_new:
+            if claimed.claim.digest != request.digest:
+                raise DuplicateRequest(param="request_id")
+            stream = self._directory.follow(claimed)
         else:
-            done(Started(stream, is_duplicate))
+            try:
+                stream = self._start(request, claimed)
+            except BaseException:
+                self._directory.unclaim(claimed)
+                raise
+        if request.terms.keeps_running:
+            stream.keep_running()
+        return Started(stream, not claimed.is_new)
+
+    def _start(self, request: _Request, claimed: Claimed) -> Stream:
+        ask, caller = request.ask, request.caller
+        route = self._route(ask)
+        if self.is_draining:
+            raise Draining(retry_after=1.0)
+        self._directory.check_room()
+        ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        stream = self._directory.add(claimed, detach_grace=request.terms.detach_grace)
+        generation = Generation(stream, ask, caller, ticket, self._timers, self._observer)
+        self._generations[stream] = generation
+        self._observer.observe(
+            RequestStarted(
+                stream.id,
+                stream.origin.request_id,
+                caller,
+                ask.model,
+                ask.dialect,
+                lambda: request.dialect.prompt_of(ask),
+            )
+        )
+        if ticket.position is None:
+            self._run(generation, route)
+        else:
+            generation.wait(ticket.position, lambda: self._admitted(generation, route))
+        return stream
+
+    def _route(self, ask: Ask) -> Route:
+        """Find the endpoints for a request. Raises `UnknownModel`; `InvalidRequest` where none answers its API."""
+        route = self._routes.get(ask.model)
+        if route is None:
+            raise UnknownModel(f"there is no model {ask.model[:100]!r}; see GET /v1/models", param="model")
+        if not route.accepts(ask.dialect):
+            raise InvalidRequest(
+                f"no provider of the model {ask.model[:100]!r} can answer a request of the API `{ask.dialect}`",
+                param="model",
+            )
+        return route
+
+    def _admitted(self, generation: Generation, route: Route) -> None:
+        # The model may have another route by now, or be served no more.
+        self._run(generation, self._routes.get(generation.ask.model, route))
+
+    def _run(self, generation: Generation, route: Route) -> None:
+        stream = generation.stream
+        pump = Pump(generation, route, self._timers, self._observer)
+        task = self._pumps[stream] = pump.start()
+        task.add_done_callback(lambda _: self._pump_ended(stream, pump.units))
+
+    def _pump_ended(self, stream: Stream, units: int) -> None:
+        """The provider is let go of, so what the stream held of its capacity is free."""
+        del self._pumps[stream]
+        # A task that is cancelled before its first step never gets to say so.
+        stream.seal(EndBody("cancelled", error=error_body(Cancelled())))
+        self._close(stream, units)
+
+    def _stream_ended(self, stream: Stream) -> None:
+        generation = self._generations.get(stream)
+        end = stream.end
+        if generation is None or end is None:
+            return
+        log = stream.log
+        self._observer.observe(
+            RequestEnded(
+                stream.id,
+                stream.origin.request_id,
+                generation.caller,
+                stream.origin.model,
+                end,
+                duration=self._timers.now() - stream.created,
+                queued=generation.queued,
+                entries=log.next - 1,
+                answer=lambda size: log.slice(log.first, size),
+            )
+        )
+        if stream not in self._pumps:  # it was still waiting in the queue
+            self._close(stream, 0)
+
+    def _close(self, stream: Stream, units: int) -> None:
+        generation = self._generations.pop(stream, None)
+        end = stream.end
+        if generation is not None:
+            generation.ticket.close(None if end is None else end.usage, units)
+
+    # -- the end of the process --
+
+    def drain(self) -> None:
+        """Take no new work; running streams go on."""
+        self.is_draining = True
+
+    def seal(self) -> None:
+        """End what still runs, with an end that its readers can tell from the provider's."""
+        self.drain()
+        for stream in self._directory.running():
+            stream.seal(EndBody("incomplete", error=error_body(Shutdown())))
+
+    async def aclose(self) -> None:
+        """End what still runs, and wait until every pump has let go of its provider."""
+        self.seal()
+        pumps = list(self._pumps.values())
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        self._directory.aclose()

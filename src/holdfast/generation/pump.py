@@ -1,6 +1,7 @@
 """The pump: asks the endpoints of a model's route, until one has answered or there is nobody left to ask.
 
-A request is tried again only while its log is empty: what a reader may have seen is never generated a second time.
+A request is tried again only while its stream has accepted nothing: what a reader may see is never generated a
+second time.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ import asyncio
 import logging
 from typing import Final
 
-from holdfast.core.entries import AttemptRecord
+from holdfast.core.entries import AttemptRecord, EndBody, EndStatus, error_body
 from holdfast.core.retry import RoutePlan, Step
-from holdfast.dialects.ask import Ask
 from holdfast.errors import (
     Cancelled,
     CircuitOpen,
@@ -19,6 +19,8 @@ from holdfast.errors import (
     HoldfastError,
     InternalError,
     PoolTimeout,
+    QueueFull,
+    QueueTimeout,
     UpstreamConnectError,
     UpstreamError,
     UpstreamReset,
@@ -26,12 +28,11 @@ from holdfast.errors import (
     UpstreamTimeout,
 )
 from holdfast.generation.attempt import Attempt
+from holdfast.generation.generation import Generation
 from holdfast.generation.route import Route, Target
-from holdfast.generation.ticket import Ticket
-from holdfast.streams.request_log import attempt_failed
-from holdfast.streams.stream import Stream
+from holdfast.observe.events import AttemptEnded, Observer
 from holdfast.timers import Timers
-from holdfast.upstream.capacity import EndpointLease
+from holdfast.upstream.capacity import ProviderLease
 from holdfast.upstream.health import is_overload, may_be_of_the_request
 
 logger = logging.getLogger("holdfast")
@@ -42,48 +43,78 @@ _NOT_SENT_AGAIN: Final = (
 
 
 class Pump:
-    """Runs one stream's generation to its end, over as many attempts as the route allows."""
+    """Runs one stream's generation to its end, over as many attempts as the route allows.
 
-    def __init__(self, stream: Stream, ask: Ask, route: Route, timers: Timers, ticket: Ticket) -> None:
-        self._stream = stream
-        self._ask = ask
+    | state | what moves it there |
+    |---|---|
+    | choosing | `start`; an attempt that failed and may be repeated |
+    | waiting | every target that would do is at its limit, so the ticket waits in the queue for one |
+    | trying | a target was chosen: an `Attempt` is under way |
+    | ended | an answer, an error that no other try can better, no target left, or a cancellation |
+
+    Invariants: it holds a provider lease only while it chooses or tries, and at most one; every attempt that began
+    is recorded; the stream gets its end before the task ends.
+    """
+
+    def __init__(self, generation: Generation, route: Route, timers: Timers, observer: Observer) -> None:
+        self._generation = generation
+        self._stream = generation.stream
+        self._ask = generation.ask
+        self._ticket = generation.ticket
         self._route = route
         self._timers = timers
-        self._ticket = ticket
-        # A place at one of the targets, which is the next one then.
-        self._lease: EndpointLease | None = None
+        self._observer = observer
+        # A slot at one of the targets, which is the next one then.
+        self._lease: ProviderLease | None = None
         # It got a 500 before.
         self._is_suspect = False
         # The targets that would do, were they not at their limit.
         self._crowded: list[Target] = []
-        # Why the queue was left without a place.
+        # Why the queue was left without a slot.
         self._expired: HoldfastError | None = None
         self._attempts: list[AttemptRecord] = []
+        self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
+        #: About how many tokens the newest attempt has brought.
+        self.units = 0
 
     def start(self) -> asyncio.Task[None]:
-        self._stream.on_abandoned = self.cancel
+        """Become the stream's source, and begin."""
+        self._stream.source = self
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"pump {self._stream.id}")
         return self._task
 
-    def cancel(self) -> None:
-        """Stop the generation within this turn of the loop and the next."""
+    # -- the stream's side --
+
+    def cancel(self, reason: str) -> None:
+        """End the stream at once, and let go of the provider in the next turn of the loop."""
+        self._stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason))))
         if self._task is not None:
             self._task.cancel()
+
+    def abandon(self) -> None:
+        self.cancel("")
+
+    def resume(self) -> None:
+        if self._attempt is not None:
+            self._attempt.resume()
+
+    # -- the way along the route --
 
     async def _run(self) -> None:
         stream = self._stream
         try:
             await self._try_route()
         except asyncio.CancelledError:
-            stream.finish("cancelled", error=Cancelled(), attempts=self._attempts)
+            self._seal("cancelled", Cancelled())
             raise
+        except HoldfastError as exc:
+            self._seal("failed", exc)
         except Exception:
             logger.exception("stream %s: the pump failed", stream.id)
-            stream.finish("failed", error=InternalError(), attempts=self._attempts)
+            self._seal("failed", InternalError())
         finally:
             self._release()
-            stream.on_abandoned = _nothing
             # A cancelled task keeps its exception, and that this frame and the log: no cycle may keep the task.
             self._task = None
 
@@ -100,19 +131,22 @@ class Pump:
                 if not self._can_try(step.index, step.is_repetition):
                     continue
             target = route.targets[step.index]
-            if self._lease is None and target.capacity is not None:
-                self._lease = target.capacity.acquire()
-            self._count(step, target, previous, error)
+            if self._lease is None:
+                self._lease = target.acquire()
+            target.health.count_attempt(
+                is_repetition=step.is_repetition,
+                is_first_here=previous is not target,
+                is_failover=previous is not None and previous is not target,
+                after=error,
+                now=timers.now(),
+            )
             plan.begin(step)
             attempt, error = await self._try_target(target, deadline)
-            delivered = stream.log.next > 0
-            if error is None or delivered or not _may_repeat(error):
+            if error is None or stream.accepted > 0 or not _may_repeat(error):
                 self._finish(attempt, error)
                 return
             if route.at_most_once and self._attempts[-1].unconfirmed:
-                error.retryable = False
-                error.message += _NOT_SENT_AGAIN
-                self._finish(attempt, error)
+                self._finish(attempt, error.with_note(_NOT_SENT_AGAIN, retryable=False))
                 return
             self._note_failure(plan, step.index, error)
             previous = target
@@ -120,93 +154,46 @@ class Pump:
         reason: HoldfastError | None = error or self._expired
         if reason is None:
             reason = CircuitOpen(retry_after=route.retry_after(timers.now()))
-        stream.finish("failed", error=reason, attempts=self._attempts)
+        self._seal("failed", reason)
 
     async def _next_step(self, plan: RoutePlan) -> Step | None:
-        """Choose the next try; where what is left of the route is at its limit, wait for a place there."""
+        """Choose the next try; where what is left of the route is at its limit, wait for a slot there."""
         while True:
             self._crowded = []
             step = plan.next(self._timers.now(), self._can_try)
             if step is not None:
                 return step
-            # A place that came with the turn may be of no use any more, where the breaker has opened since.
-            had_lease = self._release()
-            if not had_lease and not (self._crowded and await self._wait_for_place()):
+            # A slot that came with the admission may be of no use any more, where the breaker has opened since.
+            if self._release():
+                continue
+            if not self._crowded:
                 return None
+            try:
+                self._lease = await self._ticket.wait_for(self._route.narrowed(self._crowded))
+            except QueueFull:
+                return None
+            except QueueTimeout as exc:
+                self._expired = exc
+                return None
+
+    def _can_try(self, index: int, is_repetition: bool) -> bool:
+        target, now = self._route.targets[index], self._timers.now()
+        if not target.endpoint.accepts(self._ask.dialect) or not target.health.breaker.can_pass(now):
+            return False
+        if self._lease is not None and self._lease.capacity is not target.capacity:
+            return False
+        if is_repetition and not target.health.allows_repetition(now):
+            return False
+        if self._lease is None and target.is_full:
+            self._crowded.append(target)
+            return False
+        return True
 
     def _release(self, *, is_overload: bool = False, is_complete: bool = False) -> bool:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release(is_overload=is_overload, is_complete=is_complete)
         return lease is not None
-
-    async def _wait_for_place(self) -> bool:
-        """Wait in the queue for one of the crowded targets; False where there is no room or it took too long."""
-        turn = _Return(self._stream)
-        if not self._ticket.rejoin(self._route.narrowed(self._crowded), turn):
-            return False
-        position = self._ticket.position
-        if position is not None:
-            self._stream.move(position)
-        self._expired = await turn.outcome
-        self._lease = self._ticket.take_lease()
-        return self._expired is None
-
-    async def _try_target(self, target: Target, deadline: float) -> tuple[Attempt, UpstreamError | None]:
-        health, timers = target.health, self._timers
-        permit = health.breaker.acquire(timers.now())
-        if permit is None or (self._lease is None and target.capacity is not None):
-            raise RuntimeError("a target was chosen that is left alone, or full")
-        deadline = min(deadline, timers.now() + target.timeouts.total)
-        attempt = Attempt(
-            self._stream, self._ask, target, timers, permit=permit, lease=self._lease, deadline=deadline
-        )
-        try:
-            error = await attempt.run()
-        except BaseException:
-            health.breaker.release(permit)
-            self._record(target, attempt, "cancelled", unconfirmed=False)
-            raise
-        # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
-        # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
-        is_500 = may_be_of_the_request(error)
-        health.record(permit, error, timers.now(), is_suspect=is_500 and self._is_suspect)
-        self._is_suspect |= is_500
-        # After the breaker knows: whoever waits for this place is let in, or told that it is of no use.
-        self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
-        unconfirmed = self._stream.log.next == 0 and _may_be_processed(error, attempt.status)
-        self._record(target, attempt, None if error is None else error.code, unconfirmed=unconfirmed)
-        if error is not None:
-            attempt_failed(self._stream, self._attempts[-1], error)
-        return attempt, error
-
-    def _can_try(self, index: int, is_repetition: bool) -> bool:
-        target = self._route.targets[index]
-        health, lease, now = target.health, self._lease, self._timers.now()
-        if not health.breaker.can_pass(now) or (lease is not None and lease.capacity is not target.capacity):
-            return False
-        if is_repetition and not health.budget.has_room(now):
-            health.budget_refusals += 1
-            return False
-        if lease is None and target.capacity is not None and target.capacity.is_full:
-            self._crowded.append(target)
-            return False
-        return True
-
-    def _count(self, step: Step, target: Target, previous: Target | None, error: UpstreamError | None) -> None:
-        health, now = target.health, self._timers.now()
-        health.attempts += 1
-        if step.is_repetition:
-            health.budget.withdraw(now)
-            health.retries += 1
-        elif previous is not target:
-            health.budget.count_request(now)
-        if previous is not None and previous is not target:
-            health.failovers += 1
-        elif isinstance(error, UpstreamReset) and not error.processed:
-            health.resent_unprocessed += 1
-        elif isinstance(error, UpstreamReset) and error.is_stale and not step.is_repetition:
-            health.resent_stale += 1
 
     def _note_failure(self, plan: RoutePlan, index: int, error: UpstreamError) -> None:
         now = self._timers.now()
@@ -220,58 +207,88 @@ class Pump:
         else:
             plan.failed(index, now, retry_after=error.retry_after)
 
+    # -- one attempt --
+
+    async def _try_target(self, target: Target, deadline: float) -> tuple[Attempt, UpstreamError | None]:
+        health, timers = target.health, self._timers
+        permit = health.breaker.acquire(timers.now())
+        if permit is None or (self._lease is None and target.capacity is not None):
+            raise RuntimeError("a target was chosen that is left alone, or full")
+        deadline = min(deadline, timers.now() + target.timeouts.total)
+        try:
+            attempt = Attempt(
+                self._stream, self._ask, target, timers, self._observer, lease=self._lease, deadline=deadline
+            )
+        except HoldfastError:  # the request asks for what this provider's API has no form for
+            health.breaker.release(permit)
+            raise
+        self._attempt = attempt
+        try:
+            error = await attempt.run(permit)
+        except BaseException:
+            health.breaker.release(permit)
+            self._record(target, attempt, None, "cancelled", unconfirmed=False)
+            raise
+        finally:
+            self._attempt = None
+            self.units = attempt.reader.units
+        # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
+        # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
+        is_500 = may_be_of_the_request(error)
+        health.record(permit, error, timers.now(), is_suspect=is_500 and self._is_suspect)
+        self._is_suspect |= is_500
+        # After the breaker knows: whoever waits for this slot is admitted, or told that it is of no use.
+        self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
+        unconfirmed = self._stream.accepted == 0 and _may_be_processed(error, attempt.status)
+        code = None if error is None else error.code
+        self._record(target, attempt, error, code, unconfirmed=unconfirmed)
+        return attempt, error
+
+    def _record(
+        self, target: Target, attempt: Attempt, error: UpstreamError | None, code: str | None, *, unconfirmed: bool
+    ) -> None:
+        stream = self._stream
+        record = AttemptRecord(
+            provider=target.provider,
+            model=target.model,
+            started_ms=round((attempt.started - stream.created) * 1000),
+            duration_ms=round((self._timers.now() - attempt.started) * 1000),
+            status=attempt.status,
+            error=code,
+            unconfirmed=unconfirmed,
+        )
+        self._attempts.append(record)
+        self._observer.observe(
+            AttemptEnded(
+                stream.id,
+                stream.origin.request_id,
+                record,
+                error,
+                attempt.reader.usage,
+                attempt.first_entry,
+                attempt.provider_request_id,
+            )
+        )
+
+    # -- the end --
+
     def _finish(self, attempt: Attempt, error: UpstreamError | None) -> None:
-        reader, stream = attempt.reader, self._stream
         if error is None:
-            stream.finish(
-                "completed", finish_reason=reader.finish_reason, usage=reader.usage, attempts=self._attempts
-            )
-            return
-        stream.finish(
-            "incomplete" if stream.log.next > 0 else "failed",
-            error=error,
-            finish_reason=reader.finish_reason,
-            usage=reader.usage,
-            attempts=self._attempts,
-        )
+            self._seal("completed", None, attempt)
+        else:
+            self._seal("incomplete" if self._stream.accepted > 0 else "failed", error, attempt)
 
-    def _record(self, target: Target, attempt: Attempt, error: str | None, *, unconfirmed: bool) -> None:
-        self._attempts.append(
-            AttemptRecord(
-                provider=target.provider,
-                model=target.model,
-                started_ms=round((attempt.started - self._stream.created) * 1000),
-                duration_ms=round((self._timers.now() - attempt.started) * 1000),
-                status=attempt.status,
-                error=error,
-                unconfirmed=unconfirmed,
+    def _seal(self, status: EndStatus, error: HoldfastError | None, attempt: Attempt | None = None) -> None:
+        reader = None if attempt is None else attempt.reader
+        self._stream.seal(
+            EndBody(
+                status,
+                finish_reason=None if reader is None else reader.finish_reason,
+                usage=None if reader is None else reader.usage,
+                error=None if error is None else error_body(error),
+                attempts=self._attempts,
             )
         )
-
-
-class _Return:
-    """A request that was let in before and waits once more, for a place where it may still be tried."""
-
-    __slots__ = ("_stream", "outcome")
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        #: None when its turn has come, or why it waits no more.
-        self.outcome: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
-
-    def admitted(self) -> None:
-        self._stream.queue_position = None
-        self._settle(None)
-
-    def expired(self, error: HoldfastError) -> None:
-        self._settle(error)
-
-    def position_changed(self, position: int) -> None:
-        self._stream.move(position)
-
-    def _settle(self, outcome: HoldfastError | None) -> None:
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
 
 
 def _may_repeat(error: UpstreamError) -> bool:
@@ -291,7 +308,3 @@ def _may_be_processed(error: UpstreamError | None, status: int | None) -> bool:
     if isinstance(error, UpstreamReset) and not error.processed:
         return False
     return status is None or status < 300
-
-
-def _nothing() -> None:
-    pass

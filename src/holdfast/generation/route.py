@@ -11,7 +11,7 @@ from holdfast.config import RetryConfig, TimeoutsConfig
 from holdfast.core.retry import RetryLimits, RoutePlan, order_route
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.upstream.call import Upstream
-from holdfast.upstream.capacity import Capacity, EndpointLease
+from holdfast.upstream.capacity import Capacity, ProviderLease
 from holdfast.upstream.health import Health
 
 
@@ -29,9 +29,18 @@ class Target:
     #: None where the provider takes whatever comes.
     capacity: Capacity | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the provider has as many requests as it may have."""
+        return self.capacity is not None and self.capacity.is_full
+
+    def acquire(self) -> ProviderLease | None:
+        """Take a slot at the provider; this alone does. None where it is full, or has no limit."""
+        return None if self.capacity is None else self.capacity.acquire()
+
 
 class Choice:
-    """Some targets of a route, as places that a request may wait for; see `upstream.capacity.Endpoints`."""
+    """Some targets of a route, as what a request may wait for; see `upstream.capacity.Endpoints`."""
 
     def __init__(self, targets: Sequence[Target], rng: random.Random) -> None:
         self.targets = list(targets)
@@ -44,19 +53,19 @@ class Choice:
         is_anyone_able = False
         for target in self.targets:
             if target.health.breaker.can_pass(now):
-                if target.capacity is None or not target.capacity.is_full:
+                if not target.is_full:
                     return True
                 is_anyone_able = True
         return not is_anyone_able
 
-    def reserve(self, now: float) -> EndpointLease | None:
-        """Take a place at the first target, in the order that is drawn for this request, which has one."""
+    def reserve(self, now: float) -> ProviderLease | None:
+        """Take a slot at the first target, in the order that is drawn for this request, which has one."""
         for index in order_route(self._weights, self._rng):
             target = self.targets[index]
             if target.health.breaker.can_pass(now):
                 if target.capacity is None:
                     return None
-                lease = target.capacity.acquire()
+                lease = target.acquire()
                 if lease is not None:
                     return lease
         return None
@@ -87,6 +96,10 @@ class Route(Choice):
     def narrowed(self, targets: Sequence[Target]) -> Choice:
         """Some of the targets alone."""
         return Choice(targets, self._rng)
+
+    def accepts(self, dialect: str) -> bool:
+        """Whether any target can answer clients of this dialect."""
+        return any(target.endpoint.accepts(dialect) for target in self.targets)
 
     def plan(self, *, deadline: float) -> RoutePlan:
         """Draw the order for one request, which is not to be tried again after `deadline`."""

@@ -41,7 +41,7 @@ from holdfast.errors import (
     Overloaded,
     RateLimited,
 )
-from holdfast.generation.ticket import Caller
+from holdfast.generation.launcher import Launcher, Started, Terms
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import HEADERS as SSE_HEADERS
 from holdfast.server.delivery.sse import STREAMS_FRAMING, SseReader
@@ -50,7 +50,7 @@ from holdfast.server.listener.http import HttpConnection
 from holdfast.server.routes import Handler, Routes
 from holdfast.server.surfaces.holdfast_session import SessionProtocol, Sessions
 from holdfast.server.surfaces.operations import Operations
-from holdfast.streams.registry import Registry
+from holdfast.streams.directory import Directory
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
 
@@ -82,7 +82,8 @@ class Api:
 
     def __init__(
         self,
-        registry: Registry,
+        directory: Directory,
+        launcher: Launcher,
         sessions: Sessions,
         authenticator: Authenticator,
         timers: Timers,
@@ -91,7 +92,8 @@ class Api:
         admission: Admission,
         operations: Operations,
     ) -> None:
-        self._registry = registry
+        self._directory = directory
+        self._launcher = launcher
         self._sessions = sessions
         self._authenticator = authenticator
         self._timers = timers
@@ -239,7 +241,7 @@ class Api:
             principal = self._authenticator.authenticate(
                 request.headers, request.query, offered_subprotocols(request.headers)
             )
-            if self.is_draining and not self._registry.has_unfinished(principal.owner):
+            if self.is_draining and not self._directory.has_unfinished(principal.owner):
                 raise Draining(retry_after=1.0)
         except HoldfastError as exc:
             connection.refuse(*error_response(exc))
@@ -281,7 +283,7 @@ class Api:
     async def _models(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         models = [
             {"id": name, "object": "model", "created": self._created, "owned_by": "holdfast"}
-            for name in principal.scopes.filter_models(self._registry.models)
+            for name in principal.scopes.filter_models(self._launcher.models)
         ]
         _respond_json(exchange, {"object": "list", "data": models})
 
@@ -305,19 +307,20 @@ class Api:
             name, request_id = "idempotency-key", request.header(b"idempotency-key")
         if request_id is not None and not 1 <= len(request_id) <= 256:
             raise InvalidRequest(f"{name} must have 1 to 256 characters", param=name)
-        principal.authorize(chat.model, chat.bounds, time.time())
-        caller = Caller(principal.tenant, principal.key_id, exchange.connection_number)
-        try:
-            stream, _duplicate = self._registry.create(
-                principal.owner,
-                chat,
-                request_id=request_id,
-                detach_grace=self._limits.detach_grace_http,
-                keeps_running=policy == "continue",
-                caller=caller,
-            )
-        finally:  # a refusal tells what is left as well
-            exchange.headers += self._admission.headers(caller.tenant, caller.key)
+        answer: asyncio.Future[Started | HoldfastError] = asyncio.get_running_loop().create_future()
+        terms = Terms(
+            self._limits.detach_grace_http,
+            request_id=request_id,
+            keeps_running=policy == "continue",
+            connection=exchange.connection_number,
+        )
+        self._launcher.create(principal, CHAT, request.body, terms, answer.set_result)
+        started = await answer
+        # A refusal tells what is left as well.
+        exchange.headers += self._admission.headers(principal.tenant, principal.key_id)
+        if isinstance(started, HoldfastError):
+            raise started
+        stream = started.stream
         if chat.stream:
             self._stream_sse(stream, exchange, framing=CHAT.framing)
         else:
@@ -361,7 +364,7 @@ class Api:
     async def _read_stream(
         self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
     ) -> None:
-        stream = self._registry.get(principal.owner, stream_id)
+        stream = await self._find(principal, stream_id)
         position = _position_of(request)
         live = request.query.get("live", "sse")
         timeout = _poll_timeout(request)
@@ -384,10 +387,18 @@ class Api:
         else:
             raise InvalidRequest("`live` must be `sse`, `long-poll` or `none`", param="live")
 
+    async def _find(self, principal: Principal, stream_id: str) -> Stream:
+        answer: asyncio.Future[list[Stream | HoldfastError]] = asyncio.get_running_loop().create_future()
+        self._directory.open(principal.owner, [stream_id], answer.set_result)
+        found = (await answer)[0]
+        if isinstance(found, HoldfastError):
+            raise found
+        return found
+
     async def _cancel_stream(
         self, request: Request, exchange: Exchange, principal: Principal, stream_id: str
     ) -> None:
-        stream = self._registry.get(principal.owner, stream_id)
+        stream = await self._find(principal, stream_id)
         stream.cancel()
         end = stream.end
         _respond_json(exchange, {"stream": stream.id, "status": None if end is None else end.status})
@@ -411,8 +422,9 @@ class Waiter:
         if not self._future.done() and (self._stream.is_ended or not self._wants_end):
             self._future.set_result(None)
 
-    def moved(self, cursor: Cursor) -> None:
-        pass
+    def position_changed(self, cursor: Cursor) -> None: ...
+
+    def epoch_changed(self, cursor: Cursor) -> None: ...
 
     def _disconnected(self) -> None:
         self._stream.lose(self._cursor)

@@ -22,12 +22,12 @@ class LogMemory:
     running log may grow to its `share` only. `evict` frees an ended log and says whether there was one.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, evict: Callable[[], bool]) -> None:
         self.limit = limit
         self.used = 0
         self.running = 0
         self.is_short = False
-        self.evict: Callable[[], bool] = _nothing_to_evict
+        self._evict = evict
         #: Streams that let their provider wait until there is room.
         self.waiting: set[Waiting] = set()
 
@@ -38,7 +38,7 @@ class LogMemory:
     def check(self) -> None:
         """Look at the bound after `used` has grown: ended logs go first."""
         if self.used >= self.limit:
-            while self.used >= self.limit and self.evict():
+            while self.used >= self.limit and self._evict():
                 pass
             self.is_short = self.used >= self.limit
 
@@ -48,7 +48,3 @@ class LogMemory:
             self.is_short = False
             for stream in list(self.waiting):
                 stream.relieve()
-
-
-def _nothing_to_evict() -> bool:
-    return False

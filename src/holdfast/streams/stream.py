@@ -1,30 +1,40 @@
-"""One generation: its log, its readers, and what happens when the last of them is gone."""
+"""One stream: its log, its readers, and what happens when the last of them is gone."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast.core.entries import START, AttemptRecord, EndBody, EndStatus, Owner, Position, Usage, error_body
+from holdfast.core.entries import START, EndBody, Owner, Position
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session.messages import StreamStatus
-from holdfast.errors import Cancelled, HoldfastError
-from holdfast.generation.ticket import Caller
+from holdfast.streams.attendance import Attendance
 from holdfast.streams.memory import LogMemory
-from holdfast.timers import Deadline, Timers
+from holdfast.streams.source import Source
+from holdfast.timers import Timers
 
 logger = logging.getLogger("holdfast")
 
 
 class Reader(Protocol):
-    """Whoever holds a cursor. `wake` is called from the pump's turn: it notes the cursor and returns."""
+    """Whoever holds a cursor. Calls come from the source's turn: they note the cursor and return."""
 
-    def wake(self, cursor: Cursor) -> None: ...
+    def wake(self, cursor: Cursor) -> None:
+        """There is more to read."""
 
-    def moved(self, cursor: Cursor) -> None:
-        """The stream still waits for its turn, and its `queue_position` has changed."""
+    def position_changed(self, cursor: Cursor) -> None:
+        """The stream waits in the queue, and its `queue_position` has changed."""
+
+    def epoch_changed(self, cursor: Cursor) -> None:
+        """Another owner carries the log on, in the epoch that it now has."""
+
+
+class Writer(Protocol):
+    """Takes what a stream has accepted to a shared store, and shows it to readers when the store has it."""
+
+    def add(self, stream: Stream, payloads: Sequence[bytes], end: EndBody | None = None) -> None: ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,76 +48,92 @@ class Origin:
 
 
 class Stream:
-    """A log, the cursors on it with their readers, and the state of its generation.
+    """A log, the cursors on it with their readers, and the source that feeds it.
 
-    All calls are synchronous and belong to the loop's thread. `on_end` is called once, when the end entry is in
-    the log; `on_relief` when a full log has room again; `on_abandoned` when the grace period passed without a
-    reader or the owner cancelled.
+    | state | what moves it there | who |
+    |---|---|---|
+    | queued | created with a `queue_position` | launcher |
+    | running | admitted: `queue_position` is None | source |
+    | ended | `seal` | source |
+
+    Entries are *accepted* when the source offers them and *visible* when readers may have them. With the memory
+    store the two are one; with a shared store an entry is visible when the store has it. Whether a request may be
+    tried again is asked of `accepted`: what a reader may yet see is never generated a second time.
+
+    Invariants: `visible <= accepted`; the end is the last entry, and there is exactly one; a stream that waits for
+    room is in `memory.waiting`. All calls are synchronous and belong to the loop's thread.
     """
 
     __slots__ = (
-        "_grace",
+        "_attendance",
         "_is_awaited",
         "_memory",
-        "_parked",
+        "_on_end",
+        "_pending",
+        "_pending_bytes",
         "_readers",
         "_timers",
-        "caller",
+        "_writer",
         "created",
-        "detach_grace",
         "ended_at",
-        "expiry",
         "id",
-        "keeps_running",
         "log",
-        "on_abandoned",
-        "on_end",
-        "on_relief",
         "origin",
         "queue_position",
+        "source",
     )
 
     def __init__(
         self,
         *,
-        stream_id: str,
         origin: Origin,
         log: Log,
         memory: LogMemory,
         detach_grace: float,
         timers: Timers,
+        on_end: Callable[[Stream], None],
+        writer: Writer | None = None,
     ) -> None:
-        self.id = stream_id
+        """`on_end` is called once, when the end is visible. `detach_grace` is in seconds."""
+        self.id = log.stream.decode("ascii")
         self.origin = origin
         self.log = log
-        self._memory = memory
-        #: Who asked, for the log.
-        self.caller: Caller | None = None
         self.created = timers.now()
         self.ended_at: float | None = None
+        #: How many will be served before this stream; None unless it waits in the queue.
+        self.queue_position: int | None = None
+        #: Who feeds it; None before it begins and after its end.
+        self.source: Source | None = None
+        self._memory = memory
+        self._timers = timers
+        self._on_end = on_end
+        self._writer = writer
+        # Accepted entries that are not visible yet, and their bytes.
+        self._pending = 0
+        self._pending_bytes = 0
+        self._readers: dict[Cursor, Reader] = {}
+        self._attendance = Attendance(timers, grace=detach_grace, over=self._grace_over)
         # It ended while its reader was lost, who has not come back since.
         self._is_awaited = False
-        #: Seconds that the generation goes on without a reader.
-        self.detach_grace = detach_grace
-        #: Set where the generation shall go on without any reader.
-        self.keeps_running = False
-        self.on_end: Callable[[Stream], None] = _ignore
-        self.on_relief: Callable[[], None] = _nothing
-        self.on_abandoned: Callable[[], None] = _nothing
-        #: How many will be served before this stream; None unless it waits for its turn.
-        self.queue_position: int | None = None
-        #: The registry's retention timer.
-        self.expiry: Deadline | None = None
-        self._timers = timers
-        self._readers: dict[Cursor, Reader] = {}
-        # Cursors of lost connections: until the grace period ends they hold back trimming, so that their client
-        # finds the log whole.
-        self._parked: list[Cursor] = []
-        self._grace: Deadline | None = None
 
     @property
     def is_ended(self) -> bool:
         return self.log.end is not None
+
+    @property
+    def end(self) -> EndBody | None:
+        return self.log.end
+
+    @property
+    def status(self) -> StreamStatus:
+        if self.is_ended:
+            return "ended"
+        return "running" if self.queue_position is None else "queued"
+
+    @property
+    def accepted(self) -> int:
+        """How many entries the source has offered."""
+        return self.log.next + self._pending
 
     @property
     def reader_count(self) -> int:
@@ -120,12 +146,7 @@ class Stream:
         cursor = self.log.cursor(position, credit=credit)
         self._readers[cursor] = reader
         self._is_awaited = False
-        # A reader that comes back at or behind its old cursor's acknowledged place takes over from it.
-        for parked in [parked for parked in self._parked if parked.consumed <= position.seq]:
-            self._parked.remove(parked)
-            parked.close()
-        if not self._parked:
-            self._stop_grace()
+        self._attendance.returned(position.seq)
         self.relieve()  # the place that it took over may have been what held the provider
         return cursor
 
@@ -135,7 +156,7 @@ class Stream:
             return
         cursor.close()
         if not self._readers:
-            self.keeps_running = True
+            self._attendance.keeps_running = True
         self.relieve()
 
     def release(self, cursor: Cursor) -> None:
@@ -152,82 +173,140 @@ class Stream:
         """A reader's connection is gone: keep its place for the grace period, then give the stream up."""
         if self._readers.pop(cursor, None) is None:
             return
-        if self.detach_grace > 0 and not self.is_ended:
-            self._parked.append(cursor)
+        if self._attendance.grace > 0 and not self.is_ended:
+            self._attendance.park(cursor)
         else:
             cursor.close()
             self._is_awaited = self.is_ended and not self._readers
         self._reader_left()
 
+    def keep_running(self) -> None:
+        """The generation shall go on without any reader."""
+        self._attendance.keeps_running = True
+
+    def attended(self, seconds: float) -> None:
+        """Somebody reads it in another process, for so long unless that is said again."""
+        if not self.is_ended:
+            self._attendance.extend(seconds)
+
+    def is_awaited(self, now: float) -> bool:
+        """Whether the stream has ended and a lost reader may still come for the rest, within its grace period."""
+        return self._is_awaited and self.ended_at is not None and now < self.ended_at + self._attendance.grace
+
+    def cancel(self, reason: str = "") -> None:
+        """Stop the generation; its end is `cancelled`. Idempotent."""
+        if self.source is not None:
+            self.source.cancel(reason)
+
     def _reader_left(self) -> None:
         if self.is_ended:
             return
-        is_abandoned = not self._readers and not self.keeps_running
-        if is_abandoned and self.detach_grace <= 0:
-            self.cancel()
-        elif is_abandoned or self._parked:
-            # Anew, even if it runs for an earlier one: each reader that is lost has the whole of it.
-            self._stop_grace()
-            self._grace = self._timers.after(self.detach_grace, self._grace_over)
+        attendance = self._attendance
+        is_abandoned = not self._readers and not attendance.keeps_running
+        if is_abandoned and attendance.grace <= 0:
+            self._abandon()
+        elif is_abandoned or attendance.is_awaiting:
+            attendance.begin()
         self.relieve()
 
-    def _stop_grace(self) -> None:
-        if self._grace is not None:
-            self._grace.cancel()
-            self._grace = None
-
     def _grace_over(self) -> None:
-        self._grace = None
-        for cursor in self._parked:
-            cursor.close()
-        self._parked.clear()
-        if not self._readers and not self.keeps_running and not self.is_ended:
-            logger.info("stream %s: nobody read it for %g s; cancelled", self.id, self.detach_grace)
-            self.cancel()
+        if not self._readers and not self._attendance.keeps_running and not self.is_ended:
+            logger.info("stream %s: nobody read it for %g s; cancelled", self.id, self._attendance.grace)
+            self._abandon()
         else:
             self.relieve()
 
-    # -- the queue's side --
+    def _abandon(self) -> None:
+        if self.source is not None:
+            self.source.abandon()
 
-    @property
-    def status(self) -> StreamStatus:
-        if self.is_ended:
-            return "ended"
-        return "running" if self.queue_position is None else "queued"
+    # -- the source's side --
 
-    def move(self, position: int) -> None:
-        """Tell the readers that the stream's place in the queue has changed."""
+    def move(self, position: int | None) -> None:
+        """The stream waits in the queue, where its position is this; None where it waits no more."""
         self.queue_position = position
-        for cursor, reader in self._readers.items():
-            reader.moved(cursor)
+        if position is not None:
+            for cursor, reader in self._readers.items():
+                reader.position_changed(cursor)
 
-    # -- the pump's side --
+    def offer(self, payloads: Sequence[bytes]) -> None:
+        """Take entries of the source. Does nothing on an ended stream."""
+        if self._writer is None:
+            self.show(payloads)
+        elif self.log.end is None:
+            self._pending += len(payloads)
+            size = sum(map(len, payloads))
+            self._pending_bytes += size
+            self._memory.used += size
+            self._writer.add(self, payloads)
 
-    def append(self, payloads: list[bytes]) -> None:
-        """Append entries and wake the readers. Does nothing on an ended stream."""
+    def seal(self, end: EndBody) -> None:
+        """Give the stream its end. The first one counts; a stream has exactly one."""
+        if self.log.end is not None:
+            return
+        if self._writer is None:
+            self.show_end(end)
+        else:
+            self._writer.add(self, (), end)
+
+    def show(self, payloads: Sequence[bytes]) -> None:
+        """Make entries visible: readers may have them now. Does nothing on an ended stream."""
         log = self.log
         if log.end is not None:
             return
         memory = self._memory
         memory.used += log.append(payloads)
+        if self._pending:
+            self._settle(payloads)
         if memory.used >= memory.limit:
             memory.check()
             memory.free(log.trim())
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
 
+    def _settle(self, payloads: Sequence[bytes]) -> None:
+        """What was pending is in the log now, and counted there."""
+        size = sum(map(len, payloads))
+        self._pending -= len(payloads)
+        self._pending_bytes -= size
+        self._memory.used -= size
+
+    def show_end(self, end: EndBody) -> None:
+        """Make the end visible. The first one counts."""
+        if self.log.end is not None:
+            return
+        self.queue_position = None
+        self.source = None
+        self.ended_at = self._timers.now()
+        self._is_awaited = self._attendance.is_awaiting and not self._readers and end.status != "cancelled"
+        self._memory.waiting.discard(self)
+        self._memory.used -= self._pending_bytes
+        self._pending = self._pending_bytes = 0
+        self._memory.used += self.log.seal(end)
+        self._memory.check()
+        self._attendance.end()
+        for cursor, reader in self._readers.items():
+            reader.wake(cursor)
+        self._on_end(self)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Another owner carries the log on. Readers are told before its first entry."""
+        self.log.begin_epoch(epoch)
+        for cursor, reader in self._readers.items():
+            reader.epoch_changed(cursor)
+
     @property
     def _has_room(self) -> bool:
         bound = self.log.max_bytes
         if self._memory.is_short:
             bound = min(bound, self._memory.share)
-        return self.log.bytes < bound
+        return self.log.bytes + self._pending_bytes < bound
 
     @property
     def is_full(self) -> bool:
-        """Whether the provider has to wait: the log is at its bound and nothing more can be trimmed."""
+        """Whether the source has to wait: the log is at its bound and nothing more can be trimmed."""
         log = self.log
-        if log.bytes >= log.max_bytes or self._memory.is_short:
+        if log.bytes + self._pending_bytes >= log.max_bytes or self._memory.is_short:
             self._memory.free(log.trim())
             if not self._has_room:
                 self._memory.waiting.add(self)
@@ -235,65 +314,11 @@ class Stream:
         return False
 
     def relieve(self) -> None:
-        """A reader moved, or memory is free again: let the provider go on where the log has room."""
+        """A reader moved, or memory is free again: let the source go on where the log has room."""
         memory = self._memory
         if self in memory.waiting:
             memory.free(self.log.trim())
             if self._has_room and self in memory.waiting:
                 memory.waiting.discard(self)
-                self.on_relief()
-
-    def finish(
-        self,
-        status: EndStatus,
-        *,
-        error: HoldfastError | None = None,
-        finish_reason: str | None = None,
-        usage: Usage | None = None,
-        attempts: list[AttemptRecord] | None = None,
-    ) -> None:
-        """Seal the log with its end entry. The first end counts; a stream has exactly one."""
-        if self.log.end is not None:
-            return
-        end = EndBody(
-            status=status,
-            finish_reason=finish_reason,
-            usage=usage,
-            error=None if error is None else error_body(error),
-            attempts=attempts or [],
-        )
-        self.queue_position = None
-        self.ended_at = self._timers.now()
-        self._is_awaited = bool(self._parked) and not self._readers and status != "cancelled"
-        self._memory.waiting.discard(self)
-        self._memory.used += self.log.seal(end)
-        self._memory.check()
-        for cursor in self._parked:
-            cursor.close()
-        self._parked.clear()
-        self._stop_grace()
-        for cursor, reader in self._readers.items():
-            reader.wake(cursor)
-        self.on_end(self)
-
-    def is_awaited(self, now: float) -> bool:
-        """Whether the stream has ended and a lost reader may still come for the rest, within its grace period."""
-        return self._is_awaited and self.ended_at is not None and now < self.ended_at + self.detach_grace
-
-    def cancel(self, reason: str = "") -> None:
-        """Stop the generation; its end is `cancelled`. Idempotent."""
-        if self.log.end is None:
-            self.finish("cancelled", error=Cancelled(reason))
-            self.on_abandoned()
-
-    @property
-    def end(self) -> EndBody | None:
-        return self.log.end
-
-
-def _ignore(_: object) -> None:
-    pass
-
-
-def _nothing() -> None:
-    pass
+                if self.source is not None:
+                    self.source.resume()

@@ -49,6 +49,36 @@ class Health:
         self.probe_failures = 0
         self.failures: Counter[str] = Counter()
 
+    def count_attempt(
+        self,
+        *,
+        is_repetition: bool,
+        is_first_here: bool,
+        is_failover: bool,
+        after: UpstreamError | None,
+        now: float,
+    ) -> None:
+        """Count an attempt that begins, and what it is a consequence of: the error of the attempt before it."""
+        self.attempts += 1
+        if is_repetition:
+            self.budget.withdraw(now)
+            self.retries += 1
+        elif is_first_here:
+            self.budget.count_request(now)
+        if is_failover:
+            self.failovers += 1
+        elif isinstance(after, UpstreamReset) and not after.processed:
+            self.resent_unprocessed += 1
+        elif isinstance(after, UpstreamReset) and after.is_stale and not is_repetition:
+            self.resent_stale += 1
+
+    def allows_repetition(self, now: float) -> bool:
+        """Whether the budget has room for one more repetition; counts where it has none."""
+        if self.budget.has_room(now):
+            return True
+        self.budget_refusals += 1
+        return False
+
     def record(self, permit: Permit, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
         """Count how an attempt has ended. A failure of a suspect request says nothing about the endpoint."""
         if error is not None:

@@ -6,7 +6,7 @@ from holdfast.config import ProviderConfig
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.timers import Timers
-from holdfast.upstream.capacity import Capacity
+from holdfast.upstream.capacity import capacity_of
 from holdfast.upstream.health import Health, Probe
 from holdfast.upstream.pool import Pool
 from holdfast.upstream.statistics import ProviderStatistics
@@ -22,8 +22,7 @@ class Provider:
         self.name = name
         self.config = config
         self.health = Health(config.breaker, config.retry_budget)
-        adaptive = config.adaptive_concurrency
-        self.capacity = Capacity(adaptive, timers) if adaptive.enabled else None
+        self.capacity = capacity_of(config, timers)
         self.pool = Pool(config, timers)
         self.endpoint = Endpoint(
             base_url=config.base_url,

@@ -60,7 +60,7 @@ class HealthStatistics(Struct, frozen=True):
 
 
 class ConcurrencyStatistics(Struct, frozen=True):
-    """The adaptive limit of one endpoint, in requests at a time.
+    """The limit of one endpoint, in requests at a time.
 
     TTFT, in seconds, is what it should be and the median of late; None before it was measured. `is_measuring`: the
     limit is lowered to measure the baseline. `overloads` counts how often the endpoint's own signals lowered it.
@@ -68,14 +68,14 @@ class ConcurrencyStatistics(Struct, frozen=True):
 
     limit: int
     in_flight: int
-    baseline_ttft: float | None
-    recent_ttft: float | None
-    is_measuring: bool
-    overloads: int
+    baseline_ttft: float | None = None
+    recent_ttft: float | None = None
+    is_measuring: bool = False
+    overloads: int = 0
 
 
 class ProviderStatistics(Struct, frozen=True):
-    """`concurrency` is None where no adaptive limit is enabled."""
+    """`concurrency` is None where the provider has no limit."""
 
     provider: str
     pool: PoolStatistics

@@ -92,8 +92,11 @@ class SseReader:
             self._is_marked = True
             self._flusher.add(self)
 
-    def moved(self, cursor: Cursor) -> None:
+    def position_changed(self, cursor: Cursor) -> None:
         pass  # a place in the queue has no form in SSE; the comments go on
+
+    def epoch_changed(self, cursor: Cursor) -> None:
+        pass  # the ids of the events to come have it
 
     def _mark(self) -> None:
         self.wake(self._cursor)

@@ -13,7 +13,7 @@ from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.session import messages as m
 from holdfast.core.session.server import MAX_INVALID_MESSAGES
 from holdfast.server.surfaces.holdfast_session import Sessions
-from holdfast.streams.registry import Registry
+from holdfast.streams.directory import Directory
 from holdfast.upstream.statistics import ProviderStatistics
 
 
@@ -75,7 +75,7 @@ class Bounds(Struct, frozen=True):
 
 def collect(
     config: Config,
-    registry: Registry,
+    directory: Directory,
     sessions: Sessions,
     admission: Admission,
     *,
@@ -90,7 +90,7 @@ def collect(
     waiting = admission.queue.waiting_of(tenant)
     return Bounds(
         bounds=[
-            *_process_bounds(config, registry, sessions, admission, connections),
+            *_process_bounds(config, directory, sessions, admission, connections),
             *_provider_bounds(providers),
             *_protocol_bounds(config),
         ],
@@ -106,10 +106,10 @@ def collect(
 
 
 def _process_bounds(
-    config: Config, registry: Registry, sessions: Sessions, admission: Admission, connections: int
+    config: Config, directory: Directory, sessions: Sessions, admission: Admission, connections: int
 ) -> list[Bound]:
     server, streams, queue = config.server, config.streams, config.queue
-    use = registry.statistics()
+    use = directory.statistics()
     rate = server.max_connections_per_second_per_address
     return [
         Bound("connections", server.max_connections, connections, "server.max_connections"),
@@ -118,7 +118,7 @@ def _process_bounds(
         ),
         Bound("streams that are kept", streams.max_streams, use.streams, "streams.max_streams"),
         Bound("bytes of all logs", streams.memory_bytes, use.log_bytes, "streams.memory_bytes"),
-        Bound("bytes of a log", streams.log_bytes, registry.largest_log, "streams.log_bytes"),
+        Bound("bytes of a log", streams.log_bytes, directory.largest_log, "streams.log_bytes"),
         Bound("waiting requests", queue.max_waiting, len(admission.queue), "queue.max_waiting"),
         Bound(
             "waiting requests of a tenant",

@@ -21,10 +21,10 @@ from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.websocket.connection import text_frame
 from holdfast.dialects.chat import CHAT
 from holdfast.errors import Draining, HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams, Unauthorized
-from holdfast.generation.ticket import Caller
+from holdfast.generation.launcher import Launcher, Started, Terms
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import Liveness, WebSocketProtocol
-from holdfast.streams.registry import Registry
+from holdfast.streams.directory import Directory
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
 from holdfast.version import __version__
@@ -55,8 +55,11 @@ class SessionLimits(msgspec.Struct, frozen=True):
 class Sessions:
     """The open sessions of this process, by token; what every session shares."""
 
-    def __init__(self, registry: Registry, timers: Timers, flusher: Flusher, limits: SessionLimits) -> None:
-        self.registry = registry
+    def __init__(
+        self, directory: Directory, launcher: Launcher, timers: Timers, flusher: Flusher, limits: SessionLimits
+    ) -> None:
+        self.directory = directory
+        self.launcher = launcher
         self.timers = timers
         self.flusher = flusher
         self.limits = limits
@@ -173,21 +176,27 @@ class SessionProtocol(WebSocketProtocol):
         self._mark()
 
     def _create(self, event: core.CreateReceived) -> None:
-        request_id = event.request_id
-        limits, registry = self._sessions.limits, self._sessions.registry
+        sessions, principal = self._sessions, self.principal
+        terms = Terms(
+            sessions.limits.detach_grace,
+            request_id=event.request_id,
+            stream=True,
+            connection=self.number,
+            session=self.short_token,
+        )
+        sessions.launcher.create(
+            principal, CHAT, event.request, terms, lambda answer: self._created_stream(event, answer)
+        )
+
+    def _created_stream(self, event: core.CreateReceived, answer: Started | HoldfastError) -> None:
+        if isinstance(answer, HoldfastError):
+            self.session.send_error(answer, request_id=event.request_id)
+            return
+        stream, duplicate = answer
         try:
-            request = CHAT.parse(event.request, stream=True)
-            self.principal.authorize(request.model, request.bounds, time.time())
-            stream, duplicate = registry.create(
-                self.principal.owner,
-                request,
-                request_id=request_id,
-                detach_grace=limits.detach_grace,
-                caller=Caller(self.principal.tenant, self.principal.key_id, self.number, self.short_token),
-            )
             cursor = stream.attach(self, credit=event.credit)
         except HoldfastError as exc:
-            self.session.send_error(exc, request_id=request_id)
+            self.session.send_error(exc, request_id=event.request_id)
             return
         self._add(stream, cursor)
         if self._created is None:
@@ -267,7 +276,7 @@ class SessionProtocol(WebSocketProtocol):
         if self.session.is_full and resume.stream not in self.session.cursors:
             raise TooManyStreams
         self.principal.check_expiry(time.time())
-        stream = self._sessions.registry.get(self.principal.owner, resume.stream)
+        stream = self._find(resume.stream)
         cursor = stream.attach(self, Position(resume.after, resume.epoch), credit=resume.credit)
         self._add(stream, cursor)
         return stream, cursor
@@ -280,14 +289,20 @@ class SessionProtocol(WebSocketProtocol):
         self._ready[cursor] = None
 
     def _cancel(self, event: core.CancelReceived) -> None:
-        registry, owner = self._sessions.registry, self.principal.owner
         if event.stream is not None:
             try:
-                registry.get(owner, event.stream).cancel()
+                self._find(event.stream).cancel()
             except HoldfastError as exc:
                 self.session.send_error(exc, stream=event.stream)
         elif event.request_id is not None:
-            registry.find_request(owner, event.request_id, _cancel)
+            self._sessions.directory.find_request(self.principal.owner, event.request_id, _cancel)
+
+    def _find(self, stream_id: str) -> Stream:
+        answers: list[Stream | HoldfastError] = []
+        self._sessions.directory.open(self.principal.owner, [stream_id], answers.extend)
+        if isinstance(answers[0], HoldfastError):
+            raise answers[0]
+        return answers[0]
 
     def _cursors_moved(self, event: core.CursorsMoved) -> None:
         for cursor in event.cursors:
@@ -297,7 +312,7 @@ class SessionProtocol(WebSocketProtocol):
         for stream_id in event.ended:
             if self._created is not None and stream_id in self._created:
                 self._created.discard(stream_id)
-                self._sessions.registry.acknowledged(self.principal.owner, stream_id)
+                self._sessions.directory.acknowledged(self.principal.owner, stream_id)
 
     def _drop(self, cursor: Cursor) -> None:
         """Forget a cursor that has left the session without leaving its stream to itself."""
@@ -313,9 +328,11 @@ class SessionProtocol(WebSocketProtocol):
             self._is_marked = True
             self._sessions.flusher.add(self)
 
-    def moved(self, cursor: Cursor) -> None:
+    def position_changed(self, cursor: Cursor) -> None:
         self._moved[cursor] = None
         self._mark()
+
+    def epoch_changed(self, cursor: Cursor) -> None: ...
 
     def _mark(self) -> None:
         if not self._is_marked:
@@ -466,7 +483,7 @@ class SessionProtocol(WebSocketProtocol):
             stream.lose(cursor)
 
 
-def _cancel(stream: Stream | None) -> None:
+def _cancel(stream: Stream | HoldfastError | None) -> None:
     # An unknown request id was refused or has long ended: its answer told, or will tell.
-    if stream is not None:
+    if isinstance(stream, Stream):
         stream.cancel()

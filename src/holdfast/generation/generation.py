@@ -1,0 +1,86 @@
+"""One request from its admission to the end of its stream; while it waits in the queue, the stream's source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.admission.queue import Ticket
+from holdfast.core.entries import EndBody, error_body
+from holdfast.dialects.ask import Ask
+from holdfast.errors import Cancelled, HoldfastError
+from holdfast.observe.events import Caller, Observer, RequestQueued
+from holdfast.streams.stream import Stream
+from holdfast.timers import Timers
+
+
+class Generation:
+    """What the launcher keeps of a request that it has started: who asked for what, its ticket and its stream.
+
+    | state | source of the stream | what moves it there |
+    |---|---|---|
+    | waiting | this object | `wait` |
+    | running | a pump | the queue: `admitted` |
+    | ended | none | cancelled, expired in the queue, or the pump's end |
+    """
+
+    __slots__ = ("_clock", "_observer", "_start", "_waits_since", "ask", "caller", "queued", "stream", "ticket")
+
+    def __init__(
+        self, stream: Stream, ask: Ask, caller: Caller, ticket: Ticket, timers: Timers, observer: Observer
+    ) -> None:
+        self.stream = stream
+        self.ask = ask
+        self.caller = caller
+        self.ticket = ticket
+        #: Seconds that it has waited in the queue until now.
+        self.queued = 0.0
+        self._clock = timers.now
+        self._observer = observer
+        self._waits_since: float | None = None
+        self._start: Callable[[], None] | None = None
+        ticket.watch(self._position_changed)
+
+    def wait(self, position: int, start: Callable[[], None]) -> None:
+        """Be the stream's source until the queue admits the request; then call `start`."""
+        self._start = start
+        self.stream.source = self
+        self._position_changed(position)
+        self.ticket.wait(self)
+
+    # -- the queue's side --
+
+    def admitted(self) -> None:
+        self._position_changed(None)
+        start, self._start = self._start, None
+        if start is not None:
+            start()
+
+    def expired(self, error: HoldfastError) -> None:
+        self._position_changed(None)
+        self.stream.seal(EndBody("failed", error=error_body(error)))
+
+    def position_changed(self, position: int) -> None:
+        self._position_changed(position)
+
+    def _position_changed(self, position: int | None) -> None:
+        now = self._clock()
+        if position is None:
+            if self._waits_since is not None:
+                self.queued += now - self._waits_since
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+            stream = self.stream
+            self._observer.observe(RequestQueued(stream.id, stream.origin.request_id, position))
+        self.stream.move(position)
+
+    # -- the stream's side --
+
+    def cancel(self, reason: str) -> None:
+        self.stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason))))
+
+    def abandon(self) -> None:
+        self.cancel("")
+
+    def resume(self) -> None:
+        """Nothing was read yet that could have filled the log."""

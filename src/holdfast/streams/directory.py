@@ -1,0 +1,252 @@
+"""All streams that this process has: found by their id, and by the request that has started them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from holdfast.config import StreamsConfig
+from holdfast.core.entries import Owner
+from holdfast.core.log import Log
+from holdfast.errors import HoldfastError, Overloaded, UnknownStream
+from holdfast.streams.follower import Follower
+from holdfast.streams.memory import LogMemory
+from holdfast.streams.retention import Retention
+from holdfast.streams.store import Claim, Claimed, Done, LogStore
+from holdfast.streams.stream import Origin, Stream, Writer
+from holdfast.timers import Timers
+
+
+@dataclass(slots=True, frozen=True)
+class DirectoryStatistics:
+    """Sizes are in bytes; `streams` counts running and retained streams."""
+
+    streams: int
+    running: int
+    log_bytes: int
+    memory_bytes: int
+    created: int
+    ended: int
+
+
+class Directory:
+    """Finds streams, here and in the store. All methods are synchronous and belong to the loop's thread.
+
+    With a shared store it follows what other processes own, so that readers always stand on a log of this process.
+    """
+
+    def __init__(
+        self, config: StreamsConfig, timers: Timers, store: LogStore, *, writer: Writer | None = None
+    ) -> None:
+        """`writer` takes what streams accept to the store; None where the store is not shared."""
+        self._config = config
+        self._timers = timers
+        self._store = store
+        self._writer = writer
+        self._streams: dict[str, Stream] = {}
+        # Those that another process owns: its claims are not ours to release.
+        self._followed: set[str] = set()
+        self._retention = Retention(config, timers, self._forget)
+        self._on_ended: list[Callable[[Stream], None]] = []
+        self._created = 0
+        self._ended = 0
+
+    def configure(self, config: StreamsConfig) -> None:
+        """Use new bounds and times for streams to come, and for what ends from now on."""
+        self._config = config
+        self._retention.configure(config)
+
+    def on_ended(self, listener: Callable[[Stream], None]) -> None:
+        """Call the listener at each end of a stream, when its readers can have it."""
+        self._on_ended.append(listener)
+
+    @property
+    def memory(self) -> LogMemory:
+        """The memory that all logs share."""
+        return self._retention.memory
+
+    # -- creation --
+
+    def claim(
+        self,
+        owner: Owner,
+        request_id: str | None,
+        *,
+        model: str,
+        digest: bytes,
+        done: Done[Claimed | HoldfastError],
+    ) -> None:
+        """Claim a request id for a new stream; without one the stream's own id is it.
+
+        `done` gets the claim that holds, which may be an earlier one. Who gets a new one calls `add` or `unclaim`.
+        """
+        stream = "st_" + secrets.token_hex(16)
+        self._store.claim(Claim(owner, request_id or stream, stream, model, digest), done)
+
+    def unclaim(self, claimed: Claimed) -> None:
+        """Nothing comes of a new claim."""
+        self._store.release(claimed.claim.stream, keep=0)
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` unless one more stream has room; ended ones go for it."""
+        limit, memory, retention = self._config.max_streams, self.memory, self._retention
+        if len(self._streams) >= limit:
+            retention.evict()
+            if len(self._streams) >= limit:
+                raise Overloaded(f"{limit} streams are running", retry_after=1.0)
+        while memory.is_short and retention.evict():
+            pass  # what had a reader when memory ran short may have none now
+        if memory.is_short:
+            raise Overloaded("the memory for logs is used up by running streams", retry_after=1.0)
+
+    def add(self, claimed: Claimed, *, detach_grace: float) -> Stream:
+        """Make the stream of a new claim. It has no source yet."""
+        self._created += 1
+        return self._make(claimed, detach_grace=detach_grace, writer=self._writer)
+
+    def _make(self, claimed: Claimed, *, detach_grace: float, writer: Writer | None) -> Stream:
+        claim = claimed.claim
+        stream = self._streams[claim.stream] = Stream(
+            origin=Origin(claim.owner, claim.request_id, claim.model, claim.digest),
+            log=Log(claim.stream, epoch=claimed.epoch, max_bytes=self._config.log_bytes),
+            memory=self.memory,
+            detach_grace=detach_grace,
+            timers=self._timers,
+            on_end=self._stream_ended,
+            writer=writer,
+        )
+        self.memory.running += 1
+        return stream
+
+    # -- lookup --
+
+    def get(self, stream_id: str) -> Stream | None:
+        """Return a stream of this process, whoever asks."""
+        return self._streams.get(stream_id)
+
+    def open(self, owner: Owner, wanted: Sequence[str], done: Done[list[Stream | HoldfastError]]) -> None:
+        """Find streams that this owner may read: `done` gets one answer for each, in the same order.
+
+        An absent stream and somebody else's give the same answer, `UnknownStream`.
+        """
+        answers: list[Stream | HoldfastError | None] = [None] * len(wanted)
+        left = len(wanted)
+
+        def answer(index: int, found: Stream | HoldfastError) -> None:
+            nonlocal left
+            answers[index] = found
+            left -= 1
+            if not left:
+                done([answer for answer in answers if answer is not None])
+
+        if not wanted:
+            done([])
+        for index, stream_id in enumerate(wanted):
+            self._find(owner, stream_id, partial(answer, index))
+
+    def _find(self, owner: Owner, stream_id: str, done: Done[Stream | HoldfastError]) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            done(stream if owner.may_read(stream.origin.owner) else UnknownStream())
+        elif self._store.is_shared:
+            self._store.find(stream_id, lambda found: done(self._adopt(owner, found)))
+        else:
+            done(UnknownStream())
+
+    def _adopt(self, owner: Owner, found: Claimed | HoldfastError | None) -> Stream | HoldfastError:
+        """Follow a stream that another process owns."""
+        if found is None:
+            return UnknownStream()
+        if isinstance(found, HoldfastError):
+            return found
+        if not owner.may_read(found.claim.owner):
+            return UnknownStream()
+        return self.follow(found)
+
+    def follow(self, claimed: Claimed) -> Stream:
+        """Return the local stream of a claim: the one that is here, or a new one that follows its owner."""
+        stream = self._streams.get(claimed.claim.stream)
+        if stream is None:
+            stream = self._make(claimed, detach_grace=self._config.detach_grace, writer=None)
+            self._followed.add(stream.id)
+            Follower(stream, self._store).start()
+        return stream
+
+    def find_request(self, owner: Owner, request_id: str, done: Done[Stream | HoldfastError | None]) -> None:
+        """Find the stream that a request id has started, None where there is none."""
+
+        def found(claimed: Claimed | HoldfastError | None) -> None:
+            if isinstance(claimed, Claimed):
+                done(
+                    self._streams.get(claimed.claim.stream) if not self._store.is_shared else self.follow(claimed)
+                )
+            else:
+                done(claimed)
+
+        self._store.find_request(owner, request_id, found)
+
+    def acknowledged(self, owner: Owner, stream_id: str) -> None:
+        """The creator has the end: it is kept for the shorter retention."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and owner.may_read(stream.origin.owner) and stream.is_ended:
+            self._retention.acknowledged(stream)
+
+    # -- the end of streams --
+
+    def _stream_ended(self, stream: Stream) -> None:
+        self._ended += 1
+        self.memory.running -= 1
+        self._retention.ended(stream)
+        for listener in self._on_ended:
+            listener(stream)
+
+    def _forget(self, stream: Stream) -> None:
+        if self._streams.pop(stream.id, None) is None:
+            return
+        if stream.id in self._followed:
+            self._followed.discard(stream.id)
+        else:
+            self._store.release(stream.id, keep=0)
+        self.memory.free(stream.log.bytes)
+
+    def aclose(self) -> None:
+        """Forget all streams."""
+        for stream in list(self._streams.values()):
+            self._retention.drop(stream)
+
+    # -- what there is --
+
+    def running(self) -> list[Stream]:
+        """The streams that have not ended, those that wait in the queue among them."""
+        return [stream for stream in self._streams.values() if not stream.is_ended]
+
+    @property
+    def unfinished(self) -> int:
+        """Streams that run, and those whose reader is gone and may yet come back for the end."""
+        return sum(map(self._is_unfinished, self._streams.values()))
+
+    def has_unfinished(self, owner: Owner) -> bool:
+        """Whether one of the owner's own streams is unfinished."""
+        return any(
+            self._is_unfinished(stream) for stream in self._streams.values() if stream.origin.owner == owner
+        )
+
+    def _is_unfinished(self, stream: Stream) -> bool:
+        return not stream.is_ended or stream.is_awaited(self._timers.now())
+
+    @property
+    def largest_log(self) -> int:
+        """Bytes of the log that has most. It looks at all of them."""
+        return max((stream.log.bytes for stream in self._streams.values()), default=0)
+
+    def statistics(self) -> DirectoryStatistics:
+        return DirectoryStatistics(
+            streams=len(self._streams),
+            running=len(self._streams) - len(self._retention),
+            log_bytes=self.memory.used,
+            memory_bytes=self.memory.limit,
+            created=self._created,
+            ended=self._ended,
+        )

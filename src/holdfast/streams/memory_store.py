@@ -1,0 +1,170 @@
+"""The log store of one process: claims, and logs for who shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.core.entries import EndBody, Owner, Position
+from holdfast.core.log import Log
+from holdfast.errors import HoldfastError, UnknownEpoch, UnknownStream
+from holdfast.streams.store import Batch, Claim, Claimed, Done, Signal, Sink, Subscription
+from holdfast.timers import Timers
+
+
+class MemoryStore:
+    """Answers every call in the same turn.
+
+    As the store of a gateway it is not shared: it knows which request id is which stream, and the logs are those
+    of the streams themselves. Shared between several directories of one process it is what a shared store is
+    between processes; the contract suite holds both to the same.
+    """
+
+    def __init__(self, timers: Timers, *, is_shared: bool = False) -> None:
+        self.is_shared = is_shared
+        self._timers = timers
+        self._by_request: dict[tuple[Owner, str], _Stored] = {}
+        self._streams: dict[str, _Stored] = {}
+
+    def claim(self, claim: Claim, done: Done[Claimed | HoldfastError]) -> None:
+        known = self._by_request.get((claim.owner, claim.request_id))
+        if known is not None:
+            done(known.claimed)
+            return
+        stored = self._by_request[claim.owner, claim.request_id] = self._streams[claim.stream] = _Stored(claim)
+        done(Claimed(stored.claim, stored.log.epoch, True))
+
+    def find(self, stream: str, done: Done[Claimed | HoldfastError | None]) -> None:
+        stored = self._streams.get(stream)
+        done(None if stored is None else stored.claimed)
+
+    def find_request(self, owner: Owner, request_id: str, done: Done[Claimed | HoldfastError | None]) -> None:
+        stored = self._by_request.get((owner, request_id))
+        done(None if stored is None else stored.claimed)
+
+    def take_over(self, stream: str, epoch: int, done: Done[bool | HoldfastError]) -> None:
+        stored = self._streams.get(stream)
+        if stored is None:
+            done(UnknownStream())
+        elif epoch <= stored.log.epoch or stored.log.end is not None:
+            done(False)
+        else:
+            stored.log.begin_epoch(epoch)
+            done(True)
+
+    def write(self, batch: Batch, done: Done[HoldfastError | None]) -> None:
+        stored = self._streams.get(batch.stream)
+        done(UnknownStream() if stored is None else stored.write(batch))
+
+    def read(self, stream: str, after: Position, max_bytes: int, done: Done[Batch | HoldfastError]) -> None:
+        stored = self._streams.get(stream)
+        if stored is None:
+            done(UnknownStream())
+            return
+        try:
+            stored.log.check(after)
+        except HoldfastError as exc:
+            done(exc)
+        else:
+            done(stored.batch(after.seq + 1, max_bytes))
+
+    def follow(self, stream: str, after: Position, sink: Sink) -> Subscription:
+        stored = self._streams.get(stream)
+        if stored is None:
+            sink.following_lost(UnknownStream())
+            return _Ended()
+        following = _Following(stored, sink)
+        stored.followers.append(following)
+        if after.seq + 1 < stored.log.next:
+            sink.batch_received(stored.batch(after.seq + 1, stored.log.bytes))
+        return following
+
+    def signal(self, stream: str, signal: Signal) -> None:
+        stored = self._streams.get(stream)
+        if stored is not None and stored.receive is not None:
+            stored.receive(signal)
+
+    def listen(self, stream: str, receive: Callable[[Signal], None]) -> Subscription:
+        stored = self._streams[stream]
+        stored.receive = receive
+        return _Listening(stored)
+
+    def release(self, stream: str, *, keep: float) -> None:
+        if keep > 0:
+            self._timers.after(keep, lambda: self._forget(stream))
+        else:
+            self._forget(stream)
+
+    def _forget(self, stream: str) -> None:
+        stored = self._streams.pop(stream, None)
+        if stored is not None:
+            del self._by_request[stored.claim.owner, stored.claim.request_id]
+
+
+class _Stored:
+    """One claim, and its log where the store is shared."""
+
+    __slots__ = ("claim", "followers", "log", "receive")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.log = Log(claim.stream, max_bytes=0)
+        self.followers: list[_Following] = []
+        self.receive: Callable[[Signal], None] | None = None
+
+    @property
+    def claimed(self) -> Claimed:
+        return Claimed(self.claim, self.log.epoch, False)
+
+    def write(self, batch: Batch) -> HoldfastError | None:
+        log = self.log
+        if batch.epoch != log.epoch:
+            return UnknownEpoch(f"the stream is in epoch {log.epoch}; epoch {batch.epoch} may not write any more")
+        if batch.first > log.next:
+            return UnknownEpoch(f"the stream's next entry is {log.next}; {batch.first} would leave a gap")
+        if batch.next <= log.next:
+            return None
+        payloads = batch.payloads[log.next - batch.first :]
+        if payloads:
+            log.append(payloads)
+        if batch.end is not None:
+            log.seal(batch.end)
+        for follower in list(self.followers):
+            follower.sink.batch_received(batch)
+        return None
+
+    def batch(self, first: int, max_bytes: int) -> Batch:
+        log = self.log
+        payloads = log.slice(first, max_bytes)
+        end: EndBody | None = None
+        if log.end is not None and first + len(payloads) == log.next and payloads:
+            payloads.pop()
+            end = log.end
+        return Batch(log.stream.decode(), log.epoch, first, payloads, end)
+
+
+class _Following:
+    __slots__ = ("_stored", "sink")
+
+    def __init__(self, stored: _Stored, sink: Sink) -> None:
+        self._stored = stored
+        self.sink = sink
+
+    def close(self) -> None:
+        if self in self._stored.followers:
+            self._stored.followers.remove(self)
+
+
+class _Listening:
+    __slots__ = ("_stored",)
+
+    def __init__(self, stored: _Stored) -> None:
+        self._stored = stored
+
+    def close(self) -> None:
+        self._stored.receive = None
+
+
+class _Ended:
+    __slots__ = ()
+
+    def close(self) -> None: ...

@@ -1,0 +1,129 @@
+"""Where logs live: the interface of log stores, and the records that they take and give.
+
+A store answers by calling `done` once. The memory store does so in the same turn of the loop, so that nothing
+waits, and no task or queue stands between a token and its readers; a shared store does so when it has the answer.
+
+What every store has to keep, and `tests/contract` holds it to:
+
+- of several claims of one request id exactly one wins, and all get the winner's;
+- entries of a stream are stored in the order of their numbers, each once: a batch that was stored before changes
+  nothing, one that would leave a gap is refused;
+- a batch of an epoch that is not the newest is refused: who lost a stream to another owner cannot write to it;
+- what `done` has confirmed is found by every later `read` and `follow`, until `release`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from holdfast.core.entries import EndBody, Owner, Position
+from holdfast.errors import HoldfastError
+
+_T = TypeVar("_T")
+#: Called once with what was asked for: in the same turn, unless it has to be looked up elsewhere.
+Done: TypeAlias = Callable[[_T], None]
+
+
+class Claim(Struct, frozen=True):
+    """One request's wish to own a stream. `digest` tells a repetition from another request under the same id."""
+
+    owner: Owner
+    request_id: str
+    stream: str
+    model: str
+    digest: bytes
+
+
+class Claimed(Struct, frozen=True):
+    """The claim that holds for a request id. `is_new` where it is the one that was just made."""
+
+    claim: Claim
+    epoch: int
+    is_new: bool
+
+
+class Batch(Struct, frozen=True):
+    """Consecutive entries, the first of which has the number `first`; `end` follows them where it is there."""
+
+    stream: str
+    epoch: int
+    first: int
+    payloads: Sequence[bytes]
+    end: EndBody | None = None
+
+    @property
+    def next(self) -> int:
+        """The number of the entry that follows this batch."""
+        return self.first + len(self.payloads) + (self.end is not None)
+
+
+class Cancel(Struct, frozen=True):
+    """The owner of the stream wants it stopped."""
+
+    reason: str = ""
+
+
+class Attended(Struct, frozen=True):
+    """Somebody reads the stream elsewhere, for `seconds` more unless that is said again."""
+
+    seconds: float
+
+
+Signal: TypeAlias = Cancel | Attended
+
+
+class Sink(Protocol):
+    """Who follows a stream."""
+
+    def batch_received(self, batch: Batch) -> None:
+        """Take what was stored; batches come in order, and may repeat what came before."""
+
+    def following_lost(self, error: HoldfastError) -> None:
+        """The store cannot be reached; nothing more comes of this following."""
+
+
+class Subscription(Protocol):
+    """Ends with `close`, which is idempotent."""
+
+    def close(self) -> None: ...
+
+
+class LogStore(Protocol):
+    """Keeps claims and, where it is shared, logs. All methods are synchronous and belong to the loop's thread."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes see it. Where not, the owner's own log is the only copy: nothing is written."""
+
+    def claim(self, claim: Claim, done: Done[Claimed | HoldfastError]) -> None:
+        """Claim a request id. Exactly one claimant wins."""
+
+    def find(self, stream: str, done: Done[Claimed | HoldfastError | None]) -> None:
+        """Find the claim of a stream, with the newest epoch."""
+
+    def find_request(self, owner: Owner, request_id: str, done: Done[Claimed | HoldfastError | None]) -> None:
+        """Find the claim of a request id."""
+
+    def take_over(self, stream: str, epoch: int, done: Done[bool | HoldfastError]) -> None:
+        """Begin an epoch of a stream whose owner is gone. Of two that begin the same one exactly one wins."""
+
+    def write(self, batch: Batch, done: Done[HoldfastError | None]) -> None:
+        """Store a batch. What `done` has confirmed may be shown to readers. Idempotent by epoch and number."""
+
+    def read(self, stream: str, after: Position, max_bytes: int, done: Done[Batch | HoldfastError]) -> None:
+        """Read about `max_bytes` of entries behind a position."""
+
+    def follow(self, stream: str, after: Position, sink: Sink) -> Subscription:
+        """Deliver what is stored behind a position, and what will be."""
+
+    def signal(self, stream: str, signal: Signal) -> None:
+        """Tell the owner of a stream something. Lost where there is no owner."""
+
+    def listen(self, stream: str, receive: Callable[[Signal], None]) -> Subscription:
+        """Receive what is signalled to this stream, as its owner."""
+
+    def release(self, stream: str, *, keep: float) -> None:
+        """The owner needs the stream no more; the store forgets it after `keep` seconds, its claim included."""
