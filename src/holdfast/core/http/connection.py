@@ -38,6 +38,14 @@ class ErrorCode(IntEnum):
     HTTP_1_1_REQUIRED = 0xD
 
 
+def code_name(code: int) -> str:
+    """Return an error code's name in lower case, for logs and statistics; `code_N` for an unknown one."""
+    try:
+        return ErrorCode(code).name.lower()
+    except ValueError:
+        return f"code_{code}"
+
+
 class ResponseReceived(Struct, gc=False):
     """The head of the final response has come. Informational (1xx) responses are dropped."""
 
