@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Self
 class HoldfastError(Exception):
     """Base of all errors that Holdfast raises or sends.
 
-    `code` is stable: programs may compare it. `http_status` is the status of an HTTP answer that carries the
-    error. `close_code` is the WebSocket close code where the error ends a connection, None where it never
-    does. `retryable` says whether the same request may succeed later, and may be asked again: where the operator
-    wants no request to be billed twice, one that the provider may have processed is not. `retry_after` is a hint
-    in seconds.
-    `partial` is what a stream had delivered when it failed (set by the SDK only).
+    `code` is stable: programs may compare it. `http_status` is the status of an HTTP answer with this error.
+    `close_code` is the WebSocket close code if the error ends a connection; None if it never does. `retryable`
+    says whether the same request may succeed later, and may be sent again. It is false for a request that the
+    provider may have processed if the operator wants no request to be billed twice. `retry_after` is a hint in
+    seconds. `param` names the field of the request that is wrong. `partial`, which only the SDK sets, is what a
+    stream had delivered when it failed.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -43,10 +43,10 @@ class HoldfastError(Exception):
 
 
 class InternalError(HoldfastError):
-    """The catch-all that the supervisors use."""
+    """An unexpected failure, as the supervisors report it."""
 
 
-# -- what the caller sent ------------------------------------------------------------------------------
+# -- the caller's faults -------------------------------------------------------------------------------
 
 
 class InvalidRequest(HoldfastError):
@@ -68,7 +68,7 @@ class HelloTimeout(HoldfastError):
     http_status = 408
     close_code = 4408
     retryable = False
-    meaning = "The client opened a connection and did not say hello (or send a request) in time."
+    meaning = "The client opened a connection, but did not send its hello or a request in time."
 
 
 class SessionSuperseded(HoldfastError):
@@ -132,7 +132,7 @@ class TooManyStreams(HoldfastError):
     http_status = 429
     close_code = None
     retryable = True
-    meaning = "The session has as many running streams as it may have."
+    meaning = "The session has reached its limit of running streams."
 
 
 # -- models and streams --------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class QueueFull(HoldfastError):
     http_status = 503
     close_code = None
     retryable = True
-    meaning = "The model is busy and as many requests wait for it as may; nothing was sent to a provider."
+    meaning = "The model is busy and the queue is full; nothing was sent to a provider."
 
 
 class QueueTimeout(HoldfastError):
@@ -210,7 +210,7 @@ class QueueTimeout(HoldfastError):
     http_status = 503
     close_code = None
     retryable = True
-    meaning = "The request waited for its turn until its deadline; nothing was sent to a provider."
+    meaning = "The request waited in the queue until its deadline; nothing was sent to a provider."
 
 
 class Overloaded(HoldfastError):
@@ -234,7 +234,7 @@ class Shutdown(HoldfastError):
     http_status = 503
     close_code = None
     retryable = True
-    meaning = "The gateway process was stopped while the stream ran; what came before is all there is."
+    meaning = "The gateway process was stopped while the stream ran; the stream ends with what it had delivered."
 
 
 # -- the provider --------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ class UpstreamError(HoldfastError):
 
 
 class UpstreamStatus(UpstreamError):
-    """The provider answered with an error status. `status` is the provider's, and is passed on over HTTP."""
+    """The provider answered with an error status. An HTTP answer passes that `status` on."""
 
     code = "upstream_status"
     meaning = "The provider refused the request; `status` and the message are the provider's."
@@ -268,11 +268,11 @@ class UpstreamConnectError(UpstreamError):
 
 
 class UpstreamReset(UpstreamError):
-    """`processed` is False only where the provider certainly did not act on the request.
+    """`processed` is False only if the provider certainly did not act on the request.
 
-    `is_stale` says that the connection had been kept alive and ended without a byte of this answer: most likely
-    the provider was closing it as idle when the request was sent. `is_refused`: the provider takes no more
-    requests on this connection for now, which itself stays of use.
+    `is_stale`: the connection had been kept alive, and ended without a byte of this answer. Most likely the
+    provider was closing it as idle when the request was sent. `is_refused`: the provider takes no more requests
+    on this connection for now, but the connection stays open.
     """
 
     code = "upstream_reset"
@@ -297,7 +297,7 @@ class UpstreamReset(UpstreamError):
 class CircuitOpen(UpstreamError):
     code = "circuit_open"
     http_status = 503
-    meaning = "Every endpoint of the model is left alone after failures; retry_after says when one is tried again."
+    meaning = "Every endpoint of the model has failed too often; retry_after says when one is tried again."
 
 
 class UpstreamTruncated(UpstreamError):
@@ -329,7 +329,7 @@ class ConnectTimeout(UpstreamTimeout):
 
 class FirstByteTimeout(UpstreamTimeout):
     code = "first_byte_timeout"
-    meaning = "The provider took the request and did not answer in time."
+    meaning = "The provider took the request, but did not begin to answer in time."
 
 
 class IdleTimeout(UpstreamTimeout):
@@ -343,7 +343,7 @@ class TotalTimeout(UpstreamTimeout):
     meaning = "The answer took longer than the total deadline."
 
 
-# -- the SDK's side ------------------------------------------------------------------------------------
+# -- raised by the SDK ---------------------------------------------------------------------------------
 
 
 class ConnectionLost(HoldfastError):
@@ -352,7 +352,7 @@ class ConnectionLost(HoldfastError):
     code = "connection_lost"
     http_status = 502
     close_code = None
-    meaning = "The connection to the gateway could not be kept or made again."
+    meaning = "The connection to the gateway was lost and could not be made again."
 
 
 class ProtocolError(HoldfastError):
@@ -375,7 +375,7 @@ class StreamFailed(HoldfastError):
 
 
 class ConfigError(HoldfastError):
-    """A configuration that cannot be used. The message names file, key and what was expected."""
+    """The configuration cannot be used. The message names the file, the key, and what was expected."""
 
     code = "config_error"
     close_code = None
@@ -403,9 +403,9 @@ def from_wire(
     retry_after: float | None = None,
     status: int | None = None,
 ) -> HoldfastError:
-    """Make the exception for an error that came over the wire; an unknown code gives `StreamFailed`.
+    """Return the exception for an error that came over the wire; `StreamFailed` for an unknown code.
 
-    `retryable` is what the wire says; None leaves it to the code.
+    `retryable` is the peer's word; None leaves it to the code.
     """
     cls = ERRORS.get(code)
     error: HoldfastError

@@ -1,7 +1,7 @@
 """The gateway's log: one line per event, as JSON or for a terminal, written by a thread of its own.
 
-Whatever comes from outside (names, ids, messages) is escaped, so that nobody can make a line of the log look like
-another. A log that is not read, such as a pipe that is full, costs lines and never the event loop.
+Everything that comes from outside (names, ids, messages) is escaped, so that nobody can forge a line of the log.
+If nobody reads the log, as when a pipe is full, lines are dropped and the event loop is not held up.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any, TextIO
 
 from holdfast.config.logging import LoggingConfig
 
-#: Lines that may wait for the writer; more are dropped and counted.
+#: How many lines may wait for the writer. Further ones are dropped and counted.
 MAX_WAITING = 10_000
-#: Longest line, in characters.
+#: The longest line, in characters; the rest is cut off.
 MAX_LINE = 64 * 1024
-#: Seconds that the last lines have when the process ends.
+#: How many seconds the last lines may take to be written when the process ends.
 _LAST_GRACE = 2.0
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+-]+")
 
 
 def escape(text: str) -> str:
-    r"""Write what is not printable, such as a line's end or a terminal's commands, as `\x0a` or `\u2028`."""
+    r"""Write unprintable characters, such as line ends and terminal commands, as `\x0a`, `\u2028` and so on."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else _number(ord(char)) for char in text)
@@ -39,7 +39,7 @@ def _number(code: int) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object: time, level, logger, message, then the fields."""
+    """Formats a line as one JSON object: time, level, logger, message, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -55,7 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time, level, message and fields as `name=value`; a traceback is indented below."""
+    """Formats a line as time, level, message, and fields as `name=value`. A traceback is indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
         parts = [_time(record), record.levelname.ljust(7), escape(record.getMessage())]
@@ -74,7 +74,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class QueueHandler(logging.Handler):
-    """Hands lines to a thread that writes them. What finds the queue full is dropped, and counted in `dropped`."""
+    """Passes lines to a thread that writes them. While the queue is full, lines are dropped and counted."""
 
     def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class QueueHandler(logging.Handler):
             self._lines.put_nowait(line)
         except queue.Full:
             self.dropped += 1
-        except Exception:  # noqa: BLE001 - logging's own rule: a line that cannot be formatted harms nobody
+        except Exception:  # noqa: BLE001 - as in `logging`'s own handlers: a bad line must not break its caller
             self.handleError(record)
 
     def _write(self) -> None:
@@ -106,10 +106,10 @@ class QueueHandler(logging.Handler):
                         self._stream.write(self.format(_notice(lost)) + "\n")
                     self._stream.flush()
             except (OSError, ValueError):
-                self.dropped += 1  # nobody reads any more
+                self.dropped += 1  # the reader is gone
 
     def close(self) -> None:
-        """Write what waits, as far as the stream takes it within two seconds."""
+        """Write the waiting lines, as far as the stream takes them within two seconds."""
         try:
             self._lines.put(None, timeout=_LAST_GRACE)
         except queue.Full:
@@ -131,14 +131,14 @@ def _notice(lost: int) -> logging.LogRecord:
 
 
 class Logs:
-    """The log of a process. Use it as a context: at its end what waits is written."""
+    """The log of a process. Use it as a context manager: its end writes the waiting lines."""
 
     def __init__(self, config: LoggingConfig, stream: TextIO | None = None) -> None:
         self.handler = QueueHandler(stream or sys.stderr)
         self.configure(config)
 
     def configure(self, config: LoggingConfig) -> None:
-        """Set format and level, also while the process runs."""
+        """Set the format and the level; also while the process runs."""
         self.handler.setFormatter(JsonFormatter() if config.format == "json" else ConsoleFormatter())
         logging.getLogger("holdfast").setLevel(config.level.upper())
 

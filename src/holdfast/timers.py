@@ -1,6 +1,6 @@
-"""The process's one clock for deadlines: a timing wheel driven by a single loop timer.
+"""The process's one clock for deadlines: a timing wheel that a single timer of the event loop drives.
 
-An idle connection or a waiting stream costs one wheel entry, not a task or a loop timer of its own.
+An idle connection or a waiting stream costs one entry of the wheel, not a task or a loop timer of its own.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from holdfast.core.timing_wheel import Timer, TimingWheel
 
 logger = logging.getLogger("holdfast")
 
-#: Callbacks fire at most two of these late, in seconds.
+#: Seconds per tick. Callbacks run at most two ticks late.
 RESOLUTION = 0.05
 
-#: A tick that comes so many seconds late was held up by more than load: the process was stopped, or its machine.
+#: If a tick is so many seconds late, the reason is not load: the process, or its machine, was stopped.
 _PAUSE = 1.0
 
 
 class Deadline:
-    """A callback that is due some time. `cancel` is idempotent, and holds even in the turn in which it is due."""
+    """A callback with a deadline. `cancel` is idempotent, and works even in the turn in which it is due."""
 
     __slots__ = ("_callback", "_timer")
 
@@ -43,10 +43,10 @@ class Deadline:
 
 
 class Timers:
-    """Calls back after a delay in seconds, never early and at most two ticks late.
+    """Runs callbacks after a delay in seconds, never early and at most two ticks late.
 
-    After a pause of the whole process what is due waits for one more tick, so that what has arrived meanwhile is
-    read first: peers are not to be blamed for our own silence.
+    After a pause of the whole process, due callbacks wait for one more tick, so that the loop first reads what has
+    arrived meanwhile. Otherwise peers would time out although it was we who were silent.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -58,6 +58,7 @@ class Timers:
         self.now = self._loop.time
 
     def after(self, delay: float, callback: Callable[[], None]) -> Deadline:
+        """Run `callback` in `delay` seconds, unless the returned deadline is cancelled."""
         deadline = Deadline(self._wheel, self._loop.time() + delay, callback)
         if self._tick is None:
             self._schedule(self._run)
@@ -90,7 +91,7 @@ class Timers:
             self._tick = None
 
     def close(self) -> None:
-        """Stop the clock; pending callbacks are not called."""
+        """Stop the clock. Pending callbacks never run."""
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None

@@ -7,6 +7,7 @@ from holdfast.core.http.connection import (
     HttpConnection,
     HttpMisuse,
     check_request_target,
+    code_name,
     request_fields,
 )
 from holdfast.core.http.http1 import Http1Connection
@@ -26,6 +27,10 @@ def test_both_connections_have_the_common_shape() -> None:
 
 def test_error_codes_are_those_of_the_rfc() -> None:
     assert [code.value for code in ErrorCode] == list(range(14))
+
+
+def test_error_code_is_named_as_in_the_rfc_and_an_unknown_one_by_its_number() -> None:
+    assert [code_name(code) for code in (0x7, 0xD, 0xE)] == ["refused_stream", "http_1_1_required", "code_14"]
 
 
 def test_good_target_passes() -> None:

@@ -377,7 +377,7 @@ async def test_issuer_that_is_down_is_a_passing_failure(make_fetching, issuer, c
     issuer.status = 200
     forget_the_last_fetch(path)
     assert await status(path, token()) == 200
-    assert "cannot be had" in caplog.text
+    assert "cannot be fetched" in caplog.text
 
 
 async def test_withdrawn_key_is_no_longer_good_after_the_refresh(make_fetching, issuer):
@@ -400,4 +400,4 @@ async def test_strange_answer_of_the_issuer_changes_nothing(make_fetching, issue
     assert await status(path, token(kid="made-up")) == 401
     assert issuer.requests == 2
     assert await status(path, token()) == 200
-    assert "cannot be had" in caplog.text
+    assert "cannot be fetched" in caplog.text

@@ -1,4 +1,4 @@
-"""Puts the parts of authentication together as the configuration says, and starts and stops them."""
+"""Builds the parts of authentication from the configuration, and starts and stops them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from holdfast.timers import Timers
 
 
 class Access:
-    """What decides who may call. `start`, then `aclose`; both once."""
+    """Decides who may call. Call `start`, and in the end `aclose`, each once."""
 
     def __init__(self, config: Config, timers: Timers) -> None:
         is_local = not config.has_callers
@@ -43,12 +43,12 @@ class Access:
         self.watcher = None if self.store is None else KeyWatcher(self.store, self.table, timers)
 
     def configure(self, config: Config) -> None:
-        """Take the keys and origins of another configuration; what a removed key has opened is ended."""
+        """Use the keys and origins of another configuration. Whatever a removed key has opened is ended."""
         self.authenticator.use_origins(OriginRules(config.server.allowed_origins, is_local=not config.has_callers))
         self.table.replace("config", KeySet(config_keys(config.keys), time.time()))
 
     async def start(self) -> None:
-        """Read what is kept outside of the configuration. Raises `ConfigError`."""
+        """Read the key store and the issuer's keys. Raises `ConfigError` if a file cannot be used."""
         if self.watcher is not None:
             self.watcher.start()
         if self.jwks is not None:

@@ -1,4 +1,4 @@
-"""Who is calling: from a request's headers to its principal."""
+"""Authentication: finds the principal of a request by its headers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from holdfast.errors import InvalidRequest, Unauthorized
 
 __all__ = ["Authenticator", "Principal", "create_key"]
 
-#: An entry of `Sec-WebSocket-Protocol` that begins so carries a token: browsers can set no other header.
+#: The prefix of an entry of `Sec-WebSocket-Protocol` that carries a token: browsers can set no other header.
 TOKEN_SUBPROTOCOL = "holdfast.token."  # noqa: S105 - a prefix
-#: How client tokens begin; see `client_tokens`.
+#: The prefix of client tokens; see `client_tokens`.
 _CLIENT_TOKEN = "hft_"  # noqa: S105 - a prefix
 
-#: Query parameters that look like credentials: URLs end up in logs, so such a request is refused.
+#: Query parameters that look like credentials. URLs end up in logs, so a request with one is refused.
 _CREDENTIAL_PARAMETERS = frozenset(
     {
         "access-token",
@@ -37,7 +37,7 @@ _CREDENTIAL_PARAMETERS = frozenset(
         "x-api-key",
     }
 )
-#: How our own credentials begin, wherever in a query they stand.
+#: The prefixes of our own credentials, which are refused anywhere in a query.
 _PREFIXES = ("hf_", _CLIENT_TOKEN, TOKEN_SUBPROTOCOL)
 _USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
 
@@ -45,13 +45,13 @@ _LOCAL = Principal("local")
 
 
 class TokenReader(Protocol):
-    """Reads client tokens."""
+    """Reads the tokens that `ClientTokens` issues."""
 
     def read(self, token: str, origin: str | None) -> Principal: ...
 
 
 class TokenVerifier(Protocol):
-    """Reads an issuer's tokens; raises `KeysPending` where that has to wait."""
+    """Verifies an external issuer's tokens. Raises `KeysPending` if its keys must be fetched first."""
 
     def verify(self, token: str) -> Principal: ...
 
@@ -59,8 +59,8 @@ class TokenVerifier(Protocol):
 class Authenticator:
     """Finds the principal of a request.
 
-    With `is_local` everyone who gets past the origin rules is one caller, whatever the credential; a client token
-    alone is looked at, so that a page can be tried out with it.
+    With `is_local`, every request that the origin rules allow has the same principal, whatever its credential.
+    Only client tokens are still read, so that a page can be tried out with them.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class Authenticator:
         self._clock = clock
 
     def use_origins(self, origins: OriginRules) -> None:
-        """Judge by other rules from now on."""
+        """Use other origin rules from now on."""
         self._origins = origins
 
     def check_origin(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-        """Return the origin of a page that may call, None for other clients. Raises `Forbidden`."""
+        """Return the origin of a page that may call; None for other clients. Raises `Forbidden`."""
         return self._origins.check(_fields(headers))
 
     def authenticate(
@@ -94,9 +94,10 @@ class Authenticator:
         query: Mapping[str, str],
         subprotocols: Iterable[str] = (),
     ) -> Principal:
-        """Return the caller. `subprotocols` is a WebSocket's offer, which may hold a token.
+        """Return the caller. `subprotocols` are those that a WebSocket client offers; one may carry a token.
 
-        Raises `Unauthorized`, `Forbidden`, `InvalidRequest` (credential in the URL), or `KeysPending`.
+        Raises `Unauthorized`, `Forbidden`, `InvalidRequest` (a credential in the URL, contradicting headers), or
+        `KeysPending`.
         """
         _refuse_credentials_in_url(query)
         fields = _fields(headers)
@@ -115,7 +116,7 @@ class Authenticator:
         if self._verifier is not None and credential.count(".") == 2:
             return self._verifier.verify(credential)
         if is_subprotocol:
-            raise Unauthorized("a subprotocol carries tokens only: a key does not belong into a browser")
+            raise Unauthorized("a subprotocol carries tokens only: a key does not belong in a browser")
         key = self._table.find(credential.encode("latin-1"), self._clock())
         if key is None:
             raise Unauthorized("the key is not known here")
@@ -123,7 +124,7 @@ class Authenticator:
 
 
 def _refuse_credentials_in_url(query: Mapping[str, str]) -> None:
-    """Raises `InvalidRequest`, which names the parameter and never its value."""
+    """Raise `InvalidRequest` for a credential in the query. It names the parameter, but never its value."""
     for name, value in query.items():
         is_name_secret = name.startswith(_PREFIXES)
         if is_name_secret or name.lower() in _CREDENTIAL_PARAMETERS or value.startswith(_PREFIXES):
@@ -135,7 +136,7 @@ def _refuse_credentials_in_url(query: Mapping[str, str]) -> None:
 
 
 def bearer_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the credential that the headers carry, "" for none. Raises `InvalidRequest` where they contradict."""
+    """Return the credential in the headers; "" if there is none. Raises `InvalidRequest` if they contradict."""
     return _credential(_fields(headers))
 
 
@@ -143,7 +144,7 @@ def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _USED and fields.setdefault(name, value) != value:
-            # Two that differ: a proxy may have looked at the other one.
+            # Two that differ are refused: a proxy may have checked the other one.
             raise InvalidRequest(f"the header {name.decode()} is there more than once", param=name.decode())
     return fields
 

@@ -1,7 +1,7 @@
-"""Short-lived tokens that a server makes for its browsers: signed here, checked here, stored nowhere.
+"""Short-lived tokens that an application's server requests for its browsers. Nothing stores them.
 
-They are JWTs inside, with a type and issuer of their own and a prefix, so that no token of an external issuer can
-pass for one, nor the other way round.
+They are JWTs that the gateway signs and checks. Their own type, issuer and prefix ensure that no token of an
+external issuer is taken for one of them, nor the other way round.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from holdfast.admission.principal import SUBJECT_PREFIX, Principal, Scopes, is_n
 from holdfast.errors import Forbidden, InvalidRequest, Unauthorized
 
 PREFIX = "hft_"
-#: Longest life of a token, and its life where the request says nothing, in seconds.
+#: The longest life of a token, and its default life, in seconds.
 MAX_LIFE = 3600
 DEFAULT_LIFE = 300
 _ISSUER = "holdfast"
@@ -29,7 +29,7 @@ _ALGORITHM = "HS256"
 
 
 class TokenRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The body of `POST /v1/client_tokens`. What is left out is as the server's own credential has it."""
+    """The body of `POST /v1/client_tokens`. The defaults are those of the server's own credential."""
 
     models: Annotated[list[str], Meta(min_length=1, max_length=100)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, lt=2**53)] | None = None
@@ -49,7 +49,7 @@ class IssuedToken(msgspec.Struct, frozen=True):
 
 
 class _Claims(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a token says. `kid` and `gen` are the key that it was made with: it ends with that."""
+    """The claims of a token. `kid` and `gen` name the key that requested it: the token ends with that key."""
 
     iss: str
     iat: int
@@ -64,7 +64,7 @@ class _Claims(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def parse_token_request(raw: bytes) -> TokenRequest:
-    """Raises `InvalidRequest` that names the field."""
+    """Parse the body of a request for a token. Raises `InvalidRequest`, which names the field."""
     try:
         request = msgspec.json.decode(raw or b"{}", type=TokenRequest)
     except msgspec.ValidationError as exc:
@@ -82,20 +82,21 @@ def parse_token_request(raw: bytes) -> TokenRequest:
 
 
 class ClientTokens:
-    """Makes and reads client tokens. `secret` is shared by the processes that take each other's tokens.
+    """Issues and reads client tokens.
 
-    A token is good only while the table has the key that it was made with.
+    Processes that accept each other's tokens share one `secret`. A token is valid only while the table has the key
+    that requested it.
     """
 
     def __init__(self, secret: str | None, table: KeyTable, *, clock: Callable[[], float]) -> None:
-        # Hashed under a label: the same secret may be in use for something else.
+        # The label separates this key from others that may be derived from the same secret.
         material = secrets.token_bytes(32) if secret is None else secret.encode()
         self._key = hashlib.sha256(b"holdfast client token\n" + material).digest()
         self._table = table
         self._clock = clock
 
     def issue(self, caller: Principal, request: TokenRequest) -> IssuedToken:
-        """Make a token that allows no more than the caller may. Raises `Forbidden`."""
+        """Issue a token that allows no more than the caller may do. Raises `Forbidden`."""
         caller.require_server()
         scopes = caller.scopes
         models = request.models
@@ -133,14 +134,14 @@ class ClientTokens:
         return IssuedToken(PREFIX + token, expires, expires - now)
 
     def read(self, token: str, origin: str | None) -> Principal:
-        """Return the token's principal. Raises `Unauthorized`, or `Forbidden` from a page that it is not for."""
+        """Return the token's principal. Raises `Unauthorized`, or `Forbidden` for a page of another origin."""
         try:
             decoded = jwt.decode_complete(
                 token.removeprefix(PREFIX),
                 self._key,
                 algorithms=[_ALGORITHM],
                 issuer=_ISSUER,
-                # The times are compared below, by our own clock.
+                # The times are compared below, with our own clock.
                 options={"verify_exp": False, "verify_iat": False, "verify_nbf": False},
             )
             if decoded["header"].get("typ") != _TYPE:

@@ -1,4 +1,4 @@
-"""`holdfast keys`: keys for the configuration file, and those of a key store."""
+"""`holdfast keys`: creates keys for the configuration file, and manages those of a key store."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from holdfast.admission.keys import create_key
 from holdfast.config.limits import LimitConfig
 from holdfast.errors import HoldfastError, InvalidRequest
 
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what TOML takes without quotes
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a key that TOML accepts without quotes
 
-# A string, because argparse's class is generic for type checkers only.
+# A string, because argparse's class is generic only for type checkers.
 _Actions: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -133,7 +133,7 @@ def _create_for_config(name: str) -> int:
 
 
 def _show_key(key: str) -> None:
-    # The key alone goes to standard output, so that it can be piped to where it is kept.
+    # Only the key goes to standard output, so that it can be piped into a secret store.
     print("Give this key to the caller; it is not shown again:", file=sys.stderr)
     print(key)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The public keys of a token issuer (RFC 7517), from a URL or a file, kept fresh in the background."""
+"""The public keys of a token issuer (RFC 7517), from a URL or a file, refreshed in the background."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
-#: Seconds between two fetches that unknown keys cause: anyone can make up key ids.
+#: The least seconds between two fetches that unknown key ids cause, since anyone can make up key ids.
 MIN_INTERVAL = 10.0
-#: Bounds of one fetch, in seconds and bytes.
+#: The bounds of one fetch, in seconds and bytes.
 _TIMEOUT = 5.0
 _MAX_SIZE = 512 * 1024
 _MAX_KEYS = 100
 _MIN_RSA_BITS = 2048
 
-#: Which key fits which algorithm: the type and, where there is a choice, curve (RFC 7518 section 3.1, RFC 8037).
+#: The key type of each algorithm and, where there are several, the curve (RFC 7518 section 3.1, RFC 8037).
 _KINDS = {"RS256": ("RSA", None), "ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519")}
 
 
 class KeysPending(Exception):
-    """The issuer's keys are being fetched, and the wanted one may be among them: `wait`, then ask once more."""
+    """The issuer's keys are being fetched, and the wanted one may be among them: `wait`, then try again."""
 
     def __init__(self, task: asyncio.Task[None]) -> None:
         super().__init__("the issuer's keys are being fetched")
         self._task = task
 
     async def wait(self) -> None:
+        """Wait for the end of the fetch, whether it succeeds or not. Cancellation-safe: the fetch goes on."""
         await asyncio.wait([self._task])
 
     @staticmethod
     def refusal() -> Overloaded:
-        """For who has waited and still gets this."""
+        """The error for a caller who has waited once, and whose key is still pending."""
         return Overloaded("the keys of the token issuer are being fetched", retry_after=1.0)
 
 
 class Jwks:
-    """The keys of one issuer, as they were last seen. It belongs to the loop's thread; `fetch` runs in another."""
+    """The keys of one issuer, as last fetched. Use it from the loop's thread only; `fetch` runs in another one."""
 
     def __init__(self, fetch: Callable[[], bytes], *, source: str, max_age: float, timers: Timers) -> None:
         self._fetch = fetch
@@ -64,11 +65,11 @@ class Jwks:
 
     @property
     def has_keys(self) -> bool:
-        """Whether a key set was ever had."""
+        """Whether a key set was ever fetched."""
         return self._has_keys
 
     async def start(self) -> None:
-        """Fetch once. A failure is logged: an issuer that is down must not keep the gateway down."""
+        """Fetch once. A failure is only logged: the gateway must start even if the issuer is down."""
         await asyncio.wait([self._refresh()])
 
     async def aclose(self) -> None:
@@ -80,9 +81,10 @@ class Jwks:
             await asyncio.wait([self._task])
 
     def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
-        """Return the key of that id. Without an id it must be the only one for the algorithm.
+        """Return the key with this id; without an id, the only key for the algorithm. None if there is none.
 
-        Raises `KeysPending` where the keys are being fetched, or now will be; `Overloaded` where there are none.
+        Raises `KeysPending` if the keys are being fetched, or a fetch has just been started, and `Overloaded` if
+        no key set was ever fetched.
         """
         found = [key for name, fits, key in self._keys if fits == algorithm and (kid is None or name == kid)]
         if len(found) == 1:
@@ -92,7 +94,7 @@ class Jwks:
         if not self._is_closed and self._timers.now() - self._fetched >= MIN_INTERVAL:
             raise KeysPending(self._refresh())
         if not self._has_keys:
-            raise Overloaded("the keys of the token issuer cannot be had at present", retry_after=MIN_INTERVAL)
+            raise Overloaded("the keys of the token issuer cannot be fetched at present", retry_after=MIN_INTERVAL)
         return None
 
     def _refresh(self) -> asyncio.Task[None]:
@@ -107,7 +109,9 @@ class Jwks:
             self._keys = parse_jwks(raw)
         except (OSError, ValueError) as exc:
             if not self._is_failing:
-                logger.error("%s: the keys cannot be had, the old ones stay: %r", self._source, str(exc))
+                logger.error(
+                    "%s: the keys cannot be fetched, so the old ones stay in use: %r", self._source, str(exc)
+                )
             self._is_failing = True
         else:
             self._has_keys, self._is_failing = True, False
@@ -116,7 +120,7 @@ class Jwks:
             if not self._is_closed:
                 if self._timer is not None:
                     self._timer.cancel()
-                # A key that the issuer has withdrawn is no longer good after this.
+                # So a key that the issuer has withdrawn is refused after `max_age` at the latest.
                 self._timer = self._timers.after(self._max_age, self._refresh_again)
 
     def _refresh_again(self) -> None:
@@ -125,9 +129,9 @@ class Jwks:
 
 
 def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:
-    """Return id, algorithm and key of what can be used; other keys, HMAC secrets among them, are left out.
+    """Return id, algorithm and key of each usable entry. Others, such as HMAC secrets, are left out.
 
-    Raises `ValueError` for what is no key set.
+    Raises `ValueError` if the bytes are not a key set.
     """
     try:
         decoded: Any = msgspec.json.decode(raw)
@@ -153,7 +157,7 @@ def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:
 
 
 def _algorithm(entry: object) -> str | None:
-    """The algorithm that a published key is for, None if we use none such."""
+    """Return the algorithm of a published key; None if we do not use it."""
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig" or "d" in entry:
         return None
     for algorithm, (kind, curve) in _KINDS.items():
@@ -163,11 +167,11 @@ def _algorithm(entry: object) -> str | None:
 
 
 def url_fetcher(url: str) -> Callable[[], bytes]:
-    """Make a function that fetches a URL, blocking. It raises `OSError` or `ValueError`."""
+    """Return a function that fetches a URL. It blocks, and raises `OSError` or `ValueError`."""
     opener = urllib.request.build_opener(_NoRedirects)
 
     def fetch() -> bytes:
-        # The configuration was checked: the scheme is https, or http on this machine.
+        # The configuration check ensures that the scheme is https, or http on this machine.
         request = urllib.request.Request(url, headers={"accept": "application/json", "user-agent": "holdfast"})  # noqa: S310
         try:
             with opener.open(request, timeout=_TIMEOUT) as response:
@@ -182,7 +186,7 @@ def url_fetcher(url: str) -> Callable[[], bytes]:
 
 
 def file_fetcher(path: str) -> Callable[[], bytes]:
-    """Make a function that reads a file, blocking. It raises `OSError` or `ValueError`."""
+    """Return a function that reads a file. It blocks, and raises `OSError` or `ValueError`."""
 
     def fetch() -> bytes:
         with Path(path).open("rb") as file:
@@ -195,7 +199,7 @@ def file_fetcher(path: str) -> Callable[[], bytes]:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect could lead from https to http, or into the gateway's own network."""
+    """Follows no redirect: it could lead from https to http, or into the gateway's own network."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None

@@ -1,7 +1,7 @@
-"""Tokens of an external issuer: which JWTs are accepted, and what principal they make.
+"""Tokens of an external issuer: which JWTs are accepted, and which principal each of them stands for.
 
-RFC 8725 is followed: the algorithms are the configuration's and not the token's, each key is used with its own
-algorithm alone, issuer and audience are always checked. `none` and HMAC cannot be configured.
+This follows RFC 8725: the configuration, not the token, names the algorithms; each key is used only with its own
+algorithm; issuer and audience are always checked. `none` and HMAC cannot be configured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from holdfast.admission.principal import SUBJECT_PREFIX, Principal, Scopes, is_n
 from holdfast.config.auth import JwtConfig
 from holdfast.errors import Forbidden, Unauthorized
 
-#: Longest token that is looked at; a signature costs time in proportion to it.
+#: The longest token that is verified, since the time for a signature grows with it.
 _MAX_LENGTH = 8192
 _SCOPE = "holdfast:"
 
@@ -33,8 +33,8 @@ class JwtVerifier:
     def verify(self, token: str) -> Principal:
         """Return the token's principal.
 
-        Raises `Unauthorized`, `Forbidden` for a token without a usable tenant, or `KeysPending` where the key may
-        become known: then await it, and ask once more.
+        Raises `Unauthorized`; `Forbidden` for a token without a usable tenant or with an unknown scope; and
+        `KeysPending` while the issuer's keys are being fetched: then await it, and try again.
         """
         if len(token) > _MAX_LENGTH:
             raise Unauthorized(f"the token is longer than {_MAX_LENGTH} characters")
@@ -45,7 +45,9 @@ class JwtVerifier:
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in self._config.algorithms:
             raise Unauthorized(f"the token's algorithm is none of {', '.join(self._config.algorithms)}")
-        if "crit" in header:  # RFC 7515 section 4.1.11: what is critical and not understood is refused
+        # RFC 7515 section 4.1.11: "If any of the listed extension Header Parameters are not understood and
+        # supported by the recipient, then the JWS is invalid." We support none.
+        if "crit" in header:
             raise Unauthorized("the token has critical headers that are not understood here")
         key = self._keys.find(kid if isinstance(kid, str) else None, algorithm)
         if key is None:
@@ -81,7 +83,7 @@ class JwtVerifier:
         return claims
 
     def _check_times(self, claims: Mapping[str, Any]) -> None:
-        """By our own clock, so that all of the gateway has one."""
+        """Check the times with our own clock, so that the whole gateway uses one."""
         now, leeway = self._clock(), self._config.leeway
         for name in ("exp", "nbf", "iat"):
             value = claims.get(name)
@@ -100,7 +102,7 @@ class JwtVerifier:
         if not isinstance(subject, str) or not is_name(subject):
             raise Unauthorized("the token's claim `sub` must have 1 to 256 printable characters")
         if config.tenant_claim is None:
-            # Set apart from the tenants of keys: a subject's name may be the user's own choice.
+            # The prefix keeps it apart from the tenants of keys, since users may choose their own names.
             tenant = SUBJECT_PREFIX + subject
         else:
             named = claims.get(config.tenant_claim)
@@ -109,7 +111,7 @@ class JwtVerifier:
             tenant = named
         return Principal(
             tenant=tenant,
-            # It counts against the limits of a key of its own.
+            # Each subject has the limits of one key.
             key_id=SUBJECT_PREFIX + subject,
             subject=subject,
             scopes=_scopes(claims.get(config.scopes_claim)),
@@ -118,7 +120,7 @@ class JwtVerifier:
 
 
 def _scopes(claim: object) -> Scopes:
-    """Read `holdfast:model:NAME`, `holdfast:max_tokens:N` and `holdfast:server`; other scopes are not for us."""
+    """Parse `holdfast:model:NAME`, `holdfast:max_tokens:N` and `holdfast:server`; ignore other scopes."""
     names = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
     models: set[str] = set()
     bounds: list[int] = []
@@ -134,7 +136,7 @@ def _scopes(claim: object) -> Scopes:
         elif kind == "server" and not value:
             is_server = True
         else:
-            # What narrows must not be lost because it was misspelt.
+            # A scope that restricts must not be ignored because it is misspelt.
             raise Forbidden(f"the token's scope {name[:100]!r} is not understood")
     return Scopes(
         models=frozenset(models) if models else None,

@@ -1,7 +1,7 @@
 """Keys in an SQLite file, which the command line, the admin API and any number of gateways use at once.
 
-Everything here blocks for as long as a disk takes; a gateway calls it from a thread, and serves requests from its
-`KeyTable`. The file holds hashes, never keys.
+All calls block on the disk. A gateway makes them in a thread, and looks keys up in its `KeyTable`. The file holds
+hashes, never keys.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from holdfast.admission.principal import Principal, Scopes, is_name
 from holdfast.config.limits import LimitConfig
 from holdfast.errors import ConfigError, InternalError, InvalidRequest, NotFound
 
-#: Longest time that the previous secret may stay good after a rotation.
+#: The longest time that the previous secret may stay valid after a rotation, in seconds.
 MAX_GRACE = 30 * 86400.0
-#: How long a writer waits for another one.
+#: How many seconds a writer waits for another one.
 _BUSY_TIMEOUT = 5.0
 _VERSION = 1
 
@@ -56,9 +56,9 @@ FROM secrets JOIN keys ON keys.id = secrets.key_id WHERE keys.revoked IS NULL
 
 
 class KeyRecord(msgspec.Struct, frozen=True):
-    """What may be shown of a key. Times are in Unix seconds.
+    """The public part of a key. Times are in Unix seconds.
 
-    `previous_expires` is set while the secret before the last rotation is still good.
+    `previous_expires` is set while the secret before the last rotation is still valid.
     """
 
     id: str
@@ -75,7 +75,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a key is made from. The tenant is by default the name."""
+    """The attributes of a key to create. The tenant defaults to the name."""
 
     name: str
     tenant: str | None = None
@@ -84,7 +84,7 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitConfig | None = None
 
     def check(self) -> None:
-        """Raises `InvalidRequest`."""
+        """Check the attributes. Raises `InvalidRequest`, which names the field."""
         if not is_name(self.name):
             raise InvalidRequest("`name` must have 1 to 256 printable characters", param="name")
         if self.tenant is not None and not is_name(self.tenant):
@@ -96,9 +96,9 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyStore:
-    """One file of keys. Each call uses a connection of its own, so calls may come from any thread.
+    """One file of keys. Each call opens a connection of its own, so it may come from any thread.
 
-    All raise `InternalError` where the file cannot be used any more.
+    Every call blocks, and raises `InternalError` if the file cannot be used any more.
     """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -106,10 +106,10 @@ class KeyStore:
         self._clock = clock
 
     def prepare(self, *, create: bool = True) -> None:
-        """Make the file if there is none. Raises `ConfigError` where it cannot be used."""
+        """Create the file, or only check it if `create` is false. Raises `ConfigError` if it cannot be used."""
         try:
             if create:
-                # Made here and not by SQLite, so that it never has the permissions of the umask.
+                # Created here and not by SQLite, which would give it the permissions of the umask.
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             elif not self.path.is_file():
                 raise ConfigError(f"{self.path}: there is no such key store; `holdfast keys create` makes one")
@@ -126,7 +126,7 @@ class KeyStore:
     @staticmethod
     def _make_tables(connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
-        # Another process may have come first.
+        # Another process may have created them first.
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 connection.execute(statement)
@@ -134,12 +134,12 @@ class KeyStore:
         connection.execute("COMMIT")
 
     def connect(self) -> sqlite3.Connection:
-        """Open a connection; the caller closes it. It may be used by one thread at a time."""
-        uri = f"{self.path.absolute().as_uri()}?mode=rw"  # never makes an empty file
+        """Open a connection, which the caller closes. One thread at a time may use it."""
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"  # never creates an empty file
         connection = sqlite3.connect(
             uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
-        # In WAL mode anything less may forget the last commits when the power fails: a revocation among them.
+        # In WAL mode any lower level may lose the last commits, such as a revocation, when the power fails.
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
@@ -159,7 +159,7 @@ class KeyStore:
             connection.execute("COMMIT")
 
     def create(self, new: NewKey) -> tuple[KeyRecord, str]:
-        """Make a key; return what is stored of it, and the key itself, which is stored nowhere."""
+        """Create a key. Returns its record, and the key itself, which is not stored. Raises `InvalidRequest`."""
         new.check()
         key, hashed = create_key()
         now = self._clock()
@@ -182,13 +182,13 @@ class KeyStore:
         return record, key
 
     def list(self) -> list[KeyRecord]:
-        """All keys, revoked ones too, in the order in which they were made."""
+        """Return all keys, including revoked ones, in the order in which they were created."""
         with self._using() as connection:
             ids = [row[0] for row in connection.execute("SELECT id FROM keys ORDER BY created, id")]
             return [self._record(connection, key_id) for key_id in ids]
 
     def revoke(self, key_id: str) -> KeyRecord:
-        """End a key for good. Idempotent. Raises `NotFound`."""
+        """Revoke a key for good. Idempotent. Raises `NotFound`."""
         with self._writing() as connection:
             self._record(connection, key_id)
             connection.execute(
@@ -197,9 +197,9 @@ class KeyStore:
             return self._record(connection, key_id)
 
     def rotate(self, key_id: str, *, grace: float) -> tuple[KeyRecord, str]:
-        """Give a key a new secret; the one before stays good for `grace` seconds, older ones end at once.
+        """Give a key a new secret. The previous one stays valid for `grace` seconds; older ones end at once.
 
-        Raises `NotFound`, also for a revoked key, and `InvalidRequest`.
+        Returns the record, and the new key. Raises `NotFound`, also for a revoked key, and `InvalidRequest`.
         """
         if not 0 <= grace <= MAX_GRACE:
             raise InvalidRequest(f"`grace` must be 0 to {MAX_GRACE:.0f} seconds", param="grace")
@@ -250,7 +250,7 @@ class KeyStore:
 
 
 def read_active(connection: sqlite3.Connection) -> list[Key]:
-    """The keys in force, for a `KeyTable`. Raises `sqlite3.Error`, or `ValueError` for rows that make no sense."""
+    """Return the valid keys, for a `KeyTable`. Raises `sqlite3.Error`, or `ValueError` for a row without sense."""
     keys = []
     for hashed, generation, expires, key_id, tenant, models, max_tokens, limits in connection.execute(_ACTIVE):
         allowed = _decode_models(models)

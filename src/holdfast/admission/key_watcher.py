@@ -1,4 +1,4 @@
-"""Keeps a `KeyTable` in step with a key store that other processes write to."""
+"""Keeps a `KeyTable` up to date with a key store that other processes write to."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
-#: Seconds between two looks at the file: a revoked key is out of force within a second, with room to spare.
+#: Seconds between two checks of the file, so that a revoked key is refused well within a second.
 POLL_INTERVAL = 0.25
 _SOURCE = "store"
 
 
 class KeyWatcher:
-    """Looks whether the file has changed, and if so reads it in a thread.
+    """Checks whether the file has changed, and if so reads it in a thread.
 
-    The look is `PRAGMA data_version`, about 10 µs on the loop: it reads a counter in shared memory. While the file
-    cannot be read, the keys stay as they were last seen.
+    The check is `PRAGMA data_version`, which reads a counter in shared memory and takes the loop about 10 µs.
+    While the file cannot be read, the keys stay as they were last read.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class KeyWatcher:
         self._is_closed = False
 
     def start(self) -> None:
-        """Read the keys once, blocking, and watch from then on. Raises `ConfigError`."""
+        """Read the keys once, blocking, and watch the file from then on. Raises `ConfigError`."""
         self._store.prepare()
         self._apply(*self._read())
         self._timer = self._timers.after(POLL_INTERVAL, self._poll)
 
     async def refresh(self) -> None:
-        """Read the file now; on return the table has what was committed before the call. For after a change."""
+        """Read the file now. On return, the table has every change that was committed before the call."""
         if self._reading is not None:
             await asyncio.wait([self._reading])  # it may have begun before the change
         if self._reading is None and not self._is_closed:
@@ -75,7 +75,7 @@ class KeyWatcher:
         try:
             is_changed = self._is_failing or self._is_replaced() or self._data_version() != self._version
         except (OSError, sqlite3.Error):
-            is_changed = True  # the reader says what is wrong
+            is_changed = True  # reading it reports what is wrong
         if is_changed:
             self._start_reading()
 
@@ -107,7 +107,7 @@ class KeyWatcher:
         if self._connection is None:
             self._connection = self._store.connect()
             self._file = self._identity()
-        # The version is taken first: a commit between the two is then seen by the next look.
+        # The version is read first: so the next check sees a commit between the two.
         version = self._data_version()
         return KeySet(read_active(self._connection), self._clock()), version
 
@@ -121,7 +121,7 @@ class KeyWatcher:
         return status.st_dev, status.st_ino
 
     def _is_replaced(self) -> bool:
-        """Whether another file has taken the name, such as a restored backup."""
+        """Whether another file, such as a restored backup, now has this name."""
         return self._identity() != self._file
 
     def _disconnect(self) -> None:

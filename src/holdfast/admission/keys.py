@@ -1,6 +1,6 @@
-"""API keys: made at random, kept as SHA-256 hashes, found in a table in memory.
+"""API keys: random, kept as SHA-256 hashes, and looked up in a table in memory.
 
-Where keys come from is the business of the configuration and of `key_store`; both fill the one `KeyTable`.
+Keys come from the configuration and from `key_store`; both fill the one `KeyTable`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ PREFIX = "hf_"
 HASH_PREFIX = "sha256:"
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
-#: Which secret of which key: rotation gives a key its next generation.
+#: A secret's key id and generation: each rotation gives a key its next generation.
 SecretId: TypeAlias = tuple[str, int]
 
-#: What the holder of a secret that has ceased to be good is told in the middle of things.
+#: The message for a caller whose secret becomes invalid while it is in use.
 REVOKED = "the key was revoked, or its secret replaced"
 
-#: Compared with where no key was found, so that this case does no less work than a find.
+#: Compared with if no key was found, so that this case does as much work as the other.
 _NOBODY = bytes(32)
 
 
@@ -51,7 +51,7 @@ def parse_hash(text: str) -> bytes:
 
 
 class Key(msgspec.Struct, frozen=True):
-    """One secret that is good for one principal. `expires` is in Unix seconds."""
+    """One secret of one principal. `expires` is in Unix seconds; None is never."""
 
     digest: bytes
     principal: Principal
@@ -66,7 +66,7 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class KeySet:
-    """All keys of one source, ready for look-ups. It may be made in another thread; expired keys are left out."""
+    """The keys of one source, indexed for look-ups, without expired ones. Another thread may construct it."""
 
     __slots__ = ("by_digest", "by_id", "limits", "next_expiry")
 
@@ -79,23 +79,23 @@ class KeySet:
 
 
 class KeyTable:
-    """The keys in force, from all sources. It belongs to the loop's thread.
+    """The valid keys of all sources. Use it from the loop's thread only.
 
-    `on_removed` is called with the ids of secrets that ceased to be good, whatever the cause.
+    `on_removed` is called with the ids of secrets that have become invalid, for whatever reason.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, KeySet] = {}
-        self.on_removed: Callable[[set[SecretId]], None] = _ignore
+        self.on_removed: Callable[[set[SecretId]], None] | None = None
 
     def __len__(self) -> int:
         return sum(len(keys.by_digest) for keys in self._sources.values())
 
     def find(self, token: bytes, now: float) -> Key | None:
-        """Return the key that this token is, if it is in force.
+        """Return the key that this token is; None if it is not valid.
 
-        The sources are asked for the token's hash: how long that takes tells nothing about any key, since nobody
-        can choose a token by its hash. The comparison then covers the whole digest in constant time.
+        The look-up is by the token's hash. Its time reveals nothing about any key, since nobody can choose a token
+        by its hash. The whole digest is then compared in constant time.
         """
         digest = hashlib.sha256(token).digest()
         key = None
@@ -114,7 +114,7 @@ class KeyTable:
         return None
 
     def limits_of(self, key_id: str) -> LimitConfig | None:
-        """The limits that a key brings along, None for those of the configuration alone."""
+        """Return the limits that are stored with a key; None if it has only those of the configuration."""
         for keys in self._sources.values():
             limits = keys.limits.get(key_id)
             if limits is not None:
@@ -122,23 +122,23 @@ class KeyTable:
         return None
 
     def replace(self, source: str, keys: KeySet) -> None:
-        """Put these keys in the place of all that the source gave before."""
+        """Replace all keys of a source."""
         before = self._sources.get(source)
         self._sources[source] = keys
         if before is not None:
             removed = before.by_id.keys() - keys.by_id.keys()
-            if removed:
+            if removed and self.on_removed is not None:
                 self.on_removed(removed)
 
     def expire(self, now: float) -> None:
-        """Drop what has expired."""
+        """Remove the keys that have expired."""
         for source, keys in list(self._sources.items()):
             if keys.next_expiry <= now:
                 self.replace(source, KeySet(keys.by_digest.values(), now))
 
 
 def config_keys(keys: Mapping[str, KeyConfig]) -> list[Key]:
-    """The keys of the configuration file; the key's id is its name."""
+    """Return the keys of the configuration file. A key's id is its name."""
     return [
         Key(
             parse_hash(key.hash),
@@ -152,7 +152,3 @@ def config_keys(keys: Mapping[str, KeyConfig]) -> list[Key]:
         )
         for name, key in keys.items()
     ]
-
-
-def _ignore(removed: set[SecretId]) -> None:
-    pass

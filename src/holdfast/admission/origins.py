@@ -1,4 +1,4 @@
-"""Which web pages may call: the Origin allow-list, and what CORS answers to them."""
+"""Which web pages may call: the list of allowed origins, and the CORS headers for their pages."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from holdfast.config import is_loopback
 from holdfast.core.http.request import Headers
 from holdfast.errors import Forbidden
 
-#: Answer headers that a page's script may read; the Fetch standard knows no prefixes here.
+#: Response headers that a page's script may read. The Fetch standard has no wildcard for prefixes.
 _EXPOSED = (
     b"holdfast-stream-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, "
     b"x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, "
     b"x-ratelimit-reset-tokens"
 )
-#: How long a browser may remember a preflight's answer, in seconds; Chromium caps it at two hours.
+#: How many seconds a browser may cache a preflight's answer; Chromium caps it at two hours.
 _MAX_AGE = b"600"
 _FIELD_NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{0,2048}")
 
 
 class OriginRules:
-    """Judges the Origin header, which browsers alone send and pages cannot choose.
+    """Checks the Origin header, which browsers send and pages cannot choose.
 
-    Same-origin pages and those of the list may call. Without callers' credentials (`is_local`) any page that the
+    Pages of the same origin and those of the list may call. Without credentials (`is_local`) any page that the
     user visits could call, so then only pages of this machine may.
     """
 
@@ -33,7 +33,7 @@ class OriginRules:
         self._is_local = is_local
 
     def check(self, fields: Mapping[bytes, bytes]) -> str | None:
-        """Return the origin of a page that may call, None without one. Raises `Forbidden`."""
+        """Return the origin of a page that may call; None for other clients. Raises `Forbidden`."""
         raw = fields.get(b"origin")
         host = None if b"host" not in fields else fields[b"host"].decode("latin-1")
         origin = None if raw is None else raw.decode("latin-1")
@@ -46,7 +46,7 @@ class OriginRules:
     def _is_allowed(self, origin: str, host: str) -> bool:
         if origin in self._allowed or "*" in self._allowed:
             return True
-        # A proxy may end TLS and leave the port out of the Host header: neither then tells pages apart.
+        # A proxy may terminate TLS and drop the port from the Host header, so neither is compared.
         scheme, _, authority = origin.lower().partition("://")
         if scheme not in ("http", "https") or not host:
             return False
@@ -54,20 +54,20 @@ class OriginRules:
 
 
 def _check_local(origin: str | None, host: str | None) -> None:
-    """The Host check stops a page whose name was made to resolve to this machine (DNS rebinding)."""
+    """Raise `Forbidden` unless origin and host are on this machine. The host check stops DNS rebinding."""
     for name, value in (("origin", origin), ("host", host)):
         if value is None:
             continue
         try:
             hostname = urlsplit(value if name == "origin" else f"//{value}").hostname or ""
-        except ValueError:  # a bracket without its counterpart
+        except ValueError:  # an unmatched bracket
             hostname = ""
         if not (is_loopback(hostname) or hostname.endswith(".localhost")):
             raise Forbidden(f"without configured keys only this machine may call; the {name} is {value[:100]!r}")
 
 
 def cors_headers(origin: str | None) -> Headers:
-    """What an answer to a page carries, so that its script may read it."""
+    """Return the headers that let a page's script read the answer; none for other clients."""
     if origin is None:
         return []
     return [
@@ -78,8 +78,10 @@ def cors_headers(origin: str | None) -> Headers:
 
 
 def preflight_headers(origin: str, methods: Iterable[str], requested: bytes) -> Headers:
-    """Answer a preflight (Fetch standard, section 3.2.2). The headers that it asks for are allowed by echo: a
-    wildcard would not cover `authorization`, and SDKs send headers of their own."""
+    """Return the headers of the answer to a preflight (Fetch standard, section 3.2.2).
+
+    All requested headers are allowed: a wildcard would not cover `authorization`, and SDKs send their own headers.
+    """
     headers = [
         *cors_headers(origin)[:1],
         (b"access-control-allow-methods", ", ".join(sorted(methods)).encode()),

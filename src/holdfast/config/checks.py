@@ -1,4 +1,4 @@
-"""What types cannot say of a configuration: references, URLs, hashes, and that an open port has keys."""
+"""Checks a configuration for what types cannot say: references, URLs, hashes, and that an open port has keys."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check(config: Config, *, source: str = "configuration", dialects: Dialects =
         if model.retry.maximum < model.retry.initial:
             raise ConfigError(f'{source}: models."{name}".retry.maximum: expected at least `initial`')
     for name, key in config.keys.items():
-        # Names with this beginning are those of the subjects of an issuer's tokens.
+        # The subjects of an issuer's tokens have names with this prefix.
         if not f"{name}{key.tenant or ''}".isprintable() or name.startswith("sub:"):
             raise ConfigError(
                 f"{source}: keys.{name!r}: expected printable names, and none that begins with `sub:`"
@@ -66,7 +66,7 @@ def check(config: Config, *, source: str = "configuration", dialects: Dialects =
 
 
 def _check_auth(where: str, auth: AuthConfig) -> None:
-    """The messages name no value: most of them are secrets."""
+    """Check `[auth]`. The messages show no values, since most of them are secrets."""
     if auth.token_secret is not None and len(auth.token_secret) < 32:
         raise ConfigError(f"{where}.token_secret: expected at least 32 characters, such as `openssl rand -hex 32`")
     if auth.admin_key is not None:
@@ -122,7 +122,7 @@ def _check_api(where: str, provider: ProviderConfig, dialects: Dialects) -> None
 
 
 def check_proxy(proxy: str, where: str) -> None:
-    """Raise `ConfigError` unless a proxy's URL can be used. It is not shown: it may hold a password."""
+    """Raise `ConfigError` unless a proxy's URL can be used. It never shows the URL: it may hold a password."""
     url = urlsplit(proxy)
     try:
         is_valid = url.scheme == "http" and bool(url.hostname) and url.port != 0
@@ -143,7 +143,7 @@ def is_loopback(host: str) -> bool:
 
 
 def place(message: str, path: str) -> str:
-    """Put msgspec's place, "... - at `$.server.port`", first and in the file's own terms."""
+    """Rewrite msgspec's "... - at `$.server.port`" as "server.port: ...", in the file's own terms."""
     text, _, place = message.partition(" - at `$")
     place = (path + place.rstrip("`")).lstrip(".")
     unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text)

@@ -28,5 +28,5 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def has_callers(self) -> bool:
-        """Whether callers are told apart; without any such setting everyone on this machine may call."""
+        """Whether callers need credentials. Without any such setting, everyone on this machine may call."""
         return bool(self.keys) or self.auth.key_store is not None or self.auth.jwt is not None

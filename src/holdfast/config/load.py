@@ -1,4 +1,4 @@
-"""Reads a configuration file. Its errors name the file, the key and what was expected."""
+"""Reads a configuration file. Errors name the file, the key, and what was expected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 
 
 def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Config:
-    """Read and check a configuration file. Raises `ConfigError` naming file, key and what was expected."""
+    """Read and check a configuration file. Raises `ConfigError`, which names file, key and what was expected."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as exc:
@@ -34,13 +34,13 @@ def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Confi
 
 
 def parse(text: str, *, source: str = "configuration", environ: Mapping[str, str] | None = None) -> Config:
-    """Check configuration text; see `load`."""
+    """Parse and check the text of a configuration; see `load`."""
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{source}: is not valid TOML: {exc}") from exc
     raw = _resolve(raw, "", source, os.environ if environ is None else environ)
-    # Tables with free names are converted one by one: msgspec's own paths say `providers[...]` without the name.
+    # Tables with free names are converted one by one, since msgspec's paths leave the name out: `providers[...]`.
     parts: dict[str, Any] = dict(raw)
     for section, type_ in (("providers", ProviderConfig), ("models", ModelConfig), ("keys", KeyConfig)):
         table = raw.get(section, {})

@@ -10,24 +10,30 @@ from holdfast.config.units import Count, Grace, Seconds
 
 
 class RetryConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`retry` of a model. A request is tried again only while nothing of its answer was delivered."""
+    """`retry` of a model. A request is tried again only while no part of its answer has been delivered."""
 
-    max_attempts: Annotated[Count, Meta(description="Tries of one request, over the whole route.")] = 4
+    max_attempts: Annotated[Count, Meta(description="How often one request is tried, over the whole route.")] = 4
     initial: Annotated[
-        Seconds, Meta(description="The pause before the same endpoint is asked again is drawn from 0 to this,")
+        Seconds,
+        Meta(description="The first delay before the same endpoint is asked again is drawn from 0 to this."),
     ] = 0.25
     maximum: Annotated[
-        Seconds, Meta(description="which doubles each time up to this. `Retry-After` comes on top.")
+        Seconds,
+        Meta(description="That bound doubles with each retry, up to this. `Retry-After` is added to the delay."),
     ] = 8.0
     max_retry_after: Annotated[
-        Grace, Meta(description="A longer `Retry-After` is not waited for: the caller gets the error at once.")
+        Grace,
+        Meta(
+            description="An endpoint that asks for more by `Retry-After` is not asked again; if no other is "
+            "left, the request fails."
+        ),
     ] = 30.0
     at_most_once: Annotated[
         bool,
         Meta(
-            description="Never billed twice: a request that was sent, and that the provider may have processed "
-            "although nothing of its answer came, ends with the error. Only one that was certainly not processed "
-            "is tried again. Default: both are."
+            description="No request is billed twice: if a provider may have processed a request although no "
+            "part of its answer came, the request fails. It is tried again only if it was certainly not "
+            "processed. Default: it is tried again in both cases."
         ),
     ] = False
 
@@ -38,27 +44,28 @@ class TargetConfig(Struct, forbid_unknown_fields=True, frozen=True):
     target: Annotated[str, Meta(description="`provider/model`.")]
     weight: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        Meta(description="Neighbours in the route that have a weight share the requests in that proportion."),
+        Meta(description="Neighbours in the route with weights share the requests in proportion to them."),
     ] = None
 
 
 class ModelConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[models.NAME]`: a model that callers may name."""
+    """`[models.NAME]`: a model that callers may request by this name."""
 
     route: Annotated[
         list[str | TargetConfig],
         Meta(
             min_length=1,
-            description='Targets `"provider/model"` in order of preference. Several that share the load have '
+            description='Targets `"provider/model"` in the order of preference. Targets that share the load have '
             'weights: `{ target = "provider/model", weight = 3 }`.',
         ),
     ]
     max_concurrency: Annotated[
-        Count | None, Meta(description="Generations at a time; more wait in the queue. Default: no limit.")
+        Count | None,
+        Meta(description="Generations at a time; further requests wait in the queue. Default: no limit."),
     ] = None
     retry: RetryConfig = field(default_factory=RetryConfig)
 
     @property
     def targets(self) -> list[TargetConfig]:
-        """The route with each entry in its long form."""
+        """The entries of the route, each in its long form."""
         return [TargetConfig(entry) if isinstance(entry, str) else entry for entry in self.route]

@@ -1,4 +1,4 @@
-"""The configuration of providers: where they are, how they are connected to, and when they are left alone."""
+"""The configuration of providers: their URL and API, connections, timeouts, and what happens when they fail."""
 
 from __future__ import annotations
 
@@ -11,56 +11,65 @@ from holdfast.config.units import Count, Seconds
 
 
 class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`timeouts` of a provider; each ends the attempt with an error of its own."""
+    """`timeouts` of a provider. Each ends the attempt with its own error."""
 
-    connect: Annotated[Seconds, Meta(description="TCP, TLS and the HTTP/2 preface.")] = 10.0
-    pool: Annotated[Seconds, Meta(description="Waiting for a connection of the pool.")] = 30.0
+    connect: Annotated[Seconds, Meta(description="For TCP, TLS and the HTTP/2 preface.")] = 10.0
+    pool: Annotated[Seconds, Meta(description="For the wait for a free connection.")] = 30.0
     first_byte: Annotated[Seconds, Meta(description="From the request to the first byte of a streamed body.")] = (
         300.0
     )
-    idle: Annotated[Seconds, Meta(description="Between two reads of a streamed body; comments count.")] = 120.0
+    idle: Annotated[
+        Seconds, Meta(description="Between two reads of a streamed body; comments count as reads.")
+    ] = 120.0
     total: Annotated[Seconds, Meta(description="From the request to the end.")] = 1800.0
 
 
 class BreakerConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`breaker` of a provider: when it is left alone after failures, and how it comes back."""
+    """`breaker` of a provider: when it gets no more requests after failures, and when it gets them again."""
 
     failures: Annotated[
-        Count, Meta(description="It opens after so many failures in a row; a request's 500s count once.")
+        Count,
+        Meta(
+            description="The breaker opens after so many failures in a row. A request's answers of 500 count once."
+        ),
     ] = 5
     error_rate: Annotated[
-        float, Meta(gt=0, le=1, description="Or where this share of the outcomes within `window` failed,")
+        float, Meta(gt=0, le=1, description="It also opens if this share of the attempts within `window` failed,")
     ] = 0.5
-    min_requests: Annotated[Count, Meta(description="given that there were at least so many.")] = 20
-    window: Annotated[Seconds, Meta(description="Over which the share is taken.")] = 30.0
+    min_requests: Annotated[Count, Meta(description="provided that there were at least so many attempts.")] = 20
+    window: Annotated[Seconds, Meta(description="The time over which that share is taken.")] = 30.0
     open_for: Annotated[
-        Seconds, Meta(description="After this one trial request is let through; doubled each time that it fails.")
+        Seconds,
+        Meta(description="After this, one trial request is sent. The time doubles with each trial that fails."),
     ] = 5.0
-    max_open_for: Annotated[Seconds, Meta(description="Bound of that doubling.")] = 60.0
+    max_open_for: Annotated[Seconds, Meta(description="The longest such time.")] = 60.0
 
 
 class ProbeConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`probe` of a provider: an active health check. Without this table there is none."""
+    """`probe` of a provider: an active health check. Without this table there are no checks."""
 
     path: Annotated[
-        str, Meta(pattern="^/", description="Path from the root of the origin, asked with GET and the API key.")
+        str,
+        Meta(pattern="^/", description="Path from the root of the origin; requested with GET and the API key."),
     ]
-    interval: Annotated[Seconds, Meta(description="Between two checks.")] = 10.0
-    timeout: Annotated[Seconds, Meta(description="For one check; a status of 500 or more fails it too.")] = 5.0
+    interval: Annotated[Seconds, Meta(description="The time between two checks.")] = 10.0
+    timeout: Annotated[
+        Seconds, Meta(description="For one check. A check also fails with a status of 500 or more.")
+    ] = 5.0
 
 
 class RetryBudgetConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`retry_budget` of a provider: bounds repetitions, so that an outage is not multiplied."""
+    """`retry_budget` of a provider: bounds retries, so that they do not multiply the load of an outage."""
 
     ratio: Annotated[
-        float, Meta(ge=0, description="Share of the requests within `window` that may be repeated,")
+        float, Meta(ge=0, description="The share of the requests within `window` that may be retried.")
     ] = 0.1
-    floor: Annotated[int, Meta(ge=0, description="on top of so many in any case.")] = 10
-    window: Annotated[Seconds, Meta(description="Over which requests and repetitions are counted.")] = 10.0
+    floor: Annotated[int, Meta(ge=0, description="So many retries within `window` are allowed in addition.")] = 10
+    window: Annotated[Seconds, Meta(description="The time over which requests and retries are counted.")] = 10.0
 
 
 class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[providers.NAME]`: one place to ask."""
+    """`[providers.NAME]`: one provider, and the API that it speaks."""
 
     base_url: Annotated[str, Meta(description="URL up to and including the version, `https://api.openai.com/v1`.")]
     api: Annotated[str, Meta(description="Which API it speaks: `chat`, OpenAI's chat completions.")] = "chat"
@@ -76,50 +85,53 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     http2: Annotated[
         Literal["auto", "prior-knowledge", "off"],
         Meta(
-            description="`auto`: HTTP/2 where TLS negotiates it (ALPN), else HTTP/1.1. `prior-knowledge`: HTTP/2 "
-            "alone, also without TLS (h2c). `off`: HTTP/1.1 alone."
+            description="`auto`: HTTP/2 if TLS negotiates it (ALPN), else HTTP/1.1. `prior-knowledge`: only "
+            "HTTP/2, also without TLS (h2c). `off`: only HTTP/1.1."
         ),
     ] = "auto"
     max_connections: Annotated[
-        Count, Meta(description="Connections to this origin, those that drain not counted.")
+        Count, Meta(description="Connections to this origin, without those that drain.")
     ] = 1024
     streams_per_connection: Annotated[
         Count,
-        Meta(description="Requests at a time on one HTTP/2 connection; the provider's own limit may be lower."),
+        Meta(description="Requests at a time on one HTTP/2 connection. The provider's own limit may be lower."),
     ] = 32
     spread: Annotated[
         Count,
-        Meta(description="HTTP/2: requests are spread over so many connections before any of them is filled."),
+        Meta(description="HTTP/2: requests are spread over so many connections before one of them is filled."),
     ] = 4
-    min_warm: Annotated[int, Meta(ge=0, description="Connections that are kept open without any request.")] = 0
+    min_warm: Annotated[int, Meta(ge=0, description="How many connections are kept open without requests.")] = 0
     max_age: Annotated[
-        Seconds, Meta(description="A connection gets no new requests after 80 to 100 % (at random) of this.")
+        Seconds, Meta(description="A connection gets no new requests after 80 to 100 % of this, drawn at random.")
     ] = 1800.0
     idle_timeout: Annotated[
         Seconds,
         Meta(
-            description="A connection without requests is closed after this, and before the time that an HTTP/1.1 "
-            "provider's `Keep-Alive` names."
+            description="A connection without requests is closed after this, or shortly before the time that "
+            "an HTTP/1.1 provider names by `Keep-Alive`."
         ),
     ] = 60.0
     ping_interval: Annotated[
-        Seconds, Meta(description="HTTP/2: between two PINGs, which also measure the RTT.")
+        Seconds, Meta(description="HTTP/2: the time between two PINGs, which also measure the RTT.")
     ] = 15.0
     ping_timeout: Annotated[
-        Seconds, Meta(description="A connection that has sent nothing for this long after a PING is dead.")
+        Seconds, Meta(description="A connection that sends nothing for so long after a PING is dead.")
     ] = 10.0
     ca_file: Annotated[
-        str | None, Meta(description="PEM file of the certificate authorities to trust instead of the system's.")
+        str | None, Meta(description="PEM file of the certificate authorities to trust, instead of the system's.")
     ] = None
-    client_cert: Annotated[str | None, Meta(description="PEM file with a client certificate (chain).")] = None
+    client_cert: Annotated[str | None, Meta(description="PEM file with a client certificate and its chain.")] = (
+        None
+    )
     client_key: Annotated[
-        str | None, Meta(description="PEM file with its key, if that is not in the same file.")
+        str | None, Meta(description="PEM file with the certificate's key, if that is in another file.")
     ] = None
     proxy: Annotated[
         str | None,
         Meta(
-            description="`http://[user:password@]host:port` of a proxy for `https` origins (CONNECT); `off` for "
-            "none. Default: `HTTPS_PROXY` and `NO_PROXY` of the environment. `http` origins are reached directly."
+            description="`http://[user:password@]host:port` of a proxy for `https` origins (CONNECT); `off` "
+            "for none. Default: `HTTPS_PROXY` and `NO_PROXY` of the environment. `http` origins are reached "
+            "directly."
         ),
     ] = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)

@@ -10,57 +10,71 @@ from holdfast.config.units import Count, Grace, Seconds, Size
 
 
 class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[server]`: the listening socket and what a connection may do."""
+    """`[server]`: the listening socket, and the limits of its connections."""
 
     host: Annotated[
-        str, Meta(description="Address to listen on. Other than loopback only with `[keys]` or `[auth]`.")
+        str, Meta(description="Address to listen on. An address other than loopback needs `[keys]` or `[auth]`.")
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="Port; 0 takes a free one.")] = 8080
     allowed_origins: Annotated[
         list[str],
         Meta(
-            description='Origins of web pages that may call, `"https://app.example"`; `"*"` for all. Pages that '
-            "the gateway itself serves may always."
+            description='Origins of web pages that may call, such as `"https://app.example"`; `"*"` allows all. '
+            "Pages that the gateway itself serves may always call."
         ),
     ] = []
     tls_cert: Annotated[str | None, Meta(description="PEM file with the certificate chain; enables TLS.")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file with the private key.")] = None
-    max_body: Annotated[Size, Meta(description="Largest HTTP body and WebSocket message.")] = 16 * 1024 * 1024
-    max_connections: Annotated[Count, Meta(description="Open connections; more are refused with 503.")] = 20_000
+    max_body: Annotated[Size, Meta(description="The largest HTTP body, and the largest WebSocket message.")] = (
+        16 * 1024 * 1024
+    )
+    max_connections: Annotated[Count, Meta(description="Open connections; further ones are refused with 503.")] = (
+        20_000
+    )
     max_connections_per_second_per_address: Annotated[
         Count | None,
         Meta(
-            description="New connections from one IPv4 address or IPv6 /64; more get 429. Not behind a load "
-            "balancer, whose address all share. Default: no limit."
+            description="New connections per second from one IPv4 address or IPv6 /64; further ones get 429. "
+            "Do not set it behind a load balancer, whose address all connections share. Default: no limit."
         ),
     ] = None
     header_timeout: Annotated[
-        Seconds, Meta(description="From connecting (or the previous answer's first new byte) to a complete head.")
+        Seconds,
+        Meta(description="From the connection, or from the first byte of a further request, to a complete head."),
     ] = 10.0
     body_timeout: Annotated[Seconds, Meta(description="From a complete head to a complete body.")] = 60.0
-    keep_alive_timeout: Annotated[Seconds, Meta(description="Idle HTTP connections are closed after this.")] = 75.0
-    hello_timeout: Annotated[Seconds, Meta(description="A WebSocket must send its first message within this.")] = (
-        10.0
+    keep_alive_timeout: Annotated[Seconds, Meta(description="An idle HTTP connection is closed after this.")] = (
+        75.0
     )
-    ping_interval: Annotated[Seconds, Meta(description="A WebSocket silent for this long is pinged.")] = 20.0
-    ping_timeout: Annotated[Seconds, Meta(description="A pinged WebSocket that stays silent is dropped.")] = 10.0
-    sse_keep_alive: Annotated[Seconds, Meta(description="A silent SSE response gets a comment this often.")] = 15.0
+    hello_timeout: Annotated[
+        Seconds, Meta(description="A WebSocket client must send its first message within this.")
+    ] = 10.0
+    ping_interval: Annotated[Seconds, Meta(description="A WebSocket that is silent for so long is pinged.")] = 20.0
+    ping_timeout: Annotated[
+        Seconds, Meta(description="A WebSocket that stays silent for so long after a ping is closed.")
+    ] = 10.0
+    sse_keep_alive: Annotated[
+        Seconds, Meta(description="A silent SSE response gets a comment at this interval.")
+    ] = 15.0
     max_hold: Annotated[
         float,
         Meta(
-            ge=0, le=0.01, description="Under load turns of the event loop begin up to this far apart; 0: at once."
+            ge=0,
+            le=0.01,
+            description="Under load, two turns of the event loop begin up to so long apart; 0 switches that off.",
         ),
     ] = 0.001
     drain_timeout: Annotated[
-        Grace, Meta(description="After SIGTERM running streams have this long; then they end as `incomplete`.")
+        Grace,
+        Meta(description="After SIGTERM, running streams may go on for so long; then they end as `incomplete`."),
     ] = 600.0
     drain_window: Annotated[
         Grace,
         Meta(
-            description="After SIGTERM clients are told to leave within this; with fewer than 1,000 WebSockets "
-            "within a share of it."
+            description="After SIGTERM, WebSocket clients are told to reconnect, spread over this time; with "
+            "fewer than 1,000 of them, over a share of it."
         ),
     ] = 30.0
-    max_streams_per_session: Annotated[Count, Meta(description="Streams that one session may read at a time.")] = (
-        1024
-    )
+    max_streams_per_session: Annotated[
+        Count, Meta(description="How many streams one session may read at a time.")
+    ] = 1024

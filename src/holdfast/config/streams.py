@@ -10,25 +10,35 @@ from holdfast.config.units import Count, Grace, Size
 
 
 class StreamsConfig(Struct, forbid_unknown_fields=True, frozen=True):
-    """`[streams]`: the logs and how long they live."""
+    """`[streams]`: the logs of streams, and how long they are kept."""
 
     log_bytes: Annotated[
         Size,
-        Meta(description="Bound of one log. Beyond it what all readers have is trimmed, else the provider waits."),
+        Meta(
+            description="The largest log. Beyond it, entries that all readers have are dropped; if there are "
+            "none, the provider waits."
+        ),
     ] = 8 * 1024 * 1024
     memory_bytes: Annotated[
         Size,
-        Meta(description="Bound of all logs. Ended streams go first, then new work is refused as `overloaded`."),
+        Meta(
+            description="The largest size of all logs together. Ended streams are dropped first; then new "
+            "requests are refused as `overloaded`."
+        ),
     ] = 512 * 1024 * 1024
-    max_streams: Annotated[Count, Meta(description="Streams that are kept, running and ended.")] = 100_000
-    retention: Annotated[Grace, Meta(description="How long an ended stream can be read.")] = 600.0
+    max_streams: Annotated[Count, Meta(description="How many streams are kept, running and ended ones.")] = 100_000
+    retention: Annotated[Grace, Meta(description="How long an ended stream can still be read.")] = 600.0
     retention_acknowledged: Annotated[
-        Grace, Meta(description="The same once its creator has acknowledged the end.")
+        Grace, Meta(description="How long it can be read once its creator has acknowledged its end.")
     ] = 30.0
     detach_grace: Annotated[
-        Grace, Meta(description="A stream that lost its last WebSocket reader is cancelled after this.")
+        Grace,
+        Meta(description="A stream without a reader, whose last one was a WebSocket, is cancelled after this."),
     ] = 60.0
     detach_grace_http: Annotated[
         Grace,
-        Meta(description="The same for HTTP readers, unless the request says `holdfast-on-disconnect: continue`."),
+        Meta(
+            description="The same if the last reader used HTTP, unless the request says "
+            "`holdfast-on-disconnect: continue`."
+        ),
     ] = 0.0

@@ -1,4 +1,4 @@
-"""The kinds of numbers that settings are: durations in seconds, sizes in bytes, counts."""
+"""The types of numbers in settings: durations in seconds, sizes in bytes, counts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Read moderation: how long a busy loop waits before it looks at its sockets again.
+"""Read moderation: how long a busy event loop waits before it looks at its sockets again.
 
-Network cards do the same with interrupts. A turn of the loop that carries one event pays for its system calls,
-and for caches that have gone cold since the last turn, alone; one that carries ten shares them. The price is
-latency, so it is paid only where there is much to share.
+Network cards moderate interrupts in the same way. Each turn of the loop costs system calls and cold caches. If a
+turn carries ten events, they share that cost. The price is latency, so the loop waits only when events are many.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ MIN_HOLD = 0.0001
 
 
 class ReadModeration:
-    """Decides after each turn how long to hold the next one back.
+    """Decides after each turn how long to hold back the next one.
 
-    Aims at `events_per_turn` events in each turn, and never lets turns begin further apart than `max_hold` seconds
-    for it: the time that a turn takes counts, so that a saturated loop is not held at all. Below `min_rate` events
-    per second nothing is held: light load pays no latency. Nor is it after a turn that carried enough: events come
-    in clumps, and to wake for the gap behind one would cost a turn for nothing.
+    The aim is `events_per_turn` events in each turn, with at most `max_hold` seconds between the beginnings of two
+    turns. The time that a turn takes counts, so a saturated loop is not held back at all. Below `min_rate` events
+    per second no turn is held back, so light load pays no latency. Nor is the turn after one that carried enough:
+    events come in bursts, and the turn that looks into the gap behind a burst would be wasted.
     """
 
     __slots__ = ("_begun", "_events", "_rate", "_since", "events_per_turn", "max_hold", "min_rate")
@@ -31,7 +30,7 @@ class ReadModeration:
         self._events = 0
         self._since = 0.0
         self._rate = 0.0
-        # When the turn began that ends next, as far as is known.
+        # When the present turn began, as far as is known.
         self._begun = 0.0
 
     @property
@@ -44,7 +43,7 @@ class ReadModeration:
         self._events += events
         elapsed = now - self._since
         if elapsed >= WINDOW:
-            # A gap longer than a few windows was idle time: what came before it says nothing about now.
+            # A gap of many windows was idle time: the events before it say nothing about the present rate.
             self._rate = self._events / elapsed if elapsed < 10 * WINDOW else 0.0
             self._events = 0
             self._since = now

@@ -6,7 +6,7 @@ import math
 
 
 class SlidingCounts:
-    """Two counts over the last `window` seconds, exact to a tenth of it."""
+    """Two counts over the last `window` seconds, exact to a tenth of that. `now` must not run backwards."""
 
     __slots__ = ("_first", "_second", "_slot", "_width")
 

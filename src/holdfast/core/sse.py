@@ -1,7 +1,7 @@
 """Server-Sent Events, after the WHATWG HTML standard section 9.2 ("Server-sent events").
 
-Splits a byte stream into events and writes events. Payloads stay bytes: nothing is decoded from UTF-8 or JSON.
-What an event means, and when a connection is made again, is left to others.
+This splits a byte stream into events, and writes events. Payloads stay bytes: nothing is decoded from UTF-8 or
+JSON. Others decide what an event means, and when to connect again.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 import msgspec
 
 _BOM = b"\xef\xbb\xbf"
-# As numbers: `13 in chunk` takes 0.02 us where `b"\r" in chunk` takes 0.14.
+# Numbers, since `13 in chunk` takes 0.02 us and `b"\r" in chunk` takes 0.14.
 _LF = 10
 _CR = 13
 
 
 class EventTooLarge(ValueError):
-    """The data of one event, or one line, is longer than `max_event`; the stream cannot be read further."""
+    """The data of one event, or one line, is longer than `max_event`. The stream cannot be read further."""
 
 
 class SseEvent(msgspec.Struct, frozen=True, gc=False):
-    """One event. `event` is b"" where the stream names none; `id` is the last id seen, as the standard has it."""
+    """One event. `event` is b"" if the stream names none; `id` is the last one seen, as the standard demands."""
 
     event: bytes
     data: bytes
@@ -29,12 +29,12 @@ class SseEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class EventSplitter:
-    """Split an event stream that arrives in pieces of any size.
+    """Splits an event stream that arrives in pieces of any size.
 
     `feed` and `feed_events` return the events that a piece completes, in order. Both raise `EventTooLarge` once
-    the data of an event, or a single line of any kind, exceeds `max_event` bytes; events before that one are
-    returned first and the error follows from the next call, so call `eof` when the bytes end. All other bytes
-    are accepted: the standard ignores what it does not know. Time is linear in the bytes fed.
+    the data of an event, or a single line of any kind, exceeds `max_event` bytes. If events came before it in the
+    same piece, they are returned, and the next call raises: so call `eof` when the bytes end. All other bytes are
+    accepted, since the standard ignores unknown fields. The time is linear in the number of bytes.
     """
 
     __slots__ = (
@@ -54,15 +54,15 @@ class EventSplitter:
         if max_event < 1:
             raise ValueError(f"max_event must be at least 1, not {max_event}")
         self._max_event = max_event
-        self._partial = bytearray()  # of the line that has not ended
+        self._partial = bytearray()  # the line that has not ended
         self._data: bytes | None = None  # the first data line of the event that has not ended
         self._more_data = bytearray()  # its further data lines, each after an LF
         self._event = b""
         self._id = b""
         self._at_start = True  # a byte order mark may still come
-        self._skip_lf = False  # the last byte was CR: an LF that follows belongs to it
+        self._skip_lf = False  # the last byte was CR: an LF that follows belongs to the same line end
         self._is_broken = False
-        # Up to this length a piece may be looked at on its own: `max_event` between two events, else 0.
+        # The longest piece that the fast paths may take: `max_event` between two events, else 0.
         self._whole_limit = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -70,8 +70,8 @@ class EventSplitter:
 
         Several data lines are joined by LF.
         """
-        # Nearly every read of a provider is one or more whole events of one "data: " line each. Their payloads
-        # lie between the separators, and the count of LFs proves that none holds a further line.
+        # Fast path: nearly every read from a provider is one or more whole events of one "data: " line each. Their
+        # payloads lie between the separators, and the count of LFs proves that there are no further lines.
         if (
             chunk[:6] == b"data: "
             and chunk[-2:] == b"\n\n"
@@ -88,7 +88,7 @@ class EventSplitter:
 
     def feed_events(self, chunk: bytes) -> list[SseEvent]:
         """Return each event that `chunk` completes, with its name and id."""
-        # The usual read of a provider that names its events: one "event: " line, one "data: " line.
+        # Fast path: the usual read from a provider that names its events is one "event: " and one "data: " line.
         if (
             chunk[:7] == b"event: "
             and chunk[-2:] == b"\n\n"
@@ -101,10 +101,10 @@ class EventSplitter:
         return self._receive(chunk)
 
     def eof(self) -> bytes:
-        """Say that the stream has ended; return the data of an event that never got its blank line, or b"".
+        """Take the end of the stream; return the data of an event without its blank line, or b"".
 
-        The standard discards such an event. A caller may still accept a sentinel such as b"[DONE]" here, or
-        report what was cut off.
+        The standard discards such an event. A caller may still accept a sentinel such as b"[DONE]", or report that
+        the event was cut off. Raises `EventTooLarge` if it is still due.
         """
         if self._is_broken:
             raise self._too_large()
@@ -138,7 +138,7 @@ class EventSplitter:
         return events
 
     def _receive_head(self, chunk: bytes) -> bytes:
-        """Take off what may only stand at the head of a piece: the byte order mark, the LF of a CRLF."""
+        """Remove what may only come first in a piece: the byte order mark, or the LF of a CRLF."""
         if self._is_broken:
             raise self._too_large()
         if self._skip_lf and chunk:
@@ -147,7 +147,7 @@ class EventSplitter:
         if self._at_start:
             chunk = bytes(self._partial) + chunk
             self._partial.clear()
-            # The beginning of a mark is held back. It cannot hold a line end, so nothing comes late.
+            # The beginning of a mark is held back. It contains no line end, so this delays no event.
             self._at_start = len(chunk) < len(_BOM) and _BOM.startswith(chunk)
             return chunk.removeprefix(_BOM)
         return chunk
@@ -155,7 +155,7 @@ class EventSplitter:
     def _split_lines(self, chunk: bytes) -> list[bytes]:
         """Split at LF, CRLF and CR. The last item is the beginning of the next line."""
         if _CR in chunk:
-            # A CR ends its line at once; to wait for the LF could hold an event back for ever.
+            # A CR ends its line at once: waiting for an LF could delay an event for ever.
             self._skip_lf = chunk[-1] == _CR
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         lines = chunk.split(b"\n")
@@ -200,14 +200,14 @@ class EventSplitter:
             self._event = value
         elif field == b"id" and 0 not in value:
             self._id = value
-        # All else is ignored: comments (an empty field name), `retry` and unknown fields.
+        # Everything else is ignored: comments (an empty field name), `retry` and unknown fields.
 
     def _too_large(self) -> EventTooLarge:
         return EventTooLarge(f"an event or a line is longer than {self._max_event} bytes")
 
 
 def write_event(data: bytes, *, id: bytes = b"", event: bytes = b"") -> bytes:
-    """Write one event. Each line of `data` becomes a data line, so that a CR or CRLF in it arrives as LF.
+    """Write one event. Each line of `data` becomes a data line: a CR or CRLF in it arrives as LF.
 
     An empty `id` or `event` is left out. Raises ValueError for one that the format cannot carry.
     """

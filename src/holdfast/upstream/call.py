@@ -1,4 +1,4 @@
-"""What the pump and the pool say to each other about one request: plain calls, no task or queue per token."""
+"""What the pump and the pool call on each other for one request. Plain calls: no task and no queue per token."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ class ResponseSink(Protocol):
     def response_received(self, status: int, headers: Headers) -> None: ...
 
     def data_received(self, chunks: list[bytes]) -> None:
-        """Take all that one read brought."""
+        """Take the body bytes that one read brought; no chunk is empty."""
 
     def response_ended(self) -> None:
-        """The response is complete as HTTP; whether it is complete as an answer is the provider's matter."""
+        """The response is complete as HTTP. The reader of its API says whether the answer is complete."""
 
     def response_failed(self, error: UpstreamError) -> None: ...
 
 
 class Call(Protocol):
-    """One request on its way. All methods are synchronous, idempotent and harmless after the end."""
+    """A request that has been sent. All methods are synchronous and idempotent; after the end they do nothing."""
 
     def pause(self) -> None:
-        """Let the provider wait: grant no more of its window (HTTP/2), or read no more (HTTP/1.1)."""
+        """Make the provider wait: stop widening its window (HTTP/2), or stop reading (HTTP/1.1)."""
 
     def resume(self) -> None: ...
 
     def leave(self) -> None:
-        """Call the sink no more, since it has what it wanted; a response that does not end by itself is cancelled.
+        """Stop calling the sink, which has its whole answer. A response that does not end soon is cancelled.
 
-        So a connection stays of use whose last bytes come a moment after the end of the answer.
+        So the connection can be used again if its last bytes come a moment after the end of the answer.
         """
 
     def cancel(self) -> None:
-        """Stop the generation and free the slot at once; the sink is not called any more."""
+        """Stop the generation and free the slot at once. The sink is not called again."""
 
 
 class Upstream(Protocol):
     """One origin."""
 
     async def send(self, request: HttpRequest, sink: ResponseSink) -> Call:
-        """Send a request and return when it is on its way.
+        """Send a request, and return once it has been sent.
 
-        Raises `PoolTimeout`, `ConnectTimeout` or `UpstreamConnectError`. Cancelling it leaves nothing behind.
+        Raises `PoolTimeout`, `ConnectTimeout` or `UpstreamConnectError`. Cancellation-safe: the request is
+        cancelled too.
         """

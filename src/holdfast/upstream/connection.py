@@ -1,6 +1,6 @@
 """The I/O of one connection to a provider: drives an HTTP/1.1 or HTTP/2 client connection of the core.
 
-Bytes go to the sinks in the turn in which they arrive. What to open, lend and retire is the pool's matter.
+Bytes go to the sinks in the turn in which they arrive. The pool decides what to open, lend and retire.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
-import socket
 import time
 from collections.abc import Callable
 from typing import Final, Protocol, cast
@@ -25,121 +24,86 @@ from holdfast.core.http.connection import (
     ResponseReceived,
     SettingsChanged,
     StreamFailed,
+    code_name,
 )
-from holdfast.core.http.request import Headers, HttpRequest
+from holdfast.core.http.request import HttpRequest
 from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
 from holdfast.timers import RESOLUTION, Deadline, Timers
 from holdfast.upstream.call import ResponseSink
+from holdfast.upstream.http_call import HttpCall
 
 logger = logging.getLogger("holdfast")
 
-#: Bytes that one connection may bring before the others, and the readers, have their turn.
+#: How many bytes one connection may read before it pauses, so that other connections and the readers get a turn.
 _TURN_BYTES: Final = 128 * 1024
-#: Smaller reads mean that the socket was emptied.
+#: A read of fewer bytes means that the socket was emptied.
 _BUSY_READ: Final = 32 * 1024
-#: How long a closed connection may take to send what is left, and a response that nobody reads to end, in seconds.
+#: Seconds that a closed connection has to send its last bytes, and a response without a reader to end.
 _LINGER: Final = 1.0
-#: Windows are widened in steps of this, a small part of an h2 stream's: the hot path then counts only.
+#: A window is widened in steps of so many bytes, a small part of it: so the hot path only counts.
 _GRANT_BATCH: Final = 16_384
-#: Seconds after a request in which the end of a kept-alive connection means that it was idle for too long; later
-#: the provider has had the request, and has failed.
+#: If a kept-alive connection ends within so many seconds after a request, the provider has closed it as idle. If
+#: it ends later, the provider had the request, and has failed.
 _STALE_WITHIN: Final = 1.0
-#: What the peer's end of a connection is called.
+#: The causes that mean that the peer has ended the connection.
 _PEERS_END: Final = ("connection_closed", "connection_reset")
 _SINK_FAILED: Final = "the receiver of a provider's answer failed"
 
 
 class ConnectionOwner(Protocol):
-    """What a connection tells its pool, always after its own state has changed."""
+    """What a connection tells its pool, always after it has changed its own state."""
 
     def slot_freed(self, connection: UpstreamConnection) -> None: ...
     def settings_changed(self, connection: UpstreamConnection) -> None: ...
 
     def request_refused(self, connection: UpstreamConnection) -> None:
-        """A request came back unprocessed; `slot_freed` follows."""
+        """The peer refused a request without processing it; `slot_freed` follows."""
 
     def found_stale(self, connection: UpstreamConnection) -> None:
-        """The peer closed it, kept alive, as a request was sent; `connection_lost` follows."""
+        """The peer closed a kept-alive connection as a request was sent; `connection_lost` follows."""
 
     def connection_draining(self, connection: UpstreamConnection) -> None:
-        """It takes no new requests."""
+        """The connection takes no new requests."""
 
     def connection_lost(self, connection: UpstreamConnection) -> None:
-        """It is of no use any more; told once, and only for connections that were established."""
+        """The connection cannot be used any more. Called once, and only if it was established."""
 
     def count_reset(self, cause: str) -> None:
-        """An answer was cut short."""
+        """A response was cut short."""
 
     def count_goaway(self) -> None: ...
 
 
-class HttpCall:
-    """One request on a connection; implements `Call`."""
-
-    __slots__ = ("_connection", "is_paused", "sent_at", "sink", "stream_id", "ungranted")
-
-    def __init__(self, connection: UpstreamConnection, stream_id: int, sink: ResponseSink, sent_at: float) -> None:
-        self._connection = connection
-        self.sent_at = sent_at
-        #: Bytes that the sink has taken and the window has not been told of.
-        self.ungranted = 0
-        self.stream_id = stream_id
-        self.sink = sink
-        self.is_paused = False
-
-    def pause(self) -> None:
-        if not self.is_paused:
-            self.is_paused = True
-            self._connection.call_paused(self.stream_id)
-
-    def resume(self) -> None:
-        if self.is_paused:
-            self.is_paused = False
-            size, self.ungranted = self.ungranted, 0
-            self._connection.call_resumed(self.stream_id, size)
-
-    def leave(self) -> None:
-        self.sink = _NOBODY
-        self.resume()
-        self._connection.await_end(self)
-
-    def cancel(self) -> None:
-        self.sink = _NOBODY  # which refers to this call: without the cycle both go at once
-        self._connection.cancel(self.stream_id)
-
-
-class _Nobody:
-    """The sink of a response that nobody wants any more."""
-
-    def response_received(self, status: int, headers: Headers) -> None:
-        pass
-
-    def data_received(self, chunks: list[bytes]) -> None:
-        pass
-
-    def response_ended(self) -> None:
-        pass
-
-    def response_failed(self, error: UpstreamError) -> None:
-        pass
-
-
-_NOBODY: Final = _Nobody()
+# The states of a connection, how they show, and what moves it:
+#
+#   state      | shows as                    | moved by                                               | to
+#   -----------+-----------------------------+--------------------------------------------------------+---------
+#   CONNECTING | `established` is not done   | the peer shows that it speaks HTTP                     | READY
+#   CONNECTING |                             | it does not, or the socket ends: `established` fails   | LOST
+#   READY      | `established` has succeeded | `http` is not usable any more, as after a GOAWAY       | DRAINING
+#   READY      |                             | the peer's end or fault, no answer to a PING, close(), | LOST
+#              |                             | abort(), a request that is cancelled over HTTP/1.1     |
+#   DRAINING   | `_is_draining`              | the same                                               | LOST
+#   LOST       | `is_lost`, without calls   | the socket is closed, after `_LINGER` seconds at most  | GONE
+#   GONE       | `gone` is done              | nothing                                                |
+#
+# The pool is told of each move from READY on, once, by `connection_draining` and `connection_lost`. Reading is
+# paused while the turn's bytes are used up (`_is_turn_over`) and, over HTTP/1.1, while the call is paused.
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection and the requests on it.
+    """One connection to a provider, and the requests on it.
 
-    `speak` makes the HTTP connection for what ALPN chose, None where it chose nothing. `established` is done when
-    the peer has shown that it speaks HTTP, or fails with `UpstreamConnectError`; `gone` when the socket is closed.
+    `speak` makes the HTTP connection for the protocol that ALPN chose, None if it chose nothing. `established` is
+    done when the peer has shown that it speaks HTTP, or fails with `UpstreamConnectError`. `gone` is done when the
+    socket is closed.
     """
 
     __slots__ = (
         "_calls",
         "_has_heard",
         "_is_draining",
-        "_is_held",
-        "_is_lost",
+        "_is_turn_over",
         "_is_used",
         "_is_write_due",
         "_loop",
@@ -157,6 +121,7 @@ class UpstreamConnection(asyncio.Protocol):
         "established",
         "gone",
         "http",
+        "is_lost",
         "rtt",
         "transport",
     )
@@ -184,10 +149,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._calls: dict[int, HttpCall] = {}
         self._has_heard = False
         self._is_draining = False
-        self._is_lost = False
+        self.is_lost = False
         self._is_used = False
         self._is_write_due = False
-        self._is_held = False
+        self._is_turn_over = False
         self._turn_bytes = 0
         self._pings = 0
         self._ping_sent: float | None = None
@@ -196,17 +161,13 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.established: asyncio.Future[None] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()
-        #: Of the last PING, in seconds.
+        #: The round trip time of the last PING, in seconds.
         self.rtt: float | None = None
-
-    @property
-    def is_lost(self) -> bool:
-        return self._is_lost
 
     # -- requests ------------------------------------------------------------------------------------------
 
     def send(self, request: HttpRequest, sink: ResponseSink) -> HttpCall:
-        """Send a request; a slot must be free. Raises `HttpMisuse` for what cannot be sent in HTTP."""
+        """Send a request; a slot must be free. Raises `HttpMisuse` for one that cannot be sent in HTTP."""
         scheme, authority = self._target
         stream_id = self.http.send_request(
             request.method.encode(), scheme, authority, request.path.encode(), request.headers, request.body
@@ -215,13 +176,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._readable is None:
             self._write_soon()
         else:
-            self._flush()  # there is nothing to wait for, and the less time passes after `has_unread` the better
+            self._flush()  # at once: the less time passes after `has_unread`, the surer is its answer
         return call
 
     def has_unread(self) -> bool:
-        """Whether an idle HTTP/1.1 connection that was used before has something to read: an end, or rubbish.
+        """Whether an idle, kept-alive HTTP/1.1 connection has something to read: its end, or unexpected bytes.
 
-        It costs a system call. A connection that is new may have TLS session tickets to read, and is not asked.
+        It costs a system call. A new connection may have TLS session tickets to read, so its socket is not asked.
         """
         transport = self.transport
         if transport is None or transport.is_closing():
@@ -233,18 +194,18 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self.http.reset_stream(stream_id)
         if self.http.is_closed:
-            self._lose()  # HTTP/1.1 has no other way
+            self._lose()  # HTTP/1.1 cannot cancel a request in any other way
         else:
             self._write_soon()
             self._owner.slot_freed(self)
 
     def await_end(self, call: HttpCall) -> None:
-        """Give a response that nobody reads a moment to end by itself."""
+        """Give a response without a reader `_LINGER` seconds to end by itself, then cancel it."""
         if call.stream_id in self._calls:
             self._timers.after(_LINGER, call.cancel)
 
     def call_paused(self, stream_id: int) -> None:
-        # HTTP/1.1 has no window of its own: the socket's is the request's.
+        # HTTP/1.1 has no windows: the request pauses by pausing its socket.
         if self.http.alpn != "h2" and stream_id in self._calls:
             self._update_reading()
 
@@ -261,30 +222,30 @@ class UpstreamConnection(asyncio.Protocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             return
-        waits = self.http.alpn != "h2" and any(call.is_paused for call in self._calls.values())
-        if waits or self._is_held:
+        is_call_paused = self.http.alpn != "h2" and any(call.is_paused for call in self._calls.values())
+        if is_call_paused or self._is_turn_over:
             transport.pause_reading()
         else:
             transport.resume_reading()
 
     def _count_turn(self, size: int) -> None:
-        """Let others have their turn: an event loop reads one busy socket again and again before it goes on."""
+        """Pause reading after `_TURN_BYTES`: else the event loop reads a busy socket again and again."""
         if not self._turn_bytes:
             self._loop.call_soon(self._end_turn)
         self._turn_bytes += size
-        if self._turn_bytes >= _TURN_BYTES and not self._is_held:
-            self._is_held = True
+        if self._turn_bytes >= _TURN_BYTES and not self._is_turn_over:
+            self._is_turn_over = True
             self._update_reading()
 
     def _end_turn(self) -> None:
         self._turn_bytes = 0
-        if self._is_held:
-            self._is_held = False
+        if self._is_turn_over:
+            self._is_turn_over = False
             self._update_reading()
 
     def close(self) -> None:
-        """Say goodbye and close; requests that are still on it fail."""
-        if self.transport is None or self._is_lost:
+        """Close in the protocol's way (HTTP/2: GOAWAY). Requests that are still open fail."""
+        if self.transport is None or self.is_lost:
             self.abort("closed")
             return
         events = self.http.close()
@@ -295,8 +256,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._close_transport(self.transport)
 
     def abort(self, cause: str) -> None:
-        """Close at once, without a word; requests that are still on it fail with this cause."""
-        if self.transport is not None and not self._is_lost:
+        """Close the socket at once. Requests that are still open fail with this cause."""
+        if self.transport is not None and not self.is_lost:
             self._fail(self.http.close(), cause)
         self._lose()
 
@@ -304,7 +265,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        _keep_alive(transport.get_extra_info("socket"))
         tls = transport.get_extra_info("ssl_object")
         try:
             self.http = self._speak(None if tls is None else tls.selected_alpn_protocol())
@@ -332,7 +292,7 @@ class UpstreamConnection(asyncio.Protocol):
                         call.sink.data_received(chunks)
                     except Exception:
                         logger.exception(_SINK_FAILED)
-                        self._give_up(call)
+                        self._drop_call(call)
                         continue
                     call.ungranted += len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
                     if call.ungranted >= _GRANT_BATCH and not call.is_paused and event.stream_id in calls:
@@ -343,12 +303,12 @@ class UpstreamConnection(asyncio.Protocol):
                 self._handle(event)
         self._flush()
         if others:
-            self._settle()
+            self._report_state()
         if len(data) >= _BUSY_READ:
             self._count_turn(len(data))
 
     def eof_received(self) -> bool:
-        if not self._is_lost:
+        if not self.is_lost:
             self._end(self.http.receive_eof(), "connection_closed")
         return False
 
@@ -360,9 +320,9 @@ class UpstreamConnection(asyncio.Protocol):
         if not self.established.done():
             reason = exc or "the provider closed the connection before it spoke HTTP"
             self._set_established(UpstreamConnectError(f"cannot connect to the provider: {reason}"))
-            self._is_lost = True
-        if not self._is_lost:
-            # After a loss, an HTTP/1.1 body without a length is not complete: its end is the connection's end.
+            self.is_lost = True
+        if not self.is_lost:
+            # Not `receive_eof`: after a loss, an HTTP/1.1 body without a length is not complete.
             self._end(self.http.close(), "connection_reset" if exc is not None else "connection_closed")
 
     # -- events --------------------------------------------------------------------------------------------
@@ -375,7 +335,7 @@ class UpstreamConnection(asyncio.Protocol):
                     call.sink.response_received(event.status, event.headers)
                 except Exception:
                     logger.exception(_SINK_FAILED)
-                    self._give_up(call)
+                    self._drop_call(call)
         elif type(event) is ResponseEnded:
             self._is_used = True
             self._end_call(event.stream_id, None)
@@ -402,7 +362,7 @@ class UpstreamConnection(asyncio.Protocol):
             elif not event.processed and not self.http.is_usable:
                 cause = "goaway"
             else:
-                cause = f"stream_{_code_name(event.code)}"
+                cause = f"stream_{code_name(event.code)}"
         call = self._calls.get(event.stream_id)
         is_stale = False
         if call is not None:
@@ -431,13 +391,13 @@ class UpstreamConnection(asyncio.Protocol):
                 call.sink.response_failed(error)
         except Exception:
             logger.exception(_SINK_FAILED)
-        # First what becomes of the connection, so that its slot is not lent again where it cannot be.
+        # The pool is told first that the connection drains, so that it does not lend the slot again.
         if not self.http.is_closed:
             self._note_draining()
             self._owner.slot_freed(self)
 
-    def _give_up(self, call: HttpCall) -> None:
-        """One receiver's fault ends its own request, and nobody else's."""
+    def _drop_call(self, call: HttpCall) -> None:
+        """End the request of a sink that has raised, and no other one."""
         sink = call.sink
         call.cancel()
         sink.response_failed(UpstreamReset("the gateway failed to take the provider's answer"))
@@ -450,13 +410,13 @@ class UpstreamConnection(asyncio.Protocol):
                 self._handle(event)
 
     def _end(self, events: list[Event], cause: str) -> None:
-        """The connection is over."""
+        """The HTTP connection has ended with these events."""
         self._fail(events, cause)
         self._lose()
 
-    def _settle(self) -> None:
-        """Tell the pool of what has become of the connection."""
-        if self._is_lost:
+    def _report_state(self) -> None:
+        """Tell the pool what has become of the connection."""
+        if self.is_lost:
             return
         if not self.http.is_closed:
             self._note_draining()
@@ -471,7 +431,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._owner.connection_draining(self)
 
     def _close_transport(self, transport: asyncio.Transport) -> None:
-        """Send what is left; but a peer that does not read must not keep the socket."""
+        """Send the last bytes. A peer that does not read them must not keep the socket open."""
         transport.close()
         self._timer = self._timers.after(_LINGER, transport.abort)
 
@@ -481,8 +441,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._timer = None
         if abort and self.transport is not None:
             self.transport.abort()
-        if not self._is_lost:
-            self._is_lost = True
+        if not self.is_lost:
+            self.is_lost = True
             if self.established.done():
                 self._owner.connection_lost(self)
             else:
@@ -492,15 +452,15 @@ class UpstreamConnection(asyncio.Protocol):
         if self.established.done():
             return
         if error is not None:
-            self._is_lost = True
+            self.is_lost = True
             self.established.set_exception(error)
-            self.established.exception()  # the dial may have given up, and nobody is asking
+            self.established.exception()  # marks it as retrieved: the dial may have been cancelled
             return
         self.established.set_result(None)
         if self.http.can_ping:
             self._ping()
 
-    # -- signs of life -------------------------------------------------------------------------------------
+    # -- PING ----------------------------------------------------------------------------------------------
 
     def _ping(self) -> None:
         self._pings += 1
@@ -511,20 +471,20 @@ class UpstreamConnection(asyncio.Protocol):
         self._timer = self._timers.after(self._ping_timeout, self._check_ping)
 
     def _check_ping(self, *, is_last_look: bool = False) -> None:
-        # Any byte is a sign of life: a provider that sends but does not answer PINGs is not dead.
+        # Any byte shows that the peer is alive: a provider that sends but does not answer PINGs is not dead.
         if self._ping_sent is None or self._has_heard:
             self._timer = self._timers.after(max(self._ping_interval - self._ping_timeout, 0.01), self._ping)
         elif is_last_look:
             logger.warning("a connection to %s is dead: no answer to a PING", self._target[1].decode())
             self.abort("ping_timeout")
         else:
-            # Where this process was held up, the answer may lie unread in the socket: read once more first.
+            # If this process was held up, the answer may lie unread in the socket: let the loop read it first.
             self._timer = self._timers.after(RESOLUTION, lambda: self._check_ping(is_last_look=True))
 
     # -- writing -------------------------------------------------------------------------------------------
 
     def _write_soon(self) -> None:
-        """Write once at the end of the turn, whatever more comes in it."""
+        """Write once, at the end of the turn, all that is queued in it."""
         if not self._is_write_due:
             self._is_write_due = True
             self._loop.call_soon(self._write_now)
@@ -537,23 +497,3 @@ class UpstreamConnection(asyncio.Protocol):
         data = self.http.data_to_send()
         if data and self.transport is not None:
             self.transport.write(data)
-
-
-def _keep_alive(sock: socket.socket | None) -> None:
-    """Let the kernel find dead peers of connections without PINGs of their own."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-            if hasattr(socket, option):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    except OSError:  # a platform's refusal costs nothing but this
-        logger.debug("TCP keep-alive cannot be set", exc_info=True)
-
-
-def _code_name(code: int) -> str:
-    try:
-        return ErrorCode(code).name.lower()
-    except ValueError:
-        return f"code_{code}"

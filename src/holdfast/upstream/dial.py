@@ -1,10 +1,11 @@
-"""Making connections: addresses raced (RFC 8305), proxies, TLS with ALPN, up to HTTP that is spoken for sure."""
+"""Makes connections: races addresses (RFC 8305), opens tunnels through proxies, negotiates TLS, ALPN and HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -21,11 +22,13 @@ from holdfast.core.http.http2 import Http2Connection
 from holdfast.errors import ConfigError, ConnectTimeout, UpstreamConnectError
 from holdfast.upstream.connection import UpstreamConnection
 
-#: RFC 8305 section 8: the pause before the next address is tried as well.
+logger = logging.getLogger("holdfast")
+
+#: Seconds before the next address is tried as well (RFC 8305 section 8).
 _ATTEMPT_DELAY: Final = 0.25
 _MAX_PROXY_HEAD: Final = 16_384
 _PROXY_STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
-#: Seconds that TLS gets to say goodbye.
+#: How many seconds the closing of TLS may take.
 _TLS_SHUTDOWN: Final = 1.0
 
 _Address: TypeAlias = tuple[int, tuple[str, int]]  # family and socket address
@@ -33,7 +36,7 @@ _Address: TypeAlias = tuple[int, tuple[str, int]]  # family and socket address
 
 @dataclass(slots=True, frozen=True)
 class Origin:
-    """Where a provider is and how it is spoken to."""
+    """Where a provider is, and how to connect to it."""
 
     url: str
     scheme: bytes
@@ -49,7 +52,7 @@ class Origin:
 
     @classmethod
     def of(cls, config: ProviderConfig, environ: Mapping[str, str] | None = None) -> Origin:
-        """Read a provider's configuration. Raises `ConfigError` for TLS files that cannot be used."""
+        """Read a provider's configuration. Raises `ConfigError` for TLS files or a proxy that cannot be used."""
         url = urlsplit(config.base_url)
         secure = url.scheme == "https"
         host, port = url.hostname or "", url.port or (443 if secure else 80)
@@ -70,11 +73,11 @@ class Origin:
 
     @property
     def expects_http2(self) -> bool:
-        """Whether a connection is likely to speak HTTP/2, as far as the configuration tells."""
+        """Whether a connection will probably speak HTTP/2, according to the configuration."""
         return self.http2 == "prior-knowledge" or (self.http2 == "auto" and self.tls is not None)
 
     def speak(self, alpn: str | None) -> HttpConnection:
-        """Make the HTTP connection for what ALPN chose."""
+        """Make the HTTP connection for the protocol that ALPN chose. Raises `UpstreamConnectError`."""
         if self.http2 == "prior-knowledge":
             if self.tls is not None and alpn != "h2":
                 raise UpstreamConnectError(
@@ -87,7 +90,7 @@ class Origin:
 async def dial(origin: Origin, make: Callable[[], UpstreamConnection], timeout: float) -> UpstreamConnection:
     """Connect within `timeout` seconds: TCP, proxy, TLS, and HTTP/2's SETTINGS.
 
-    Raises `ConnectTimeout` or `UpstreamConnectError`. Cancellation-safe: no socket is left.
+    Raises `ConnectTimeout` or `UpstreamConnectError`. Cancellation-safe: no socket stays open.
     """
     try:
         async with asyncio.timeout(timeout):
@@ -117,7 +120,7 @@ async def _dial(origin: Origin, make: Callable[[], UpstreamConnection]) -> Upstr
             sock=sock,
             ssl=tls,
             server_hostname=None if tls is None else origin.host,
-            # Our own deadline is what counts; asyncio wants one for TLS, and it must not be the earlier one.
+            # Our own deadline decides. asyncio demands one for TLS, which must not end sooner.
             ssl_handshake_timeout=None if tls is None else 3600.0,
             ssl_shutdown_timeout=None if tls is None else _TLS_SHUTDOWN,
         )
@@ -134,7 +137,7 @@ async def _dial(origin: Origin, make: Callable[[], UpstreamConnection]) -> Upstr
 
 
 async def _connect(host: str, port: int) -> socket.socket:
-    """Open a TCP connection to the first address that answers; each gets a head start over the next."""
+    """Open a TCP connection to the first address that answers. Each one gets a head start over the next."""
     addresses = await _resolve(host, port)
     if len(addresses) == 1:
         return await _connect_to(addresses[0])
@@ -165,7 +168,7 @@ async def _connect(host: str, port: int) -> socket.socket:
         for task in running:
             task.cancel()
         for task in running:
-            # One that has won in this very turn is of no use any more.
+            # It may have connected in this very turn: then its socket is closed.
             task.add_done_callback(_close_result)
     raise errors[0]
 
@@ -175,21 +178,33 @@ def _close_result(task: asyncio.Task[socket.socket]) -> None:
         task.result().close()
 
 
-async def _connect_to(address: _Address) -> socket.socket:
-    family, place = address
+async def _connect_to(candidate: _Address) -> socket.socket:
+    family, address = candidate
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(sock, place)
+        _keep_alive(sock)
+        await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
+def _keep_alive(sock: socket.socket) -> None:
+    """Let the kernel find dead peers, also on connections without PINGs."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    except OSError:  # the platform does not support it
+        logger.debug("TCP keep-alive cannot be set", exc_info=True)
+
+
 async def _resolve(host: str, port: int) -> list[_Address]:
-    """Return the host's addresses, the families in turn (RFC 8305 section 4)."""
+    """Return the host's addresses, alternating between the families (RFC 8305 section 4)."""
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         return [(family, (host, port))]
@@ -220,7 +235,7 @@ async def _open_tunnel(sock: socket.socket, origin: Origin) -> None:
         head += b"proxy-authorization: %b\r\n" % origin.proxy_authorization
     await loop.sock_sendall(sock, head + b"\r\n")
     answer = b""
-    # What comes after the answer is the origin's, who is silent until TLS begins: so nothing is read too far.
+    # Bytes after the answer would be the origin's, which sends nothing before TLS begins: none can be lost here.
     while b"\r\n\r\n" not in answer:
         part = await loop.sock_recv(sock, 4096)
         answer += part
@@ -247,7 +262,7 @@ def _proxy_url(config: ProviderConfig, host: str, environ: Mapping[str, str]) ->
 
 
 def _is_exempt(host: str, patterns: Iterable[str]) -> bool:
-    """Whether NO_PROXY names the host: itself, a domain above it, a network that holds it, or `*`."""
+    """Whether NO_PROXY has the host itself, a domain above it, a network that contains it, or `*`."""
     for pattern in map(str.strip, patterns):
         if pattern == "*":
             return True

@@ -1,4 +1,4 @@
-"""The health of one provider: its breaker and retry budget, what is counted, and the active probe."""
+"""The health of one provider: its breaker, its retry budget, its counters, and the active probe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from holdfast.upstream.statistics import HealthStatistics
 
 
 class Health:
-    """Shared by all models that a provider serves."""
+    """The health of one provider, shared by all models that it serves."""
 
     def __init__(self, breaker: BreakerConfig | None = None, budget: RetryBudgetConfig | None = None) -> None:
         limits = breaker or BreakerConfig()
@@ -80,7 +80,7 @@ class Health:
         return False
 
     def record(self, permit: Permit, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
-        """Count how an attempt has ended. A failure of a suspect request says nothing about the endpoint."""
+        """Count how an attempt ended; None is success. A suspect request's failure is not the endpoint's."""
         if error is not None:
             self.failures[error.code] += 1
         verdict = is_failure(error)
@@ -109,27 +109,27 @@ class Health:
 
 
 def is_failure(error: UpstreamError | None) -> bool | None:
-    """Say whether an outcome speaks against the endpoint; None where it says nothing about it."""
+    """Whether an outcome counts against the endpoint; None if it says nothing about it."""
     if error is None:
         return False
     if isinstance(error, UpstreamStatus):
-        # A limit that is used up, or a request that came too slowly, is not the endpoint's ill health; an answer
-        # that refuses the request as such shows that it is well.
+        # 429 (a limit is used up) and 408 (the request came too slowly) say nothing about the endpoint's health.
+        # Other refusals of the request show that the endpoint works.
         return None if error.status in (408, 429) else error.status >= 500
     if isinstance(error, (PoolTimeout, TotalTimeout)):
         return None  # our own bounds
     if isinstance(error, UpstreamReset) and (error.is_stale or not error.processed):
-        return None  # to close what is idle, or refuse what is too much, is no sign of ill health
+        return None  # closing an idle connection, or refusing one request too many, is normal
     return True
 
 
 def may_be_of_the_request(error: UpstreamError | None) -> bool:
-    """Whether the request itself may be to blame: some servers answer 500 to what they should refuse with 400."""
+    """Whether the request itself may be to blame: some servers answer 500 where 400 would be right."""
     return isinstance(error, UpstreamStatus) and error.status == 500
 
 
 def is_overload(error: UpstreamError | None, *, has_answered: bool) -> bool:
-    """Say whether an outcome tells that the endpoint has more requests than it can take."""
+    """Whether an outcome shows that the endpoint has more requests than it can take."""
     if isinstance(error, UpstreamStatus):
         return error.status in (429, 503, 529)
     if isinstance(error, UpstreamReset):
@@ -140,7 +140,7 @@ def is_overload(error: UpstreamError | None, *, has_answered: bool) -> bool:
 
 
 class Probe:
-    """Asks a provider for a sign of health at each interval. It makes one task for the time of a check."""
+    """Checks a provider's health at each interval. A check runs in one task."""
 
     def __init__(
         self, config: ProbeConfig, request: HttpRequest, upstream: Upstream, health: Health, timers: Timers
@@ -192,7 +192,7 @@ class Probe:
 
 
 class _ProbeAnswer:
-    """The sink of a health check: the status counts, and that the answer ends. Its outcome is `is_failure`'s."""
+    """The sink of a health check. `outcome` is whether it failed: by its status, or as `is_failure` says."""
 
     def __init__(self) -> None:
         self.outcome: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""The connections to one origin: carries out what `core.pool` decides, and is the `Upstream` of the pump."""
+"""The connections to one origin. It does what `core.pool` decides, and is the `Upstream` of the pump."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class _Pending(core.PoolRequest):
 
 
 class Pool:
-    """Keeps connections alive and lends their free slots in order of asking; implements `Upstream`.
+    """Keeps connections alive and lends their free slots, first come, first served; implements `Upstream`.
 
-    Construct it inside a running event loop. Dials are its only tasks.
+    Construct it inside a running event loop. Its only tasks are dials.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Pool:
         self._resets: Counter[str] = Counter()
 
     def start(self) -> None:
-        """Open the connections that are kept warm."""
+        """Open the warm connections."""
         self._act(self._core.start(self._timers.now()))
 
     async def send(self, request: HttpRequest, sink: ResponseSink) -> Call:
-        """Send a request on a free slot, connecting or waiting for one; see `Upstream.send`."""
+        """Send a request on a free slot; connect, or wait for one, if there is none. See `Upstream.send`."""
         if self._is_closed:
             raise UpstreamConnectError(_CLOSED)
         self._requests += 1
@@ -114,7 +114,7 @@ class Pool:
         return pending.call
 
     async def aclose(self) -> None:
-        """Close all connections at once, and wait until nothing is left of them."""
+        """Close all connections at once, and wait until their sockets are closed."""
         self._is_closed = True
         self._act(self._core.close())
         if self._timer is not None:
@@ -143,7 +143,7 @@ class Pool:
             resets=dict(self._resets),
         )
 
-    # -- doing ---------------------------------------------------------------------------------------------
+    # -- actions -------------------------------------------------------------------------------------------
 
     def _act(self, actions: list[core.Action], failure: UpstreamError | None = None) -> None:
         due = deque(actions)
@@ -174,7 +174,7 @@ class Pool:
         assert isinstance(pending, _Pending)  # noqa: S101 - no others are given to the core
         connection = self._connections[member]
         if connection.has_unread():
-            # Not by `connection_lost`: many may be closed at once, and each would be found within the one before.
+            # Not by `connection_lost`: many may be closed at once, and each would be lent within the call before.
             self._forget(member, connection)
             connection.abort("closed")
             return self._core.lend_failed(pending, member, self._timers.now())
@@ -253,7 +253,7 @@ class Pool:
     # -- time ----------------------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        """Have one timer at the next deadline or before; it is moved only towards now, so seldom."""
+        """Keep one timer at the next deadline or before it. It is replaced only by an earlier one, so seldom."""
         deadline = self._core.next_deadline()
         if deadline < self._timer_at:
             if self._timer is not None:
@@ -266,7 +266,7 @@ class Pool:
         self._timer_at = float("inf")
         self._act(self._core.handle_timeout(self._timers.now()))
 
-    # -- what connections tell -----------------------------------------------------------------------------
+    # -- called by connections -----------------------------------------------------------------------------
 
     def slot_freed(self, connection: UpstreamConnection) -> None:
         member = self._members.get(connection)
@@ -311,7 +311,7 @@ class Pool:
 
 
 def _capacity(connection: UpstreamConnection) -> int:
-    """How many requests the connection takes at a time, those that are on it included."""
+    """How many requests the connection takes at a time, its open ones included."""
     return connection.http.open_streams + connection.http.available_streams
 
 

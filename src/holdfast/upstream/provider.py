@@ -1,4 +1,4 @@
-"""One configured provider at run time: its pool, its health, and how it is asked."""
+"""One configured provider at run time: its pool, its health, its capacity, and its endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from holdfast.upstream.statistics import ProviderStatistics
 
 
 class Provider:
-    """What all models of a provider share. Construct it inside a running event loop; `start`, then `aclose`."""
+    """A provider, shared by all models that it serves.
+
+    Construct it inside a running event loop; then call `start`, and in the end `aclose`.
+    """
 
     def __init__(
         self, name: str, config: ProviderConfig, timers: Timers, *, dialects: Dialects = DIALECTS

@@ -1,4 +1,4 @@
-"""What the pools show of themselves: frozen records, in seconds, bytes and counts."""
+"""The statistics of pools and providers: frozen records, in seconds, bytes and counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from msgspec import Struct
 
 
 class ConnectionStatistics(Struct, frozen=True):
-    """`capacity` is how many streams may run at a time; windows are 0 for HTTP/1.1; `rtt` is of the last PING."""
+    """One connection. `capacity` is its limit of concurrent streams, `rtt` that of the last PING.
+
+    Windows are 0 for HTTP/1.1.
+    """
 
     protocol: str
     state: str
@@ -19,9 +22,9 @@ class ConnectionStatistics(Struct, frozen=True):
 
 
 class PoolStatistics(Struct, frozen=True):
-    """The connections to one origin and what has happened on them since the start.
+    """The connections to one origin, and what has happened on them since the start.
 
-    `resets` counts answers that were cut short, by cause.
+    `resets` counts responses that were cut short, by cause.
     """
 
     origin: str
@@ -38,11 +41,11 @@ class PoolStatistics(Struct, frozen=True):
 
 
 class HealthStatistics(Struct, frozen=True):
-    """The breaker of one endpoint, and what was decided because of failures.
+    """The breaker of one endpoint, and the counters of its attempts.
 
-    `retry_after` is in seconds until an open breaker lets a trial through. `budget_refusals` counts repetitions
-    that the budget did not allow; `resent_unprocessed` and `resent_stale`, what was sent again at once: because it
-    was certainly not processed, or because it met the end of a kept-alive connection.
+    `retry_after` is the time until an open breaker permits a trial. `budget_refusals` counts repetitions that the
+    retry budget did not allow. `resent_unprocessed` and `resent_stale` count requests that were sent again at
+    once, because they were certainly not processed, or because a kept-alive connection had been closed.
     """
 
     breaker: str
@@ -62,8 +65,9 @@ class HealthStatistics(Struct, frozen=True):
 class ConcurrencyStatistics(Struct, frozen=True):
     """The limit of one endpoint, in requests at a time.
 
-    TTFT, in seconds, is what it should be and the median of late; None before it was measured. `is_measuring`: the
-    limit is lowered to measure the baseline. `overloads` counts how often the endpoint's own signals lowered it.
+    `baseline_ttft` and `recent_ttft` are the expected time to first token and its recent median; None before they
+    were measured. `is_measuring`: the limit is lowered to measure the baseline. `overloads` counts how often the
+    endpoint's own signals lowered it.
     """
 
     limit: int

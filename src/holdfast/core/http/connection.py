@@ -1,7 +1,7 @@
 """What the HTTP/1.1 and the HTTP/2 client connection have in common: events, calls, and the rules for requests.
 
-One I/O shell drives either: it feeds `receive_data`, acts on the events in order, and then writes
-`data_to_send()`. What the peer does wrong is an event; what the caller does wrong raises `HttpMisuse`.
+One I/O shell drives either: it calls `receive_data`, acts on the events in order, and then writes
+`data_to_send()`. The peer's faults are events; the caller's misuse raises `HttpMisuse`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HttpMisuse(RuntimeError):
 
 
 class ErrorCode(IntEnum):
-    """RFC 9113 section 7. HTTP/1.1 connections report their failures by the nearest of these."""
+    """The error codes of RFC 9113 section 7. HTTP/1.1 connections report their failures by the nearest ones."""
 
     NO_ERROR = 0x0
     PROTOCOL_ERROR = 0x1
@@ -38,8 +38,16 @@ class ErrorCode(IntEnum):
     HTTP_1_1_REQUIRED = 0xD
 
 
+def code_name(code: int) -> str:
+    """Return an error code's name in lower case, for logs and statistics; `code_N` for an unknown one."""
+    try:
+        return ErrorCode(code).name.lower()
+    except ValueError:
+        return f"code_{code}"
+
+
 class ResponseReceived(Struct, gc=False):
-    """The head of the final response. Informational (1xx) responses are swallowed."""
+    """The head of the final response has come. Informational (1xx) responses are dropped."""
 
     stream_id: int
     status: int
@@ -47,28 +55,28 @@ class ResponseReceived(Struct, gc=False):
 
 
 class DataReceived(Struct, gc=False):
-    """All body bytes that one `receive_data` brought for one h2 stream; no chunk is empty."""
+    """The body bytes that one call of `receive_data` brought for one h2 stream; no chunk is empty."""
 
     stream_id: int
     chunks: list[bytes]
 
 
 class ResponseEnded(Struct, gc=False):
-    """The response is complete, and its length is what it said; the slot is free."""
+    """The response is complete, and has the length that it declared. The slot is free."""
 
     stream_id: int
     trailers: Headers
 
 
 class StreamFailed(Struct, gc=False):
-    """The response will not be complete; the slot is free.
+    """The response will not be completed. The slot is free.
 
-    `processed` is False only where the request was certainly not processed, so that it may be sent again whatever
-    it was: the RFC guarantees it, or `data_to_send` has not given out a byte of it.
+    `processed` is False only if the request was certainly not processed, so that any request may be sent again:
+    the RFC guarantees it, or `data_to_send` has not returned a byte of it.
 
-    `was_kept_alive`: the connection had carried a request before, and not a byte of this answer came. HTTP/1.1
-    cannot tell whether its peer closed it as idle before the request arrived (RFC 9112 section 9.3.1); HTTP/2 says
-    so by GOAWAY.
+    `was_kept_alive`: the connection had carried a request before, and no byte of this answer came. Over HTTP/1.1
+    one cannot tell whether the peer closed it as idle before the request arrived (RFC 9112 section 9.3.1); an
+    HTTP/2 peer says so by GOAWAY.
     """
 
     stream_id: int
@@ -79,7 +87,7 @@ class StreamFailed(Struct, gc=False):
 
 
 class GoAwayReceived(Struct, gc=False):
-    """The peer takes no new requests here. `StreamFailed` follows for each one above `last_stream_id`."""
+    """The peer takes no new requests here. `StreamFailed` follows for all above `last_stream_id`."""
 
     last_stream_id: int
     code: int
@@ -87,22 +95,22 @@ class GoAwayReceived(Struct, gc=False):
 
 
 class SettingsChanged(Struct, gc=False):
-    """The peer's SETTINGS were applied; the first of these says that it speaks HTTP/2."""
+    """The peer's SETTINGS were applied. The first such event shows that the peer speaks HTTP/2."""
 
     max_concurrent_streams: int
     initial_window: int
 
 
 class PongReceived(Struct, gc=False):
-    """The answer to a `send_ping`."""
+    """The peer has answered a `send_ping`."""
 
     payload: bytes
 
 
 class ConnectionFailed(Struct, gc=False):
-    """The peer broke the protocol or closed the connection. Write what is left to send, then close the socket.
+    """The peer broke the protocol or closed the connection. Write `data_to_send()`, then close the socket.
 
-    Always the last event. `StreamFailed` came before it for each h2 stream that was open.
+    It is always the last event, after a `StreamFailed` for each h2 stream that was open.
     """
 
     code: int
@@ -122,7 +130,7 @@ Event: TypeAlias = (
 
 
 class Windows(Struct, frozen=True, gc=False):
-    """Flow-control windows in bytes, for statistics: what the peer may still send, and what we may."""
+    """Flow-control windows in bytes, for statistics: how much the peer may still send, and how much we may."""
 
     receive: int
     send: int
@@ -136,22 +144,22 @@ class HttpConnection(Protocol):
 
     @property
     def is_established(self) -> bool:
-        """The peer has shown that it speaks this protocol; HTTP/1.1 has no such sign and is so at once."""
+        """Whether the peer has shown that it speaks this protocol. HTTP/1.1 has no such sign: always true."""
 
     @property
     def is_usable(self) -> bool:
-        """New requests may be sent, now or when a slot comes free.
+        """Whether new requests may be sent, now or when a slot comes free.
 
-        A connection that is not usable and has no open h2 stream is to be closed by the shell.
+        The shell closes a connection that is not usable and has no open h2 stream.
         """
 
     @property
     def is_closed(self) -> bool:
-        """The connection failed or was closed: it takes no more bytes and reports no more events."""
+        """Whether the connection failed or was closed: it takes no more bytes and reports no more events."""
 
     @property
     def can_ping(self) -> bool:
-        """`send_ping` may be called."""
+        """Whether `send_ping` may be called."""
 
     @property
     def open_streams(self) -> int:
@@ -163,43 +171,43 @@ class HttpConnection(Protocol):
 
     @property
     def keep_alive_timeout(self) -> float | None:
-        """For how many seconds the peer keeps an idle connection, where its last answer said so."""
+        """For how many seconds the peer keeps an idle connection; None if its last answer did not say."""
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take bytes from the network. Any split of the same bytes gives the same events, up to corking."""
+        """Take bytes from the network. Any split of the same bytes gives the same events, but for joined DATA."""
 
     def receive_eof(self) -> list[Event]:
         """Take the peer's end of the connection, or its loss."""
 
     def data_to_send(self) -> bytes:
-        """Return the bytes to write, each once; empty if there are none."""
+        """Return the bytes to write, each once; b"" if there are none."""
 
     def send_request(  # one parameter per part of an HTTP request
         self, method: bytes, scheme: bytes, authority: bytes, path: bytes, headers: Headers, body: bytes = b""
     ) -> int:
         """Send a request with its whole body and return its stream id.
 
-        `host`, `content-length` and the fields that belong to one connection are the connection's own: those
-        in `headers` are dropped.
+        The connection sets `host`, `content-length` and the fields that belong to one connection; those in
+        `headers` are dropped.
 
         Raises:
             HttpMisuse: no stream is available, or a part of the request cannot be sent in HTTP.
         """
 
     def reset_stream(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
-        """Give up a request. Its slot is free at once and no event of it follows; an ended one is let be."""
+        """Give up a request. Its slot is free at once, and no event of it follows. No effect after its end."""
 
     def grant(self, stream_id: int, n: int) -> None:
-        """Say that the application has room for `n` of the received bytes again; after the end it does nothing."""
+        """Let the peer send `n` more bytes, which the application has consumed. No effect after the end."""
 
     def send_ping(self, payload: bytes) -> None:
-        """Ask for a sign of life; `payload` is 8 bytes and comes back in `PongReceived`."""
+        """Send a PING of 8 bytes; the peer's answer is a `PongReceived` with the same payload."""
 
     def send_goaway(self, code: int = ErrorCode.NO_ERROR, debug: bytes = b"") -> None:
-        """Send no more requests; those that are open go on."""
+        """Stop sending requests; those that are open go on."""
 
     def close(self, code: int = ErrorCode.NO_ERROR) -> list[Event]:
-        """End the connection at once and return `StreamFailed` for each open h2 stream."""
+        """End the connection at once, and return `StreamFailed` for each open h2 stream."""
 
     def windows(self) -> Windows:
         """Return the connection's windows; 0 where the protocol has none."""
@@ -210,7 +218,8 @@ class HttpConnection(Protocol):
 
 # -- the rules for requests ------------------------------------------------------------------------------
 
-# RFC 9110 section 5.6.2. Lower-cased before it is sent: RFC 9113 section 8.2 demands it.
+# RFC 9110 section 5.6.2. RFC 9113 section 8.2: "Field names MUST be converted to lowercase when constructing an
+# HTTP/2 message."
 _is_token: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 # RFC 9110 section 5.5: no control characters, so no CR, LF or NUL, and no white space at the ends.
 _is_value: Final = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?").fullmatch
@@ -228,7 +237,7 @@ _WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
 def check_request_target(method: bytes, scheme: bytes, authority: bytes, path: bytes) -> None:
-    """Raise `HttpMisuse` unless these may stand in a request."""
+    """Raise `HttpMisuse` unless all of these are valid in a request."""
     if not _is_token(method) or method == b"CONNECT":
         raise HttpMisuse(f"{method!r} is not a method that can be sent here")
     if scheme not in (b"http", b"https"):
@@ -242,7 +251,7 @@ def check_request_target(method: bytes, scheme: bytes, authority: bytes, path: b
 def request_fields(method: bytes, headers: Headers, body: bytes) -> Headers:
     """Check and lower-case the header fields of a request and add its content-length.
 
-    The messages name a field and never show its value, which may be a secret.
+    Raises `HttpMisuse`, which names the field but never shows its value: that may be a secret.
     """
     fields: Headers = []
     for name, value in headers:

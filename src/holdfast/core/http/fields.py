@@ -1,4 +1,4 @@
-"""Header fields in HTTP/2: how a request's are compressed, and what a response's must be (RFC 9113 section 8)."""
+"""Header fields in HTTP/2: compresses those of requests, and checks those of responses (RFC 9113 section 8)."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from holdfast.core.http.settings import DEFAULT_TABLE_SIZE
 _SECRET: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"x-api-key", b"api-key"})
 _MAX_REMEMBERED: Final = 64
 
-# RFC 9113 section 8.2.1: the least that every endpoint must check; names in lower case.
+# RFC 9113 section 8.2.1, the least that every endpoint must check: "A field name MUST NOT contain characters in
+# the ranges 0x00-0x20, 0x41-0x5a, or 0x7f-0xff". "A field value MUST NOT contain the zero value (ASCII NUL,
+# 0x00), line feed (ASCII LF, 0x0a), or carriage return (ASCII CR, 0x0d) at any position."
 _is_name: Final = re.compile(rb"[!-9;-@\[-~]+").fullmatch
 _is_value: Final = re.compile(rb"(?:[^\0\r\n\t ](?:[^\0\r\n]*[^\0\r\n\t ])?)?").fullmatch
 _is_status: Final = re.compile(rb"[1-9][0-9][0-9]").fullmatch
-# RFC 7541 section 4.2: a block begins with two table size updates at most. `hpack` takes any number of these,
-# one byte each, and would be kept busy for a second by a block of them.
+# RFC 7541 section 4.2: a block begins with at most two table size updates. `hpack` accepts any number of them, one
+# byte each; a block full of them would keep it busy for a second.
 _has_three_updates: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\0-\x7f]){3}").match
 _is_length: Final = re.compile(rb"[0-9]{1,18}").fullmatch
 
 
 class FieldFault(Exception):
-    """A response is malformed (section 8.1.1), which fails its stream alone."""
+    """A response is malformed (section 8.1.1). This fails its stream, not the connection."""
 
 
 class RequestEncoder:
     """Compresses the fields of requests.
 
-    A field enters the compression table when it comes with the same value twice in a row. So request ids and
-    the like never push the lasting ones out, and the table, which `hpack` searches linearly, stays short.
-    Huffman coding is left off: on a link to a provider the bytes it saves cost more than they are worth.
+    A field enters the compression table when it has the same value twice in a row. So request ids and the like do
+    not displace lasting fields, and the table, which `hpack` searches linearly, stays short. Huffman coding is
+    off: on a link to a provider it costs more time than the saved bytes are worth.
     """
 
     __slots__ = ("_encoder", "_last_values")
@@ -45,7 +47,7 @@ class RequestEncoder:
         self._last_values: dict[bytes, bytes] = {}
 
     def encode(self, fields: Headers) -> bytes:
-        """Return the field block; call it once per block, in the order in which the blocks are sent."""
+        """Return the field block. Call this once per block, in the order in which the blocks are sent."""
         last_values = self._last_values
         marked: list[tuple[bytes, bytes, bool]] = []
         for name, value in fields:
@@ -61,22 +63,22 @@ class RequestEncoder:
         return self._encoder.encode(marked, huffman=False)
 
     def limit_table(self, size: int) -> None:
-        """Obey the peer's HEADER_TABLE_SIZE; of a larger table than the default no use is made."""
+        """Obey the peer's HEADER_TABLE_SIZE. A table larger than the default is not used."""
         size = min(size, DEFAULT_TABLE_SIZE)
         if size == self._encoder.header_table_size:
             return
         self._encoder.header_table_size = size
-        # RFC 7541 section 4.2: of several changes before a block the smallest and the last are signalled, and
-        # no other, which might be more than the peer allows by then. It also bounds the list.
+        # RFC 7541 section 4.2: of several changes before a block, the smallest and the last must be signalled. The
+        # others must not: they may be more than the peer allows by now. This also bounds the list.
         changes = self._encoder.table_size_changes
         smallest, last = min(changes), changes[-1]
         changes[:] = (last,) if smallest == last else (smallest, last)
 
 
 class ResponseDecoder:
-    """Decompresses field blocks; each block must pass through it, also those that nobody wants.
+    """Decompresses field blocks. Every block must be decoded, even one to be dropped: it changes the table.
 
-    `max_size` bounds a block both as it comes and decompressed.
+    `max_size` bounds a block in bytes, both compressed and decompressed.
     """
 
     __slots__ = ("_decoder", "max_size")
@@ -86,7 +88,7 @@ class ResponseDecoder:
         self.max_size = max_size
 
     def decode(self, block: bytes) -> Headers:
-        """Return the fields of one block. After any failure the compression state is lost (section 4.3)."""
+        """Return the fields of one block. Raises `ConnectionFault`; the compression state is then lost."""
         if len(block) > self.max_size:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the field block is far too large")
         if _has_three_updates(block):
@@ -106,18 +108,23 @@ def list_size(fields: Headers) -> int:
 
 
 def check_fields(fields: Headers) -> None:
-    """Raise `FieldFault` unless these may stand in a response beside its pseudo-header field."""
+    """Raise `FieldFault` unless all of these are valid in a response, apart from its pseudo-header field."""
     for name, value in fields:
         if not _is_name(name):
             raise FieldFault(f"field name {name[:64]!r}")
         if not _is_value(value):
             raise FieldFault(f"value of field {name[:64]!r}")
+        # RFC 9113 section 8.2.2: "Any message containing connection-specific header fields MUST be treated as
+        # malformed".
         if name in CONNECTION_FIELDS:
             raise FieldFault(f"connection-specific field {name!r}")
 
 
 def response_head(fields: Headers) -> tuple[int, Headers]:
-    """Split a response's fields into status and headers (section 8.3.2: `:status` once, first, and no other)."""
+    """Split a response's fields into its status and its headers."""
+    # RFC 9113 section 8.3.2: `:status` "MUST be included in all responses, including interim responses;
+    # otherwise, the response is malformed". Pseudo-header fields come first (section 8.3), and a response has no
+    # other one.
     if not fields or fields[0][0] != b":status":
         raise FieldFault("the response does not start with :status")
     status = fields[0][1]
@@ -129,7 +136,7 @@ def response_head(fields: Headers) -> tuple[int, Headers]:
 
 
 def content_length(headers: Headers) -> int | None:
-    """Return the length that the fields declare; several that agree count as one (RFC 9110 section 8.6)."""
+    """Return the declared length, None without one. Fields that agree count as one (RFC 9110 section 8.6)."""
     values = {value for name, value in headers if name == b"content-length"}
     if not values:
         return None

@@ -1,6 +1,6 @@
-"""What limits an HTTP/2 connection in either direction (RFC 9113 sections 5.2, 6.9 and 10.5).
+"""The limits of an HTTP/2 connection in both directions (RFC 9113 sections 5.2, 6.9 and 10.5).
 
-Request bodies wait for the peer's windows; frames that bring nothing are counted.
+Request bodies wait for the peer's windows; the peer's frames that carry nothing useful are counted and bounded.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from holdfast.core.http.frames import (
     frame_header,
 )
 
-#: How many frames that bring nothing (PING, SETTINGS, empty DATA, frames of ended h2 streams, ...) the peer may
-#: send in a row.
+#: How many useless frames (PING, SETTINGS, empty DATA, frames of ended streams, ...) the peer may send in a row.
 MAX_USELESS_FRAMES: Final = 1000
-#: Larger DATA frames save nothing more and keep other h2 streams waiting.
+#: Larger DATA frames would save nothing more, and keep other h2 streams waiting.
 _MAX_SENT_FRAME: Final = 65_536
 
 
 class FloodGuard:
-    """Bounds the frames that cost work and bring nothing (section 10.5).
+    """Bounds the frames that cost work and carry nothing useful (section 10.5).
 
-    Bytes of a response, and our own requests and PINGs, start the count again: with keep-alive PINGs as the
-    clock this is a rate limit.
+    Bytes of a response, and our own requests and PINGs, restart the count. Since keep-alive PINGs are sent at
+    intervals, this is a rate limit.
     """
 
     __slots__ = ("_count",)
@@ -44,7 +43,7 @@ class FloodGuard:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
 
     def allow(self, frames: int) -> None:
-        """Expect this many more."""
+        """Do not count so many of the frames to come."""
         self._count -= frames
 
     def restart(self) -> None:
@@ -53,7 +52,7 @@ class FloodGuard:
 
 
 class SendWindow:
-    """How many more bytes of one request the peer takes, and the body that waits for it."""
+    """How many more bytes of one request the peer takes, and the rest of the body, which waits for that."""
 
     __slots__ = ("body", "size", "stream_id")
 
@@ -63,13 +62,13 @@ class SendWindow:
         self.body: memoryview | None = None
 
     def widen(self, increment: int) -> bool:
-        """Take an increment, which may be negative; False if the window is now too large (section 6.9.1)."""
+        """Add an increment, perhaps a negative one; False if the window is now too large (section 6.9.1)."""
         self.size += increment
         return self.size <= MAX_31_BITS
 
 
 class BodySender:
-    """The request bodies that wait for the peer's windows, which they share frame by frame in turn."""
+    """The request bodies that wait for the peer's windows; they share the connection's, one frame each in turn."""
 
     __slots__ = ("_waiting", "initial_window", "max_frame_size", "window")
 
@@ -93,7 +92,7 @@ class BodySender:
             del self._waiting[window.stream_id]
 
     def write(self, out: list[bytes | memoryview]) -> int:
-        """Write all that the windows allow, one frame of each body in turn; return how many frames."""
+        """Write all that the windows allow, one frame of each body in turn; return the number of frames."""
         frames = 0
         progress = True
         while progress and self._waiting:
@@ -121,7 +120,9 @@ class BodySender:
         return True
 
     def change_initial_window(self, size: int, windows: Iterable[SendWindow]) -> None:
-        """Take a new INITIAL_WINDOW_SIZE, which moves all open windows, also below 0 (section 6.9.2)."""
+        """Apply a new INITIAL_WINDOW_SIZE. An open window may become negative by it."""
+        # Section 6.9.2: "a receiver MUST adjust the size of all stream flow-control windows that it maintains by
+        # the difference between the new value and the old value."
         change = size - self.initial_window
         self.initial_window = size
         for window in windows:

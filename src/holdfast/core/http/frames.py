@@ -1,6 +1,6 @@
-"""HTTP/2 frames (RFC 9113 sections 4 and 6): the numbers, and how frames are written.
+"""HTTP/2 frames (RFC 9113 sections 4 and 6): their numbers, and functions that write them.
 
-Reading is the connection's, whose loop over the frames is the hot path.
+The connection reads frames itself, since its loop over them is the hot path.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ HEADER_SIZE: Final = 9
 MIN_FRAME_SIZE: Final = 16_384
 MAX_FRAME_SIZE: Final = 16_777_215
 DEFAULT_WINDOW: Final = 65_535
-#: The largest window and the largest stream id; also masks the reserved bit before either of them.
+#: The largest window and the largest stream id. It also masks the reserved bit in front of either.
 MAX_31_BITS: Final = 0x7FFF_FFFF
 
-# Length and type share the first word: reading three numbers is cheaper than reading four.
+# Length and type share the first word, since unpacking three numbers is cheaper than unpacking four.
 _HEADER: Final = Packing(">IBI")
-#: Gives (length << 8 | type, flags, stream id with the reserved bit).
+#: Returns (length << 8 | type, flags, stream id with the reserved bit).
 unpack_header: Final = _HEADER.unpack_from
 _pack_header: Final = _HEADER.pack
 _pack_update: Final = Packing(">IBII").pack
@@ -47,7 +47,7 @@ _pack_setting: Final = Packing(">HI").pack
 
 
 class ConnectionFault(Exception):
-    """The peer broke the protocol for the whole connection. Raised and caught within the HTTP/2 core only."""
+    """The peer's fault ends the whole connection. It is raised and caught within the HTTP/2 core only."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
         super().__init__(code, reason)
@@ -56,7 +56,7 @@ class ConnectionFault(Exception):
 
 
 def frame_header(kind: int, flags: int, stream_id: int, length: int) -> bytes:
-    """Write a frame header alone, for a payload that is written next to it without being copied."""
+    """Write a frame header alone, for a payload that follows without being copied."""
     return _pack_header(length << 8 | kind, flags, stream_id)
 
 
@@ -85,12 +85,12 @@ def rst_stream_frame(stream_id: int, code: int) -> bytes:
 
 
 def goaway_frame(code: int, debug: bytes) -> bytes:
-    """Write a GOAWAY frame (section 6.8); the last stream id is 0, since no stream is ever pushed to us."""
+    """Write a GOAWAY frame (section 6.8). Its last stream id is 0, since the peer opens no streams."""
     return _pack_header((8 + len(debug)) << 8 | GOAWAY, 0, 0) + _pack_goaway(0, code) + debug
 
 
 def header_frames(stream_id: int, block: bytes, *, end_stream: bool, max_frame_size: int) -> bytes:
-    """Write a field block as HEADERS and, where it is too long for one frame, CONTINUATION (section 6.10)."""
+    """Write a field block as HEADERS and, if it is too long for one frame, CONTINUATION (section 6.10)."""
     flags = END_STREAM if end_stream else 0
     if len(block) <= max_frame_size:
         return _pack_header(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block
@@ -109,13 +109,15 @@ def unpad(flags: int, payload: bytes) -> bytes:
     if not payload:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "a padded frame has no pad length")
     end = len(payload) - payload[0]
+    # "If the length of the padding is the length of the frame payload or greater, the recipient MUST treat this
+    # as a connection error (Section 5.4.1) of type PROTOCOL_ERROR."
     if end < 1:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the padding is longer than the frame")
     return payload[1:end]
 
 
 def require_size(payload: bytes, size: int, name: str) -> None:
-    """Fail the connection unless a frame of fixed size has it (section 4.2)."""
+    """Raise `ConnectionFault` unless a frame of fixed size has that size (section 4.2)."""
     if len(payload) != size:
         raise ConnectionFault(
             ErrorCode.FRAME_SIZE_ERROR, f"a {name} frame of {len(payload)} bytes; {size} are right"

@@ -1,7 +1,7 @@
-"""An HTTP/1.1 client connection (RFC 9112) without I/O, on `httptools`: one request at a time, keep-alive.
+"""An HTTP/1.1 client connection (RFC 9112) without I/O, built on `httptools`: one request at a time, keep-alive.
 
 It reports the same events as `http2`, with a new stream id for each request. There is no flow control: a shell
-that has no room stops reading.
+that has no room stops reading from the socket.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from holdfast.core.http.connection import (
 )
 from holdfast.core.http.request import Headers
 
-#: What a field costs beside its name and value, as HTTP/2 counts it (RFC 9113 section 6.5.2).
+#: The size of a field beside its name and value, as HTTP/2 counts it (RFC 9113 section 6.5.2).
 _FIELD_OVERHEAD: Final = 32
 # A list of parameters: `timeout=5, max=100` (RFC 2068 section 19.7.1.1).
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;])[ \t]*timeout[ \t]*=[ \t]*\"?(\d{1,9})", re.IGNORECASE)
 
 
 class _ResponseFault(Exception):
-    """The peer's response cannot be read."""
+    """The peer's response cannot be parsed."""
 
 
 class _ResponseReader:
-    """Reads one response, informational ones before it included. The `on_*` methods are the parser's callbacks."""
+    """Parses one response, and the informational ones before it. The parser calls the `on_*` methods."""
 
     __slots__ = (
         "_chunks",
@@ -79,10 +79,10 @@ class _ResponseReader:
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take bytes; `events` holds what they brought also when this raises `_ResponseFault`."""
+        """Take bytes and return their events. `events` has them also if this raises `_ResponseFault`."""
         assert self._parser is not None  # noqa: S101 - a reader that is done is not fed
         self.events = []
-        self._chunks = None  # all that one read brings goes into one new list
+        self._chunks = None  # one list collects all that one read brings
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as exc:
@@ -94,7 +94,7 @@ class _ResponseReader:
             if self._head_size > self._max_head_size:
                 raise _ResponseFault("the response's head is too large")
         if self.is_done:
-            self._parser = None  # which holds this object's methods
+            self._parser = None  # it refers to this object's methods: no cycle may remain
         return self.events
 
     def _refuse(self, reason: str) -> None:
@@ -132,7 +132,7 @@ class _ResponseReader:
         self.until_eof = not (codings or any(name == b"content-length" for name, _ in fields))
         self.events.append(ResponseReceived(self.stream_id, status, fields))
         if self._is_bodiless:
-            # The parser would wait for the body that the fields describe (RFC 9112 section 6.3, rule 1).
+            # The parser would wait for the body that the fields declare (RFC 9112 section 6.3, rule 1).
             self._end(parser)
 
     def on_body(self, body: bytes) -> None:
@@ -168,7 +168,7 @@ class Http1Connection:
     """The client's side of one HTTP/1.1 connection; implements `HttpConnection`.
 
     Args:
-        max_head_size: bytes that a response's head may have, its informational ones and trailers included.
+        max_head_size: the most bytes of a response's head, with informational responses and trailers.
     """
 
     alpn: ClassVar[str] = "http/1.1"
@@ -178,8 +178,8 @@ class Http1Connection:
         self._out: list[bytes] = []
         self._next_id = 1
         self._reader: _ResponseReader | None = None
-        self._is_handed_over = False  # a part of the request that is open
-        self._is_silent = True  # nothing has come since it was sent
+        self._is_handed_over = False  # whether `data_to_send` has returned a part of the open request
+        self._is_silent = True  # whether nothing has come since it was sent
         self._keep_alive_timeout: float | None = None
         self._usable = True
         self._closed = False
@@ -248,7 +248,7 @@ class Http1Connection:
         return stream_id
 
     def reset_stream(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
-        # RFC 9112 section 9.5: the one way to give up a response is to close the connection.
+        # RFC 9112 section 9.5: the only way to give up a response is to close the connection.
         if self._is_open(stream_id):
             self._end()
 
@@ -282,7 +282,7 @@ class Http1Connection:
             return []
         reader = self._reader
         if reader is None:
-            # An empty line after a body, which old servers add, is passed over as the parser does.
+            # Old servers add an empty line after a body; it is ignored, as the parser ignores it.
             if not data.strip(b"\r\n"):
                 return []
             return self._fail(ErrorCode.PROTOCOL_ERROR, "bytes that answer no request", [])
@@ -305,7 +305,7 @@ class Http1Connection:
             return events
         reader = self._reader
         if reader is not None and reader.has_head and reader.until_eof:
-            # RFC 9112 section 6.3, rule 8: without a length, the end of the connection is the end of the body.
+            # RFC 9112 section 6.3, rule 8: without a length, the end of the connection ends the body.
             events.append(ResponseEnded(reader.stream_id, []))
             self._reader = None
         return self._fail(ErrorCode.NO_ERROR, "the peer closed the connection", events)
@@ -319,7 +319,7 @@ class Http1Connection:
     def _fail_stream(self, code: ErrorCode, reason: str, events: list[Event]) -> None:
         if self._reader is not None:
             if not self._is_handed_over:
-                self._out.clear()  # it shall stay true that nothing was sent
+                self._out.clear()  # it is reported as not processed, so it must not be sent
             stream_id = self._reader.stream_id
             was_kept_alive = stream_id > 1 and self._is_silent
             events.append(StreamFailed(stream_id, code, reason, self._is_handed_over, was_kept_alive))

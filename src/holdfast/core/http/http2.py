@@ -1,7 +1,7 @@
 """An HTTP/2 client connection (RFC 9113) without I/O: no push, no priorities, strict towards the peer.
 
 `receive_data` is the hot path: a DATA frame costs about a microsecond, and all DATA that one read brings for an
-h2 stream becomes one event. Deadlines, keep-alive and which connection to use are left to the pool.
+h2 stream becomes one event. The pool decides which connection to use; the shell keeps deadlines and keep-alive.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ class Http2Connection:
             self._out, self._guard, initial_window=initial_window, max_list_size=max_header_list_size
         )
         self._held = bytearray()  # an incomplete frame
-        self._wanted = HEADER_SIZE  # how long that must grow before it is worth a look
+        self._wanted = HEADER_SIZE  # the size of `_held` at which that frame may be complete
         self._pings = 0
         self._established = False
         self._goaway_sent = False
         self._goaway_received = False
         self._closed = False
-        self._unsent_from = 1  # the first stream id of which nothing was handed over
+        self._unsent_from = 1  # `data_to_send` has returned no byte of the requests from this stream id on
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Http2Connection:
 
     @property
     def keep_alive_timeout(self) -> float | None:
-        return None  # it says GOAWAY when the time has come
+        return None  # an HTTP/2 peer sends GOAWAY instead
 
     def windows(self) -> Windows:
         return Windows(self._window, self._streams.bodies.window.size)
@@ -216,14 +216,14 @@ class Http2Connection:
         return events
 
     def _write_bodies(self) -> None:
-        # The peer answers a DATA frame with up to two WINDOW_UPDATE frames, which are not useless.
+        # The peer may answer each DATA frame with two WINDOW_UPDATE frames, which do not count as useless.
         self._guard.allow(2 * self._streams.bodies.write(self._out))
 
     def _end(self, code: int, reason: str, events: list[Event]) -> None:
         self._closed = True
         self._held.clear()
         if self._streams.next_id > self._unsent_from:
-            self._out.clear()  # it shall stay true that nothing of these requests was sent
+            self._out.clear()  # these requests are reported as not processed, so they must not be sent
         self._streams.drop_all(code, reason, events, unsent_from=self._unsent_from)
 
     # -- from the network ----------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ class Http2Connection:
         events.append(ConnectionFailed(code, reason))
 
     def _receive_frames(self, data: bytes, events: list[Event]) -> None:
-        """Take all whole frames and hold the rest. The inner branch is the hot path: DATA without flags."""
+        """Take all complete frames and keep the rest. The innermost branch is the hot path: DATA without flags."""
         table = self._streams
         streams = table.open
         max_frame_size = self._max_frame_size
@@ -301,9 +301,11 @@ class Http2Connection:
             self._wanted = wanted
 
     def _replenish(self, received: int) -> None:
-        """Count one read's DATA into the connection's window, and keep it open whatever its streams do."""
+        """Count the DATA of one read against the connection's window, and keep that open in any case."""
         self._guard.restart()
         self._window -= received
+        # RFC 9113 section 6.9.1: the sender "MUST NOT send a flow-controlled frame with a length that exceeds the
+        # space available in either of the flow-control windows advertised by the receiver."
         if self._window < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
         if self._window < self._full_window >> 1:
@@ -311,14 +313,20 @@ class Http2Connection:
             self._window = self._full_window
 
     def _refuse_large_frame(self, data: bytes, length: int) -> None:
+        # RFC 9113 section 4.2: "An endpoint MUST send an error code of FRAME_SIZE_ERROR if a frame exceeds the
+        # size defined in SETTINGS_MAX_FRAME_SIZE". An HTTP/1 answer, read as a frame header, is such a frame.
         if not self._established and data.startswith(b"HTTP/"):
             raise ConnectionFault(ErrorCode.HTTP_1_1_REQUIRED, "the peer speaks HTTP/1 and not HTTP/2")
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
 
     def _require_order(self, kind: int, flags: int) -> None:
-        """Hold the peer to what must come next: its SETTINGS first, and field blocks in one piece."""
+        """Raise `ConnectionFault` if another kind of frame must come now."""
+        # RFC 9113 section 4.3: "Field blocks MUST be transmitted as a contiguous sequence of frames, with no
+        # interleaved frames of any other type or from any other stream."
         if self._streams.block is not None and kind != CONTINUATION:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame within a field block (section 4.3)")
+        # Section 3.4: the server's preface is "a potentially empty SETTINGS frame (Section 6.5) that MUST be the
+        # first frame the server sends in the HTTP/2 connection."
         if not self._established and (kind != SETTINGS or flags & ACK):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS (section 3.4)")
 
@@ -335,10 +343,15 @@ class Http2Connection:
         elif kind == PRIORITY:
             self._receive_priority(stream_id, payload)
         elif kind == PUSH_PROMISE:
+            # RFC 9113 section 6.5.2: a client that has set ENABLE_PUSH to 0 "MUST treat the receipt of a
+            # PUSH_PROMISE frame as a connection error (Section 5.4.1) of type PROTOCOL_ERROR."
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE although push is off (section 8.4)")
         elif kind > CONTINUATION:
-            self._guard.count()  # section 4.1: unknown frames are ignored
+            # Section 4.1: "Implementations MUST ignore and discard frames of unknown types."
+            self._guard.count()
         elif stream_id:
+            # Section 6.5: "SETTINGS frames always apply to a connection, never a single stream." PING and GOAWAY
+            # do so too (sections 6.7 and 6.8).
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a connection's frame on h2 stream {stream_id}")
         elif kind == PING:
             self._receive_ping(flags, payload, events)
@@ -354,6 +367,9 @@ class Http2Connection:
         increment = int.from_bytes(payload, "big") & MAX_31_BITS
         if stream_id:
             self._streams.receive_window_update(stream_id, increment, events)
+        # RFC 9113 section 6.9: an increment of 0 is a stream error; "errors on the connection flow-control window
+        # MUST be treated as a connection error". Section 6.9.1: "A sender MUST NOT allow a flow-control window to
+        # exceed 2^31-1 octets."
         elif not increment:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         elif not self._streams.bodies.window.widen(increment):
@@ -361,7 +377,7 @@ class Http2Connection:
         self._write_bodies()
 
     def _receive_priority(self, stream_id: int, payload: bytes) -> None:
-        # Section 5.3.2: priorities are deprecated; what is left is that the frame be well-formed (section 6.3).
+        # RFC 9113 section 5.3.2 deprecates priorities: a frame must be well-formed (section 6.3), and is ignored.
         require_size(payload, 5, "PRIORITY")
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY without an h2 stream")
@@ -374,6 +390,8 @@ class Http2Connection:
             events.append(PongReceived(payload))
             return
         self._guard.count()
+        # RFC 9113 section 6.7: "Receivers of a PING frame that does not include an ACK flag MUST send a PING frame
+        # with the ACK flag set in response, with an identical frame payload."
         if not flags & ACK:
             self._out.append(ping_frame(payload, ACK))
 
@@ -391,6 +409,8 @@ class Http2Connection:
             self._peer.initial_window, [stream.sending for stream in self._streams.open.values()]
         )
         self._established = True
+        # RFC 9113 section 6.5.3: "Once all values have been processed, the recipient MUST immediately emit a
+        # SETTINGS frame with the ACK flag set."
         self._out.append(SETTINGS_ACK)
         self._write_bodies()
         events.append(SettingsChanged(self._peer.max_concurrent_streams, self._peer.initial_window))
@@ -402,6 +422,6 @@ class Http2Connection:
         self._goaway_received = True
         last_stream_id = int.from_bytes(payload[:4], "big") & MAX_31_BITS
         code = int.from_bytes(payload[4:8], "big")
-        # First this, so that the connection is out of use before anything is sent again.
+        # This event comes first, so that the failed requests are not sent again on this connection.
         events.append(GoAwayReceived(last_stream_id, code, payload[8:]))
         self._streams.receive_goaway(last_stream_id, code, events)

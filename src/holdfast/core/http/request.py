@@ -1,4 +1,4 @@
-"""A request as it is handed to a connection, whatever version of HTTP that speaks."""
+"""A request as the shell gives it to a connection, for either version of HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 @dataclass(slots=True, frozen=True)
 class HttpRequest:
-    """A request to an origin. Header names are lower case; `host` and `content-length` are the connection's."""
+    """A request to an origin. Header names are lower case; the connection sets `host` and `content-length`."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""The peer's HTTP/2 settings (RFC 9113 section 6.5): their bounds and their values until it names others."""
+"""The peer's HTTP/2 settings (RFC 9113 section 6.5): their initial values, and their bounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _read_settings: Final = Packing(">HI").iter_unpack
 
 
 class PeerSettings:
-    """What the peer's SETTINGS frames have set so far."""
+    """The values that the peer's SETTINGS frames have set so far, or the initial ones."""
 
     __slots__ = ("header_table_size", "initial_window", "max_concurrent_streams", "max_frame_size")
 
@@ -40,9 +40,10 @@ class PeerSettings:
         self.max_frame_size = MIN_FRAME_SIZE
 
     def apply(self, payload: bytes) -> int:
-        """Take the settings of one frame, in order; unknown ones are ignored (section 6.5.2).
+        """Apply the settings of one frame, in order. Raises `ConnectionFault` for values out of bounds.
 
-        Returns the smallest header table size on the way, which RFC 7541 section 4.2 wants signalled.
+        Returns the smallest header table size among them, which RFC 7541 section 4.2 wants signalled. Unknown
+        settings are ignored, as section 6.5.2 demands.
         """
         smallest_table = self.header_table_size
         if len(payload) % 6:
@@ -52,12 +53,14 @@ class PeerSettings:
                 self.header_table_size = value
                 smallest_table = min(smallest_table, value)
             elif key == ENABLE_PUSH:
-                # A server may only say 0 (section 6.5.2), which is what we assume.
+                # Section 6.5.2: "A server MUST NOT explicitly set this value to 1."
                 if value != 0:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a server set ENABLE_PUSH to {value}")
             elif key == MAX_CONCURRENT_STREAMS:
                 self.max_concurrent_streams = value
             elif key == INITIAL_WINDOW_SIZE:
+                # "Values above the maximum flow-control window size of 2^31-1 MUST be treated as a connection
+                # error (Section 5.4.1) of type FLOW_CONTROL_ERROR."
                 if value > MAX_31_BITS:
                     raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE is {value}")
                 self.initial_window = value

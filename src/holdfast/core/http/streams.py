@@ -1,7 +1,7 @@
-"""h2 streams (RFC 9113 sections 5.1 and 8.1): responses, and everything that ends one stream alone.
+"""h2 streams (RFC 9113 sections 5.1 and 8.1): their responses, and the errors that end one stream alone.
 
-Only open streams are remembered. RFC 9113 section 5.1 lets an endpoint treat what comes for any closed one alike:
-decompress it, count it into the connection's window, and drop it.
+Only open streams are remembered. RFC 9113 section 5.1 lets an endpoint treat frames for all closed streams alike:
+decompress them, count them against the connection's window, and drop them.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from holdfast.core.http.request import Headers
 
 #: How many CONTINUATION frames one field block may have, however small.
 MAX_CONTINUATIONS: Final = 64
-#: A header list above the advertised size fails its stream; above this many times the size, where reading on
-#: to keep the compression state would cost too much, it fails the connection (RFC 9113 section 10.5.1).
+#: A header list above the advertised size fails its stream. Above so many times the size it fails the connection,
+#: since reading on to keep the compression state would cost too much (RFC 9113 section 10.5.1).
 HARD_LIST_FACTOR: Final = 2
 
-#: `H2Stream.limit` before the head of the response: no DATA may come.
+#: `H2Stream.limit` before the head of the response has come: no DATA may come.
 _NO_HEAD: Final = -1
 #: `H2Stream.body_end` of a body without a declared length.
 _OPEN_END: Final = 1 << 60
@@ -53,9 +53,8 @@ _OPEN_END: Final = 1 << 60
 class H2Stream:
     """One request and its response, until either side ends it.
 
-    Receiving counts in absolute positions: `received` bytes so far, padding included, against the `limit` that
-    they may reach. One comparison per DATA frame then checks the window, the content-length and that the head
-    came first.
+    Positions are absolute: `received` counts the bytes so far, padding included, and may grow to `limit`. So one
+    comparison per DATA frame checks the window, the content-length, and that the head came first.
     """
 
     __slots__ = ("accepted", "body_end", "id", "is_head", "limit", "received", "sending", "window_end")
@@ -67,7 +66,7 @@ class H2Stream:
         self.limit = _NO_HEAD
         self.window_end = window
         self.body_end = _OPEN_END
-        self.accepted = 0  # granted by the application and not yet told to the peer
+        self.accepted = 0  # bytes that the application has granted, and the peer has not been granted yet
         self.sending = sending
 
     @property
@@ -84,7 +83,7 @@ class H2Stream:
         return self.window_end - self.received
 
     def begin_body(self, length: int | None) -> None:
-        """Expect a body of this length; None for any."""
+        """Expect a body of this length; None for any length."""
         if length is not None:
             self.body_end = length
         self.limit = min(self.window_end, self.body_end)
@@ -94,7 +93,7 @@ class H2Stream:
         self.limit = min(self.window_end, self.body_end)
 
     def pad(self, n: int) -> None:
-        """Count padding, which uses up the window and is no part of the body."""
+        """Count padding, which uses up the window but is no part of the body."""
         self.accepted += n
         if self.body_end != _OPEN_END:
             self.body_end += n
@@ -115,9 +114,9 @@ class _FieldBlock:
 
 
 class StreamTable:
-    """The open h2 streams of one connection, and what the peer sends on them.
+    """The open h2 streams of one connection; takes the frames that the peer sends on them.
 
-    Frames to send go to `out`, which it shares with the connection.
+    It writes frames to `out`, which it shares with the connection.
     """
 
     __slots__ = (
@@ -147,8 +146,8 @@ class StreamTable:
         self._grant_batch = max(1, initial_window // 4)
         self._max_list_size = max_list_size
         self._decoder = ResponseDecoder(max_list_size * HARD_LIST_FACTOR)
-        # What may still come for streams that we reset: exactly what their windows allowed. This bounds late
-        # DATA without a memory of closed streams.
+        # How many bytes of DATA may still come for streams that we have reset: what their windows allowed. So late
+        # DATA is bounded without remembering closed streams.
         self._late_window = 0
 
     # -- from the application ------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ class StreamTable:
         return stream
 
     def find(self, stream_id: int) -> H2Stream | None:
-        """Return an open stream, None for one that has ended; the caller names no others."""
+        """Return an open stream; None for one that has ended. Raises `HttpMisuse` for an id never used."""
         stream = self.open.get(stream_id)
         if stream is None and not (stream_id & 1 and 0 < stream_id < self.next_id):
             raise HttpMisuse(f"there never was an h2 stream {stream_id}")
@@ -185,7 +184,7 @@ class StreamTable:
         self._forget(stream)
 
     def drop_all(self, code: int, reason: str, events: list[Event], *, unsent_from: int) -> None:
-        """Fail all streams without a word to the peer, with whom it is over."""
+        """Fail all streams without telling the peer: the connection is over."""
         for stream in list(self.open.values()):
             self._forget(stream)
             events.append(StreamFailed(stream.id, code, reason, processed=stream.id < unsent_from))
@@ -203,14 +202,16 @@ class StreamTable:
     # -- from the network ----------------------------------------------------------------------------------
 
     def require_not_idle(self, stream_id: int) -> None:
-        """Fail on frames of streams that we never opened; even ids would be pushed (section 5.1.1)."""
+        """Raise `ConnectionFault` for a stream that we never opened."""
+        # RFC 9113 section 5.1, idle: "Receiving any frame other than HEADERS or PRIORITY on a stream in this state
+        # MUST be treated as a connection error". HEADERS may not come either: it would open a pushed stream.
         if not stream_id & 1 or stream_id >= self.next_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a frame of idle h2 stream {stream_id}")
 
     def receive_data(
         self, flags: int, stream_id: int, payload: bytes, events: list[Event], corked: dict[int, list[bytes]]
     ) -> None:
-        """Take any DATA frame (section 6.1)."""
+        """Take a DATA frame (RFC 9113 section 6.1), whatever its flags and its stream."""
         content = unpad(flags, payload)
         stream = self.open.get(stream_id)
         if stream is None:
@@ -223,8 +224,12 @@ class StreamTable:
             stream.pad(len(payload) - len(content))
         if not has_head:
             self._fail(stream, ErrorCode.PROTOCOL_ERROR, "DATA before the head", events, ended=ended)
+        # RFC 9113 section 6.9.1: the sender "MUST NOT send a flow-controlled frame with a length that exceeds the
+        # space available in either of the flow-control windows advertised by the receiver."
         elif stream.received > stream.window_end:
             self._fail(stream, ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the window", events, ended=ended)
+        # Section 8.1.1: a response is malformed "if the value of a Content-Length header field does not equal the
+        # sum of the DATA frame payload lengths that form the content".
         elif stream.received > stream.limit:
             self._fail(
                 stream, ErrorCode.PROTOCOL_ERROR, "a body longer than its content-length", events, ended=ended
@@ -252,7 +257,7 @@ class StreamTable:
             self._guard.count()
 
     def receive_headers(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        """Take a HEADERS frame (section 6.2); priorities are not used (section 5.3.2)."""
+        """Take a HEADERS frame (section 6.2); its priority is ignored (section 5.3.2)."""
         self.require_not_idle(stream_id)
         fragment = unpad(flags, payload)
         if flags & PRIORITY_FLAG:
@@ -266,7 +271,7 @@ class StreamTable:
             self.block = _FieldBlock(stream_id, ended, fragment)
 
     def receive_continuation(self, flags: int, stream_id: int, payload: bytes, events: list[Event]) -> None:
-        """Take a CONTINUATION frame (section 6.10) of the block that is under way."""
+        """Take a CONTINUATION frame (section 6.10) of the field block that has begun."""
         block = self.block
         if block is None or block.stream_id != stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
@@ -299,14 +304,15 @@ class StreamTable:
     def _receive_head(self, stream: H2Stream, fields: Headers, events: list[Event], *, ended: bool) -> None:
         status, headers = response_head(fields)
         if status < 200:
-            # Section 8.1; and 101 does not exist in HTTP/2 (section 8.6).
+            # RFC 9113 section 8.1: "A HEADERS frame with the END_STREAM flag set that carries an informational
+            # status code is malformed". HTTP/2 has no status 101 (section 8.6).
             if ended or status == 101:
                 raise FieldFault(f"status {status} cannot be a response's only head")
             self._guard.count()
             return
         length = content_length(headers)
         if stream.is_head or status in (204, 304):
-            length = 0  # whatever is declared (RFC 9110 section 8.6)
+            length = 0  # whatever the fields declare (RFC 9110 section 8.6)
         stream.begin_body(length)
         events.append(ResponseReceived(stream.id, status, headers))
         if ended:
@@ -328,7 +334,7 @@ class StreamTable:
         events.append(ResponseEnded(stream.id, trailers))
 
     def _fail(self, stream: H2Stream, code: ErrorCode, reason: str, events: list[Event], *, ended: bool) -> None:
-        """Fail one stream for the peer's fault; `ended` if the peer will send no more of it."""
+        """Fail one stream for the peer's fault. `ended`: the peer has ended its side."""
         if ended:
             self._stop_body(stream)
             self._forget(stream)
@@ -337,8 +343,8 @@ class StreamTable:
         events.append(StreamFailed(stream.id, code, reason, processed=True))
 
     def _stop_body(self, stream: H2Stream) -> None:
-        # Section 8.1: a response may end before its request. What is left of the body is then of no use, and
-        # resetting frees the slot on the peer's side too.
+        # RFC 9113 section 8.1: "A server can send a complete response prior to the client sending an entire
+        # request". The rest of our body is then of no use, and the reset frees the slot on the peer's side too.
         if stream.sending.body is not None:
             self.out.append(rst_stream_frame(stream.id, ErrorCode.NO_ERROR))
 
@@ -350,7 +356,8 @@ class StreamTable:
             self._guard.count()
             return
         self._forget(stream)
-        # Section 8.7: a refused request was not processed at all, unless the peer began to answer it.
+        # RFC 9113 section 8.7: REFUSED_STREAM says that "the stream is being closed prior to any processing having
+        # occurred". A peer that has begun to answer contradicts itself.
         processed = code != ErrorCode.REFUSED_STREAM or stream.has_head
         events.append(StreamFailed(stream_id, code, "the peer reset the h2 stream", processed))
 
@@ -367,7 +374,7 @@ class StreamTable:
             self._fail(stream, ErrorCode.FLOW_CONTROL_ERROR, reason, events, ended=False)
 
     def receive_goaway(self, last_stream_id: int, code: int, events: list[Event]) -> None:
-        """Fail the streams that the peer will not process (section 6.8)."""
+        """Fail the streams that the peer will not process (section 6.8: those above its last stream id)."""
         for stream in [stream for stream in self.open.values() if stream.id > last_stream_id]:
             self._late_window += max(0, stream.receive_window)
             self._forget(stream)
@@ -377,5 +384,5 @@ class StreamTable:
 
     @property
     def ids_left(self) -> bool:
-        """Section 5.1.1: ids are never used again; without one, a new connection is needed."""
+        """Whether there are unused stream ids; they cannot be reused (RFC 9113 section 5.1.1)."""
         return self.next_id <= MAX_31_BITS

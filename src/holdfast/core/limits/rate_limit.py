@@ -1,6 +1,6 @@
-"""What one key or tenant may use: amounts per window of time, and things that it may hold at a time.
+"""Limits for one key or tenant: on amounts per window of time, and on things held at a time.
 
-It counts and decides. Who the limits are for, and what a refusal looks like, is `holdfast.admission`'s matter.
+They count and decide. `admission` knows whom a limit is for, and words the refusal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import deque
 
 
 class _Slot:
-    """What was granted in a short time. It counts until `last`, its newest grant, is a window old."""
+    """The amounts granted within a short time. They count until the newest grant, at `last`, is a window old."""
 
     __slots__ = ("amount", "begun", "is_live", "last")
 
@@ -21,9 +21,9 @@ class _Slot:
 
 
 class Reservation:
-    """An amount that was set aside. While it is held it never grows old; `start` lets its window begin.
+    """An amount that is set aside. It does not expire while it is held; its window begins with `start`.
 
-    It ends with `settle` or `release`, the first of which counts.
+    `settle` or `release` ends it. Only the first such call counts.
     """
 
     __slots__ = ("_limit", "_slot", "amount")
@@ -34,7 +34,7 @@ class Reservation:
         self.amount = amount
 
     def start(self, now: float) -> None:
-        """The use begins: from now on the amount counts for one window."""
+        """Begin the use: the amount counts for one window from now on."""
         limit = self._limit
         if limit is not None and self._slot is None:
             limit._held -= self.amount
@@ -42,8 +42,10 @@ class Reservation:
             self._slot = limit._count(now, self.amount)
 
     def settle(self, now: float, used: int) -> None:
-        """Replace the amount by what was used. What was used beyond it counts from now on, above the limit if
-        need be: a debt that, as everything else, is forgotten after one window.
+        """Replace the amount by what was used.
+
+        The use beyond the amount counts from now on, even if it exceeds the limit. Like any use, it is forgotten
+        after one window.
         """
         limit, self._limit = self._limit, None
         if limit is None:
@@ -63,19 +65,19 @@ class Reservation:
             limit._count(now, used - self.amount)
 
     def release(self, now: float) -> None:
-        """Nothing was used."""
+        """End the reservation: nothing was used."""
         self.settle(now, 0)
 
 
 class RateLimit:
-    """Grants at most `limit` within any `window` seconds, however the calls fall.
+    """Grants at most `limit` within any `window` seconds, whenever the calls come.
 
-    A sliding window rather than GCRA's single arrival time, for two reasons. GCRA that grants its limit at once
-    grants nearly twice as much in the worst window. And an amount cannot be given back to it exactly, since it has
-    forgotten how much of that has leaked away; here it goes back to where it was counted.
+    It is a sliding window and not GCRA's single arrival time, for two reasons. A GCRA that can grant its limit at
+    once grants nearly twice as much in the worst window. And GCRA cannot take an amount back exactly, since it has
+    forgotten how much of it has leaked away; here the amount is taken from the slot where it was counted.
 
-    Grants within a 60th of the window share a slot and grow old with the newest of them, so a limit costs at most
-    62 slots, and a grant may come that much later than it could, never earlier. `now` must not run backwards.
+    Grants within a 60th of the window share a slot, and expire with the newest of them. So a limit needs at most
+    62 slots, and may grant a 60th of a window too late, but never too early. `now` must not run backwards.
     """
 
     __slots__ = ("_held", "_open", "_slots", "_sum", "_width", "limit", "window")
@@ -92,20 +94,20 @@ class RateLimit:
         self._open = 0
 
     def used(self, now: float) -> int:
-        """What counts now: granted within the window, or held."""
+        """The amount that counts now: granted within the window, or reserved."""
         self._forget(now)
         return self._sum + self._held
 
     @property
     def held(self) -> int:
-        """Reservations whose use has not begun."""
+        """The number of reservations whose use has not begun."""
         return self._open
 
     def remaining(self, now: float) -> int:
         return max(self.limit - self.used(now), 0)
 
     def reset_after(self, now: float) -> float:
-        """Seconds until nothing counts any more, if nothing is granted until then."""
+        """Seconds until nothing counts any more, provided that nothing is granted until then."""
         self._forget(now)
         if self._held:
             return self.window
@@ -122,7 +124,7 @@ class RateLimit:
             excess -= slot.amount
             if excess <= 0:
                 return slot.last + self.window - now
-        return self.window  # what is held has to begin first
+        return self.window  # the rest is reserved, and its window has not begun
 
     def take(self, now: float, amount: int = 1) -> bool:
         """Use `amount` at once, or not at all."""
@@ -132,7 +134,7 @@ class RateLimit:
         return True
 
     def reserve(self, now: float, amount: int) -> Reservation | None:
-        """Set `amount` aside for a use that has not begun; None where there is not as much."""
+        """Set `amount` aside for a use that has not begun; None if that exceeds the limit."""
         if self.used(now) + amount > self.limit:
             return None
         self._held += amount
@@ -159,7 +161,7 @@ class RateLimit:
 
 
 class Lease:
-    """One thing held of a `Concurrency`."""
+    """One thing held, of those that a `Concurrency` counts."""
 
     __slots__ = ("_held",)
 
@@ -174,7 +176,7 @@ class Lease:
 
 
 class Concurrency:
-    """How many of something may be held at a time; None is no limit, and still counts."""
+    """Bounds how many of something may be held at a time. With `limit` None it only counts."""
 
     __slots__ = ("limit", "used")
 
@@ -194,7 +196,7 @@ class Concurrency:
 
 
 class ArrivalRates:
-    """A rate for each of any number of sources, with memory for those of the last two windows only."""
+    """A rate limit for each of any number of sources. It remembers only those of the last two windows."""
 
     __slots__ = ("_limit", "_old", "_turned", "_window", "_young")
 
@@ -211,7 +213,7 @@ class ArrivalRates:
     def take(self, source: str, now: float) -> bool:
         """Count one arrival, or refuse it."""
         if now - self._turned >= self._window:
-            # What is in neither generation has granted nothing for a whole window: it would be empty.
+            # A source in neither generation was granted nothing for a whole window: its limit would be unused.
             self._old = self._young if now - self._turned < 2 * self._window else {}
             self._young = {}
             self._turned = now

@@ -1,8 +1,8 @@
-"""RFC 6455's opening handshake, the server's side: judge an upgrade request, build the 101 answer.
+"""The server's side of the opening handshake (RFC 6455): judges an upgrade request and writes the 101 answer.
 
-Headers come as a list of (lower-case name, value) pairs, as an HTTP/1.1 parser hands them over. Origin, path and
-credentials are judged elsewhere. Extensions are never accepted: permessage-deflate alone would cost 34 KB of
-memory per idle connection.
+Headers are a list of (lower-case name, value) pairs, as an HTTP/1.1 parser returns them. Others judge the origin,
+the path and the credentials. Extensions are never accepted: permessage-deflate alone would cost 34 KB of memory
+per idle connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VERSION: Final = b"13"
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 _FIELD_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110 section 5.5
 
-#: What a 426 answer must carry: RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
+#: The headers that a 426 answer must have: RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
 _UPGRADE_HEADERS: Final[tuple[Header, ...]] = (
     (b"upgrade", b"websocket"),
     (b"connection", b"upgrade"),
@@ -33,14 +33,14 @@ _RESERVED_NAMES: Final = frozenset({b"upgrade", b"connection", b"content-length"
 
 
 class UpgradeAccepted(Struct, frozen=True):
-    """A valid request. `key` goes into `switching_protocols`; `subprotocols` is the client's offer, best first."""
+    """The request is valid. `switching_protocols` needs `key`; `subprotocols` is what the client offers."""
 
     key: bytes
     subprotocols: list[str]
 
 
 class UpgradeRejected(Struct, frozen=True):
-    """The request is no valid WebSocket handshake; answer with this HTTP status, message and headers."""
+    """The request is not a valid WebSocket handshake; answer with this HTTP status, message and headers."""
 
     status: int
     message: str
@@ -48,7 +48,7 @@ class UpgradeRejected(Struct, frozen=True):
 
 
 def is_upgrade_request(headers: Sequence[Header]) -> bool:
-    """Say whether the client asks for WebSocket at all; whether it does so correctly, `check_upgrade` says."""
+    """Whether the client asks for WebSocket at all. `check_upgrade` says whether it does so correctly."""
     return b"websocket" in _lower_tokens(headers, b"upgrade")
 
 
@@ -70,7 +70,7 @@ def check_upgrade(
     if len(_values(headers, b"host")) != 1:
         return UpgradeRejected(400, "the request needs exactly one Host header")
     if _values(headers, b"transfer-encoding") or any(v != b"0" for v in _values(headers, b"content-length")):
-        # Its body would stand where the first WebSocket frame is expected.
+        # The body would be taken for the first WebSocket frame.
         return UpgradeRejected(400, "an upgrade request must not have a body")
     versions = _values(headers, b"sec-websocket-version")
     if len(versions) > 1:
@@ -89,7 +89,7 @@ def check_upgrade(
 
 
 def offered_subprotocols(headers: Sequence[Header]) -> list[str]:
-    """The client's offer, before it was judged: whoever asks for it takes what it knows and leaves the rest."""
+    """Return the client's offer without judging it: the caller looks for entries that it knows."""
     return [name.decode("latin-1") for name in _elements(headers, b"sec-websocket-protocol")]
 
 
@@ -104,7 +104,7 @@ def switching_protocols(
     """Build the 101 answer to a request that `check_upgrade` accepted.
 
     Raises `ValueError` for a subprotocol that was not offered, and for extra headers that are malformed or that
-    the handshake itself decides.
+    the handshake itself sets.
     """
     lines = [
         b"HTTP/1.1 101 Switching Protocols",
@@ -131,7 +131,7 @@ def _values(headers: Sequence[Header], name: bytes) -> list[bytes]:
 
 
 def _elements(headers: Sequence[Header], name: bytes) -> list[bytes]:
-    """The elements of a list header; empty ones do not count (RFC 9110 section 5.6.1.2)."""
+    """Return the elements of a list header, without empty ones (RFC 9110 section 5.6.1.2)."""
     parts = b",".join(_values(headers, name)).split(b",")
     return [part for part in (part.strip(b" \t") for part in parts) if part]
 
