@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from holdfast.core.entries import Position
+from holdfast.core.entries import Position, decode_end
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session import client, server
 from holdfast.core.session import messages as m
+from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.errors import InvalidMessage
 
 VECTORS = Path(__file__).resolve().parents[2] / "protocol" / "vectors"
@@ -186,7 +187,7 @@ class ServerRunner:
             given = self.given.get(stream, {"entries": [0, 1, 2]})
             log.append([compact(entry).encode() for entry in given["entries"]])
             if "end" in given:
-                log.seal(compact(given["end"]).encode())
+                log.seal(decode_end(compact(given["end"]).encode()))
         return log
 
     def run(self, step: Json) -> tuple[list[Json], list[Json]]:
@@ -209,7 +210,7 @@ class ServerRunner:
 
     def read(self, step: Json) -> tuple[None, Json | None]:
         cursor = self.session.cursors.get(step["stream"])
-        message = None if cursor is None else cursor.read(1000)
+        message = None if cursor is None else cursor.read(SESSION_FRAMING, 1000)
         if cursor is not None and cursor.is_done:
             self.session.retire(step["stream"])
         return None, None if message is None else json.loads(message)

@@ -10,7 +10,18 @@ import pytest
 
 from holdfast.server.listener.http import HttpConnection, Limits
 from holdfast_tools.simulate.faults import CloseConnection
-from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, read_stream, whole
+from tests.support.gateway_client import (
+    DEADLINE,
+    Http,
+    Session,
+    answer,
+    ask,
+    chat,
+    content,
+    read_stream,
+    stream_of,
+    whole,
+)
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -26,10 +37,6 @@ async def time_of_cancel(path, *, since):
     statistics = await path.provider.until(lambda s: s.streaming == 0)
     assert (statistics.cancelled, statistics.completed) == (1, 0)
     return time.monotonic() - since
-
-
-def stream_of(path, stream_id):
-    return stream_of(path.gateway, stream_id)
 
 
 async def pass_time(path, *, ms):
@@ -108,7 +115,7 @@ async def test_detached_stream_runs_on_without_a_reader(make_path):
         await session.send(type="detach", stream=stream)
         while (await session.receive())["type"] != "detached":
             pass
-    await eventually(lambda: stream_of(path, stream).reader_count == 0)
+    await eventually(lambda: stream_of(path.gateway, stream).reader_count == 0)
     assert (await path.provider.until(lambda s: s.completed == 1)).requests == 1
     assert whole(await read_stream(path.url, stream)) == answer(100)
 
@@ -159,7 +166,7 @@ async def test_http_creator_that_leaves_does_not_cancel_under_another_reader(pat
         stream = (await http.head()).headers["holdfast-stream-id"]
         await session.attach(stream)
         http.writer.transport.abort()
-        await eventually(lambda: stream_of(path, stream).reader_count == 1)
+        await eventually(lambda: stream_of(path.gateway, stream).reader_count == 1)
         entries, end = await session.read()
     assert (content(entries), end["status"]) == (answer(60), "completed")
 
@@ -288,7 +295,7 @@ async def test_ended_stream_does_not_expire_under_its_reader(make_path):
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 10}), credit=1))["stream"]
         got = await session.entries(1)
-        await eventually(lambda: stream_of(path, stream).is_ended)
+        await eventually(lambda: stream_of(path.gateway, stream).is_ended)
         await pass_time(path, ms=300)
         await session.send(type="credit", stream=stream, bytes=2**20)
         rest, _ = await session.read(start=len(got))
@@ -376,9 +383,9 @@ async def test_closing_gateway_ends_whatever_runs(make_path):
     ):
         sse.request("POST", COMPLETIONS, stalled)
         stream = (await sse.head()).headers["holdfast-stream-id"]
-        await eventually(lambda: stream_of(path, stream).log.next == 2)
+        await eventually(lambda: stream_of(path.gateway, stream).log.next == 2)
         poll.request("GET", f"/v1/streams/{stream}?live=long-poll&after=1")
-        await eventually(lambda: stream_of(path, stream).reader_count == 2)
+        await eventually(lambda: stream_of(path.gateway, stream).reader_count == 2)
         await path.gateway.aclose()
         for http in (idle, sse, poll):
             try:

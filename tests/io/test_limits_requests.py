@@ -135,9 +135,12 @@ async def test_tokens_of_a_failed_request_are_released(make_path: MakePath, faul
 
 async def test_request_that_alone_exceeds_the_token_limit_is_invalid(make_path: MakePath) -> None:
     path = await make_path(limits=limits(tokens_per_minute=1000))
-    for fields in ({"max_tokens": 1000}, {"max_completion_tokens": 300, "n": 4}):
+    for name, fields in [
+        ("max_tokens", {"max_tokens": 1000}),
+        ("max_completion_tokens", {"max_completion_tokens": 300, "n": 4}),
+    ]:
         refused = await ask(path.url, "POST", COMPLETIONS, chat(QUICK, **fields))
-        assert (refused.status, refused.error["param"]) == (400, "max_tokens")
+        assert (refused.status, refused.error["param"]) == (400, name)
     assert asked(path) == 0
 
 

@@ -23,6 +23,9 @@ _READ_ENTRIES = 512
 class Framing(Protocol):
     """How a batch of a log looks on one wire. Stateless: what it makes is shared by all readers of one form."""
 
+    def entry(self, stream: bytes, epoch: int, seq: int, payload: bytes) -> bytes:
+        """Write one entry: what `entries` writes for it alone. It is the usual case, at the live tail."""
+
     def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
         """Write consecutive entries, at least one; the first has the number `first`."""
 
@@ -71,11 +74,6 @@ class Log:
         self._framing: Framing | None = None
         self._rendered = b""
         self._rendered_span = (-1, -1)
-
-    @property
-    def newest(self) -> bytes:
-        """The payload of the last entry; there must be one."""
-        return self._entries[-1]
 
     def append(self, payloads: Sequence[bytes]) -> int:
         """Append entries, each one JSON text, and return the bytes that were added.
@@ -180,7 +178,7 @@ class Log:
         if span[0] == start and span[1] == self.next and framing is self._framing and len(rendered) <= max_bytes:
             return span[1], rendered
         if self.end is not None and start == self.next - 1:
-            return self.next, framing.end(self.stream, self.epoch, start, self.newest, self.end)
+            return self.next, framing.end(self.stream, self.epoch, start, self._entries[-1], self.end)
         entries = self.slice(start, max_bytes)
         stop = start + len(entries)
         if self.end is not None and stop == self.next:
@@ -236,11 +234,11 @@ class Cursor:
             return None
         if behind == 1 and log.end is None and (credit is None or credit > 0):
             # The usual case: at the live tail, one new entry.
-            entry = log.newest
+            entry = log._entries[-1]
             self.position = start + 1
             if credit is not None:
                 self.credit = credit - len(entry)
-            return framing.entries(log.stream, log.epoch, start, (entry,))
+            return framing.entry(log.stream, log.epoch, start, entry)
         if credit is None or self._is_at_end:
             self.position, message = log.render(framing, start, max_bytes)
             return message

@@ -255,6 +255,9 @@ class ChatFraming:
     __slots__ = ()
     starts_at_once = False
 
+    def entry(self, stream: bytes, epoch: int, seq: int, payload: bytes) -> bytes:
+        return write_entries(epoch, seq, (payload,))
+
     def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
         return write_entries(epoch, first, payloads)
 

@@ -56,6 +56,7 @@ class Generation:
             start()
 
     def expired(self, error: HoldfastError) -> None:
+        self._start = None
         self._position_changed(None)
         self.stream.seal(EndBody("failed", error=error_body(error)))
 
@@ -77,6 +78,7 @@ class Generation:
     # -- the stream's side --
 
     def cancel(self, reason: str) -> None:
+        self._start = None
         self.stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason))))
 
     def abandon(self) -> None:

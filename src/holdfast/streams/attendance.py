@@ -12,14 +12,13 @@ class Attendance:
     """The places of readers whose connections were lost, and the grace period.
 
     Until it ends, a parked cursor holds back trimming, so that its client finds the log whole. Each reader that is
-    lost has the whole of it. `over` is called when it ends, with the parked cursors closed.
+    lost has the whole of it.
     """
 
-    __slots__ = ("_deadline", "_over", "_parked", "_timers", "grace", "keeps_running")
+    __slots__ = ("_deadline", "_parked", "_timers", "grace", "keeps_running")
 
-    def __init__(self, timers: Timers, *, grace: float, over: Callable[[], None]) -> None:
+    def __init__(self, timers: Timers, *, grace: float) -> None:
         self._timers = timers
-        self._over = over
         self._parked: list[Cursor] = []
         self._deadline: Deadline | None = None
         #: Seconds that the generation goes on without a reader.
@@ -44,25 +43,24 @@ class Attendance:
         if not self._parked:
             self._stop()
 
-    def begin(self) -> None:
-        """Let the grace period begin, anew where it runs for an earlier reader."""
-        self._stop()
-        self._deadline = self._timers.after(self.grace, self._expired)
+    def begin(self, over: Callable[[], None], *, at_least: float = 0.0) -> None:
+        """Let the grace period begin, anew where it runs for an earlier reader.
 
-    def extend(self, seconds: float) -> None:
-        """Somebody reads elsewhere: nobody is missed for so long."""
+        `over` is called when it ends, with the parked cursors closed. Somebody who reads elsewhere is there for
+        `at_least` so many seconds.
+        """
         self._stop()
-        self._deadline = self._timers.after(max(seconds, self.grace), self._expired)
+        self._deadline = self._timers.after(max(self.grace, at_least), lambda: self._expired(over))
 
     def end(self) -> None:
         """The stream has ended: nothing is waited for any more."""
         self._close_parked()
         self._stop()
 
-    def _expired(self) -> None:
+    def _expired(self, over: Callable[[], None]) -> None:
         self._deadline = None
         self._close_parked()
-        self._over()
+        over()
 
     def _close_parked(self) -> None:
         for cursor in self._parked:

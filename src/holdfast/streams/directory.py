@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import Owner
@@ -15,7 +16,8 @@ from holdfast.streams.follower import Follower
 from holdfast.streams.memory import LogMemory
 from holdfast.streams.retention import Retention
 from holdfast.streams.store import Claim, Claimed, Done, LogStore
-from holdfast.streams.stream import Origin, Stream, Writer
+from holdfast.streams.stored import StoredStream, Writer
+from holdfast.streams.stream import Origin, Stream
 from holdfast.timers import Timers
 
 
@@ -104,27 +106,24 @@ class Directory:
     def add(self, claimed: Claimed, *, detach_grace: float) -> Stream:
         """Make the stream of a new claim. It has no source yet."""
         self._created += 1
-        return self._make(claimed, detach_grace=detach_grace, writer=self._writer)
+        return self._make(claimed, detach_grace, self._writer)
 
-    def _make(self, claimed: Claimed, *, detach_grace: float, writer: Writer | None) -> Stream:
+    def _make(self, claimed: Claimed, detach_grace: float, writer: Writer | None) -> Stream:
         claim = claimed.claim
-        stream = self._streams[claim.stream] = Stream(
-            origin=Origin(claim.owner, claim.request_id, claim.model, claim.digest),
-            log=Log(claim.stream, epoch=claimed.epoch, max_bytes=self._config.log_bytes),
-            memory=self.memory,
-            detach_grace=detach_grace,
-            timers=self._timers,
-            on_end=self._stream_ended,
-            writer=writer,
-        )
+        options: dict[str, Any] = {
+            "origin": Origin(claim.owner, claim.request_id, claim.model, claim.digest),
+            "log": Log(claim.stream, epoch=claimed.epoch, max_bytes=self._config.log_bytes),
+            "memory": self.memory,
+            "detach_grace": detach_grace,
+            "timers": self._timers,
+            "on_end": self._stream_ended,
+        }
+        stream = Stream(**options) if writer is None else StoredStream(writer=writer, **options)
+        self._streams[claim.stream] = stream
         self.memory.running += 1
         return stream
 
     # -- lookup --
-
-    def get(self, stream_id: str) -> Stream | None:
-        """Return a stream of this process, whoever asks."""
-        return self._streams.get(stream_id)
 
     def open(self, owner: Owner, wanted: Sequence[str], done: Done[list[Stream | HoldfastError]]) -> None:
         """Find streams that this owner may read: `done` gets one answer for each, in the same order.
@@ -169,7 +168,7 @@ class Directory:
         """Return the local stream of a claim: the one that is here, or a new one that follows its owner."""
         stream = self._streams.get(claimed.claim.stream)
         if stream is None:
-            stream = self._make(claimed, detach_grace=self._config.detach_grace, writer=None)
+            stream = self._make(claimed, self._config.detach_grace, None)
             self._followed.add(stream.id)
             Follower(stream, self._store).start()
         return stream

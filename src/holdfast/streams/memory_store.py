@@ -22,16 +22,17 @@ class MemoryStore:
     def __init__(self, timers: Timers, *, is_shared: bool = False) -> None:
         self.is_shared = is_shared
         self._timers = timers
-        self._by_request: dict[tuple[Owner, str], _Stored] = {}
-        self._streams: dict[str, _Stored] = {}
+        self._by_request: dict[tuple[Owner, str], _Known] = {}
+        self._streams: dict[str, _Known] = {}
 
     def claim(self, claim: Claim, done: Done[Claimed | HoldfastError]) -> None:
         known = self._by_request.get((claim.owner, claim.request_id))
         if known is not None:
             done(known.claimed)
             return
-        stored = self._by_request[claim.owner, claim.request_id] = self._streams[claim.stream] = _Stored(claim)
-        done(Claimed(stored.claim, stored.log.epoch, True))
+        stored = _Stored(claim) if self.is_shared else _Known(claim)
+        self._by_request[claim.owner, claim.request_id] = self._streams[claim.stream] = stored
+        done(Claimed(claim, stored.epoch, True))
 
     def find(self, stream: str, done: Done[Claimed | HoldfastError | None]) -> None:
         stored = self._streams.get(stream)
@@ -42,7 +43,7 @@ class MemoryStore:
         done(None if stored is None else stored.claimed)
 
     def take_over(self, stream: str, epoch: int, done: Done[bool | HoldfastError]) -> None:
-        stored = self._streams.get(stream)
+        stored = self._stored(stream)
         if stored is None:
             done(UnknownStream())
         elif epoch <= stored.log.epoch or stored.log.end is not None:
@@ -52,11 +53,11 @@ class MemoryStore:
             done(True)
 
     def write(self, batch: Batch, done: Done[HoldfastError | None]) -> None:
-        stored = self._streams.get(batch.stream)
+        stored = self._stored(batch.stream)
         done(UnknownStream() if stored is None else stored.write(batch))
 
     def read(self, stream: str, after: Position, max_bytes: int, done: Done[Batch | HoldfastError]) -> None:
-        stored = self._streams.get(stream)
+        stored = self._stored(stream)
         if stored is None:
             done(UnknownStream())
             return
@@ -68,7 +69,7 @@ class MemoryStore:
             done(stored.batch(after.seq + 1, max_bytes))
 
     def follow(self, stream: str, after: Position, sink: Sink) -> Subscription:
-        stored = self._streams.get(stream)
+        stored = self._stored(stream)
         if stored is None:
             sink.following_lost(UnknownStream())
             return _Ended()
@@ -79,12 +80,14 @@ class MemoryStore:
         return following
 
     def signal(self, stream: str, signal: Signal) -> None:
-        stored = self._streams.get(stream)
+        stored = self._stored(stream)
         if stored is not None and stored.receive is not None:
             stored.receive(signal)
 
     def listen(self, stream: str, receive: Callable[[Signal], None]) -> Subscription:
-        stored = self._streams[stream]
+        stored = self._stored(stream)
+        if stored is None:
+            return _Ended()
         stored.receive = receive
         return _Listening(stored)
 
@@ -94,26 +97,48 @@ class MemoryStore:
         else:
             self._forget(stream)
 
+    def _stored(self, stream: str) -> _Stored | None:
+        """Find a stream whose log is here, which none is unless the store is shared."""
+        known = self._streams.get(stream)
+        return known if isinstance(known, _Stored) else None
+
     def _forget(self, stream: str) -> None:
         stored = self._streams.pop(stream, None)
         if stored is not None:
             del self._by_request[stored.claim.owner, stored.claim.request_id]
 
 
-class _Stored:
-    """One claim, and its log where the store is shared."""
+class _Known:
+    """One claim, whose log is its stream's own."""
 
-    __slots__ = ("claim", "followers", "log", "receive")
+    __slots__ = ("claim",)
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
+
+    @property
+    def epoch(self) -> int:
+        return 1
+
+    @property
+    def claimed(self) -> Claimed:
+        return Claimed(self.claim, self.epoch, False)
+
+
+class _Stored(_Known):
+    """One claim, and its log."""
+
+    __slots__ = ("followers", "log", "receive")
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim)
         self.log = Log(claim.stream, max_bytes=0)
         self.followers: list[_Following] = []
         self.receive: Callable[[Signal], None] | None = None
 
     @property
-    def claimed(self) -> Claimed:
-        return Claimed(self.claim, self.log.epoch, False)
+    def epoch(self) -> int:
+        return self.log.epoch
 
     def write(self, batch: Batch) -> HoldfastError | None:
         log = self.log

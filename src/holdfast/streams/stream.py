@@ -31,12 +31,6 @@ class Reader(Protocol):
         """Another owner carries the log on, in the epoch that it now has."""
 
 
-class Writer(Protocol):
-    """Takes what a stream has accepted to a shared store, and shows it to readers when the store has it."""
-
-    def add(self, stream: Stream, payloads: Sequence[bytes], end: EndBody | None = None) -> None: ...
-
-
 @dataclass(slots=True, frozen=True)
 class Origin:
     """Who asked for a generation, and for what. `digest` tells a repeated request from another one."""
@@ -56,12 +50,12 @@ class Stream:
     | running | admitted: `queue_position` is None | source |
     | ended | `seal` | source |
 
-    Entries are *accepted* when the source offers them and *visible* when readers may have them. With the memory
-    store the two are one; with a shared store an entry is visible when the store has it. Whether a request may be
-    tried again is asked of `accepted`: what a reader may yet see is never generated a second time.
+    Entries are *accepted* when the source offers them and *visible* when readers may have them. Here, with the
+    store of one process, the two are one; a `StoredStream` shows an entry when its store has it. Whether a request
+    may be tried again is asked of `accepted`: what a reader may yet see is never generated a second time.
 
-    Invariants: `visible <= accepted`; the end is the last entry, and there is exactly one; a stream that waits for
-    room is in `memory.waiting`. All calls are synchronous and belong to the loop's thread.
+    Invariants: what is visible was accepted; the end is the last entry, and there is exactly one; a stream that
+    waits for room is in `memory.waiting`. All calls are synchronous and belong to the loop's thread.
     """
 
     __slots__ = (
@@ -69,11 +63,8 @@ class Stream:
         "_is_awaited",
         "_memory",
         "_on_end",
-        "_pending",
-        "_pending_bytes",
         "_readers",
         "_timers",
-        "_writer",
         "created",
         "ended_at",
         "id",
@@ -92,7 +83,6 @@ class Stream:
         detach_grace: float,
         timers: Timers,
         on_end: Callable[[Stream], None],
-        writer: Writer | None = None,
     ) -> None:
         """`on_end` is called once, when the end is visible. `detach_grace` is in seconds."""
         self.id = log.stream.decode("ascii")
@@ -107,12 +97,8 @@ class Stream:
         self._memory = memory
         self._timers = timers
         self._on_end = on_end
-        self._writer = writer
-        # Accepted entries that are not visible yet, and their bytes.
-        self._pending = 0
-        self._pending_bytes = 0
         self._readers: dict[Cursor, Reader] = {}
-        self._attendance = Attendance(timers, grace=detach_grace, over=self._grace_over)
+        self._attendance = Attendance(timers, grace=detach_grace)
         # It ended while its reader was lost, who has not come back since.
         self._is_awaited = False
 
@@ -133,7 +119,7 @@ class Stream:
     @property
     def accepted(self) -> int:
         """How many entries the source has offered."""
-        return self.log.next + self._pending
+        return self.log.next
 
     @property
     def reader_count(self) -> int:
@@ -187,7 +173,7 @@ class Stream:
     def attended(self, seconds: float) -> None:
         """Somebody reads it in another process, for so long unless that is said again."""
         if not self.is_ended:
-            self._attendance.extend(seconds)
+            self._attendance.begin(self._grace_over, at_least=seconds)
 
     def is_awaited(self, now: float) -> bool:
         """Whether the stream has ended and a lost reader may still come for the rest, within its grace period."""
@@ -206,7 +192,7 @@ class Stream:
         if is_abandoned and attendance.grace <= 0:
             self._abandon()
         elif is_abandoned or attendance.is_awaiting:
-            attendance.begin()
+            attendance.begin(self._grace_over)
         self.relieve()
 
     def _grace_over(self) -> None:
@@ -229,26 +215,6 @@ class Stream:
             for cursor, reader in self._readers.items():
                 reader.position_changed(cursor)
 
-    def offer(self, payloads: Sequence[bytes]) -> None:
-        """Take entries of the source. Does nothing on an ended stream."""
-        if self._writer is None:
-            self.show(payloads)
-        elif self.log.end is None:
-            self._pending += len(payloads)
-            size = sum(map(len, payloads))
-            self._pending_bytes += size
-            self._memory.used += size
-            self._writer.add(self, payloads)
-
-    def seal(self, end: EndBody) -> None:
-        """Give the stream its end. The first one counts; a stream has exactly one."""
-        if self.log.end is not None:
-            return
-        if self._writer is None:
-            self.show_end(end)
-        else:
-            self._writer.add(self, (), end)
-
     def show(self, payloads: Sequence[bytes]) -> None:
         """Make entries visible: readers may have them now. Does nothing on an ended stream."""
         log = self.log
@@ -256,23 +222,14 @@ class Stream:
             return
         memory = self._memory
         memory.used += log.append(payloads)
-        if self._pending:
-            self._settle(payloads)
         if memory.used >= memory.limit:
             memory.check()
             memory.free(log.trim())
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
 
-    def _settle(self, payloads: Sequence[bytes]) -> None:
-        """What was pending is in the log now, and counted there."""
-        size = sum(map(len, payloads))
-        self._pending -= len(payloads)
-        self._pending_bytes -= size
-        self._memory.used -= size
-
     def show_end(self, end: EndBody) -> None:
-        """Make the end visible. The first one counts."""
+        """Make the end visible. The first one counts; a stream has exactly one."""
         if self.log.end is not None:
             return
         self.queue_position = None
@@ -280,8 +237,6 @@ class Stream:
         self.ended_at = self._timers.now()
         self._is_awaited = self._attendance.is_awaiting and not self._readers and end.status != "cancelled"
         self._memory.waiting.discard(self)
-        self._memory.used -= self._pending_bytes
-        self._pending = self._pending_bytes = 0
         self._memory.used += self.log.seal(end)
         self._memory.check()
         self._attendance.end()
@@ -289,11 +244,28 @@ class Stream:
             reader.wake(cursor)
         self._on_end(self)
 
+    # How the source gives entries and the end; they are visible at once.
+    offer = show
+    seal = show_end
+
     def begin_epoch(self, epoch: int) -> None:
         """Another owner carries the log on. Readers are told before its first entry."""
         self.log.begin_epoch(epoch)
         for cursor, reader in self._readers.items():
             reader.epoch_changed(cursor)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the source has to wait: the log is at its bound and nothing more can be trimmed."""
+        log = self.log
+        return (log.bytes >= log.max_bytes or self._memory.is_short) and self._must_wait()
+
+    def _must_wait(self) -> bool:
+        self._memory.free(self.log.trim())
+        if self._has_room:
+            return False
+        self._memory.waiting.add(self)
+        return True
 
     @property
     def _has_room(self) -> bool:
@@ -303,15 +275,9 @@ class Stream:
         return self.log.bytes + self._pending_bytes < bound
 
     @property
-    def is_full(self) -> bool:
-        """Whether the source has to wait: the log is at its bound and nothing more can be trimmed."""
-        log = self.log
-        if log.bytes + self._pending_bytes >= log.max_bytes or self._memory.is_short:
-            self._memory.free(log.trim())
-            if not self._has_room:
-                self._memory.waiting.add(self)
-                return True
-        return False
+    def _pending_bytes(self) -> int:
+        """Bytes that are accepted and not visible yet."""
+        return 0
 
     def relieve(self) -> None:
         """A reader moved, or memory is free again: let the source go on where the log has room."""

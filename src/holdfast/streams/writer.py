@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from holdfast.core.entries import EndBody
 from holdfast.errors import HoldfastError
 from holdfast.streams.store import Batch, LogStore
-from holdfast.streams.stream import Stream
+from holdfast.streams.stored import StoredStream
 
 logger = logging.getLogger("holdfast")
 
@@ -25,15 +25,15 @@ class StoreWriter:
         self,
         store: LogStore,
         loop: asyncio.AbstractEventLoop,
-        on_lost: Callable[[Stream, HoldfastError], None],
+        on_lost: Callable[[StoredStream, HoldfastError], None],
     ) -> None:
         self._store = store
         self._loop = loop
         self._on_lost = on_lost
-        self._waiting: dict[Stream, _Lane] = {}
+        self._waiting: dict[StoredStream, _Lane] = {}
         self._is_scheduled = False
 
-    def add(self, stream: Stream, payloads: Sequence[bytes], end: EndBody | None = None) -> None:
+    def add(self, stream: StoredStream, payloads: Sequence[bytes], end: EndBody | None = None) -> None:
         """Take entries, and the end behind them where it is there. What follows an end is dropped."""
         lane = self._waiting.get(stream)
         if lane is None:
@@ -52,7 +52,7 @@ class StoreWriter:
             if not lane.is_writing:
                 self._write(stream, lane)
 
-    def _write(self, stream: Stream, lane: _Lane) -> None:
+    def _write(self, stream: StoredStream, lane: _Lane) -> None:
         if not lane.payloads and lane.end is None:
             del self._waiting[stream]
             return
@@ -62,7 +62,7 @@ class StoreWriter:
         lane.is_writing = True
         self._store.write(batch, lambda error: self._written(stream, lane, batch, error))
 
-    def _written(self, stream: Stream, lane: _Lane, batch: Batch, error: HoldfastError | None) -> None:
+    def _written(self, stream: StoredStream, lane: _Lane, batch: Batch, error: HoldfastError | None) -> None:
         lane.is_writing = False
         if error is not None:
             del self._waiting[stream]

@@ -17,6 +17,10 @@ class SessionFraming:
 
     __slots__ = ()
 
+    def entry(self, stream: bytes, epoch: int, seq: int, payload: bytes) -> bytes:
+        """Make the message of one entry."""
+        return b'{"type":"event","stream":"%b","seq":%d,"data":%b}' % (stream, seq, payload)
+
     def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
         """Make one message of consecutive entries, the first of which has the number `first`."""
         if len(payloads) == 1:
