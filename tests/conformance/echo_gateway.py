@@ -1,6 +1,6 @@
 """A WebSocket echo server on the gateway's own listener and codec, for conformance suites.
 
-python bench/echo.py --port 9001        ws://127.0.0.1:9001/ echoes text and binary messages
+`python echo_gateway.py --port 9001`: ws://127.0.0.1:9001/ echoes text and binary messages.
 """
 
 from __future__ import annotations
