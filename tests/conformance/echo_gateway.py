@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+import uvloop
+
 from holdfast.core.websocket.handshake import UpgradeRejected, check_upgrade, switching_protocols
 from holdfast.errors import InvalidRequest
 from holdfast.server.listener.exchange import Exchange, Request, error_response
@@ -92,13 +94,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9001)
     args = parser.parse_args()
-    try:
-        import uvloop
-    except ImportError:
-        loop_factory = None
-    else:
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(args.host, args.port))
         except KeyboardInterrupt:
