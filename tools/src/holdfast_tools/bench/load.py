@@ -30,8 +30,6 @@ _AGAIN = 1.0
 _CONNECT_TIMEOUT = 10.0
 #: Seconds that cancelling an answer by a request of its own may take.
 _CANCEL_TIMEOUT = 5.0
-#: Multiples of it, modulo 1, are spread evenly, however many they are.
-_GOLDEN_RATIO = 0.618033988749895
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class Load:
         else:
             seed = 0 if answer.script is None else answer.script.seed
             sim = {**msgspec.structs.asdict(plan.pace), "tokens": plan.tokens, "seed": seed}
-            sim["ttft_ms"] += plan.spread_ms * (answer.number * _GOLDEN_RATIO % 1)
+            sim["ttft_ms"] += plan.spread_ms * self._phase(answer.number)
             if plan.steer_by == "prompt":
                 prompt = STEERING + msgspec.json.encode(sim).decode()
             else:
@@ -138,6 +136,13 @@ class Load:
         request = {"model": plan.model, "stream": True, "messages": [message], **more}
         answer.begun_ns = time.monotonic_ns()
         return msgspec.json.encode(request)
+
+    def _phase(self, number: int) -> float:
+        """Return the part of `spread_ms` for an answer: those that follow each other are on different sockets."""
+        streams = max(self.plan.streams, 1)
+        sockets = self.plan.sockets or streams
+        socket, place = divmod((number - self.plan.first) % streams, -(-streams // sockets))
+        return (place * sockets + socket) / streams
 
     def request_id(self, answer: Answer) -> str:
         return f"{self.token}-{answer.number}"

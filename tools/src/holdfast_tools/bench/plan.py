@@ -45,7 +45,7 @@ class Plan(msgspec.Struct, frozen=True):
     #: No answer follows the first one of a stream.
     once: bool = False
     pace: Pace | None = Pace()
-    #: At most so much is added to `ttft_ms`, evenly over the answers: clients do not keep step.
+    #: Milliseconds over which the streams begin, one after the other, after `ttft_ms`: clients do not keep step.
     spread_ms: float = 0.0
     #: How the pace gets to the simulated provider: in the field `sim`, or through gateways that drop it.
     steer_by: Literal["field", "prompt"] = "field"
