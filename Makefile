@@ -10,7 +10,7 @@ ARGS   ?=
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit coverage bench micro-check chaos test-slow test-real format lock clean
+.PHONY: help serve test lint types contracts unit coverage bench micro-check chaos soak test-slow test-real format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ micro-check: $(VENV)/.gateway ## set up, then count instructions: fails where an
 
 chaos: $(VENV)/.test ## set up, then run for 10 minutes in bad weather and check every token (ARGS="--minutes 1")
 	$(BIN)/python -m chaos $(ARGS)
+
+soak: $(VENV)/.gateway ## set up, then run for 20 minutes in bad weather and watch memory (ARGS="--minutes 2")
+	$(BIN)/python -m chaos.soak $(ARGS)
 
 test-slow: $(VENV)/.test ## set up, then run the tests that take minutes of real time (not in CI)
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,7 +24,12 @@ GATEWAY_CORE, LOAD_CORE = 0, 1
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 10.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_LOOK_AGAIN = 0.02
+#: Seconds between two tries to connect to a server that says nothing when it listens.
+_TRY_AGAIN = 0.02
+#: What `holdfast` prints when it listens.
+_LISTENS = re.compile(r"http://127\.0\.0\.1:(\d+)")
+#: Descriptors that a process needs beside its connections.
+_SPARE_DESCRIPTORS = 512
 
 
 class ProcessFailed(Exception):
@@ -30,19 +38,23 @@ class ProcessFailed(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. `pid` is the first process of its tree."""
+    """A server that listens on 127.0.0.1. Its process is the first one of a tree."""
 
-    pid: int
+    process: subprocess.Popen[bytes]
     port: int
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
 
-def pinned(core: int) -> list[str]:
-    """What is put before a command so that it runs on one core, with all its threads and children."""
-    return ["taskset", "-c", str(core)]
+def pinned(core: int | None) -> list[str]:
+    """What is put before a command to run it on one core, with all its threads and children; None: on any."""
+    return [] if core is None else ["taskset", "-c", str(core)]
 
 
 def free_port() -> int:
@@ -52,73 +64,152 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def raise_descriptor_limit() -> int:
+    """Let this process and its children open as many files as they may; return how many that are."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def max_connections() -> int:
+    """How many connections one process may hold, with room for what else it has open."""
+    return raise_descriptor_limit() - _SPARE_DESCRIPTORS
+
+
 @contextlib.contextmanager
 def serving(
     command: Sequence[str],
-    core: int,
+    core: int | None,
     port: int,
     *,
     environment: Mapping[str, str] | None = None,
     stop: signal.Signals = signal.SIGTERM,
     cwd: str | None = None,
 ) -> Iterator[Server]:
-    """Run a server on one core from when it listens on `port` until the block is over.
+    """Run a server from when it listens on `port` until the block is over, on one core where one is given.
 
     Its children end with it: it leads a process group of its own. Raises `ProcessFailed` if it does not listen.
     """
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            [*pinned(core), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
+        process = _start(command, core, environment, output, subprocess.STDOUT, cwd)
         try:
-            _wait_until_it_listens(process, port, output)
-            yield Server(process.pid, port)
+            _wait_until_it_listens(process, command[0], port, output)
+            yield Server(process, port)
         finally:
             _end(process, stop)
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, output: IO[str]) -> None:
+@contextlib.contextmanager
+def holdfast(
+    arguments: Sequence[str],
+    core: int | None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    stop: signal.Signals = signal.SIGINT,
+) -> Iterator[Server]:
+    """Run a command of `holdfast` as `serving` does; it says itself when it listens, and where.
+
+    By default it is stopped by SIGINT: SIGTERM would let running streams come to their end first.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        command = [sys.executable, "-m", "holdfast.cli", *arguments]
+        process = _start(command, core, environment, subprocess.PIPE, errors)
+        try:
+            yield Server(process, _said_port(process, f"holdfast {arguments[0]}", errors))
+        finally:
+            _end(process, stop)
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def simulated_provider(core: int | None = LOAD_CORE, *arguments: str) -> contextlib.AbstractContextManager[Server]:
+    """Run the simulated provider, which speaks HTTP/1.1 and HTTP/2 with prior knowledge."""
+    return holdfast(["simulate", "--port", "0", *arguments], core)
+
+
+def _start(
+    command: Sequence[str],
+    core: int | None,
+    environment: Mapping[str, str] | None,
+    output: IO[str] | int,
+    errors: IO[str] | int,
+    cwd: str | None = None,
+) -> subprocess.Popen[bytes]:
+    raise_descriptor_limit()
+    return subprocess.Popen(
+        [*pinned(core), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        env={**os.environ, **(environment or {})},
+        cwd=cwd,
+        # Ctrl-C in a terminal is for the benchmark, which then ends what it started.
+        start_new_session=True,
+    )
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], name: str, port: int, output: IO[str]) -> None:
+    """Try to connect until somebody answers: the servers of others have no sign in common that they listen."""
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_TRY_AGAIN)
+    raise _failed(process, name, output)
+
+
+def _said_port(process: subprocess.Popen[bytes], name: str, errors: IO[str]) -> int:
+    """Read the line that says where it listens."""
+    output = process.stdout
+    if output is None:
+        raise ValueError("a process whose output is not read says nothing")
+    deadline = time.monotonic() + _START_TIMEOUT
+    text = b""
+    while select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        data = os.read(output.fileno(), 4096)
+        text += data
+        match = _LISTENS.search(text.rpartition(b"\n")[0].decode())
+        if match is not None:
+            return int(match[1])
+        if not data:
+            process.wait(_STOP_TIMEOUT)
+            break
+    raise _failed(process, name, errors)
+
+
+def _failed(process: subprocess.Popen[bytes], name: str, output: IO[str]) -> ProcessFailed:
     output.seek(0)
     ended = "did not listen" if process.poll() is None else f"ended with status {process.returncode}"
-    raise ProcessFailed(f"{process.args[3]} {ended}: {output.read()[-600:].strip()}")  # type: ignore[index]
+    return ProcessFailed(f"{name} {ended}: {output.read()[-600:].strip()}")
 
 
 def _end(process: subprocess.Popen[bytes], stop: signal.Signals) -> None:
-    members = tree(process.pid)
-    with contextlib.suppress(ProcessLookupError):
+    with _watched(tree(process.pid)) as members:
         process.send_signal(stop)
-    try:
-        process.wait(_STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        pass
-    # What is left of its group: a server that was killed, or children that outlived it.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # Nobody here is told of the end of its children, and what comes next must not share the core with them.
-    deadline = time.monotonic() + _STOP_TIMEOUT
-    while any(is_running(member) for member in members) and time.monotonic() < deadline:
-        time.sleep(_LOOK_AGAIN)
+        try:
+            process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            pass
+        # What is left of its group: a server that was killed, or children that outlived it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        # Children that outlived it are nobody's here, and what comes next must not share the core with them.
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        for member in members:
+            select.select([member], [], [], max(0.0, deadline - time.monotonic()))
 
 
 @contextlib.contextmanager
-def simulated_provider(core: int = LOAD_CORE, *arguments: str) -> Iterator[Server]:
-    """The simulated provider, with as many HTTP/2 streams on a connection as anybody may want."""
-    port = free_port()
-    command = [sys.executable, "-m", "holdfast.cli", "simulate", "--port", str(port), *arguments]
-    with serving(command, core, port, stop=signal.SIGINT) as server:
-        yield server
+def _watched(pids: Iterable[int]) -> Iterator[list[int]]:
+    """Give a descriptor for each process that runs; it becomes readable when the process ends (pidfd_open(2))."""
+    with contextlib.ExitStack() as stack:
+        descriptors = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                descriptors.append(os.pidfd_open(pid))
+                stack.callback(os.close, descriptors[-1])
+        yield descriptors
 
 
 # -- what a tree of processes takes ------------------------------------------------------------------------

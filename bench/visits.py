@@ -106,8 +106,10 @@ def visit(
         gateway_ns = provider_ns = 0
         for number, tally in enumerate(workers.windows(windows, seconds, warm_up=warm_up)):
             now = (0 if gateway.pid is None else cpu_ns(gateway.pid), cpu_ns(provider.pid))
-            if number:
-                if number == 1:  # what happened while the streams were opened belongs to the first window
+            if not number:
+                before.merge(tally)
+            else:
+                if number == 1:  # what went wrong before is told with the first window
                     _carry_over(before, tally)
                 held = 0 if gateway.pid is None else resident(gateway.pid)
                 readings.append(Reading(tally, now[0] - gateway_ns, now[1] - provider_ns, held, seconds))

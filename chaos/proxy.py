@@ -28,6 +28,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from chaos.journal import Journal
 
 _CHUNK = 16 * 1024
@@ -68,6 +70,7 @@ class FaultProxy:
         self._limits: deque[tuple[str, int]] = deque()
         self._open = {direction: asyncio.Event() for direction in _DIRECTIONS}
         self._rate: int | None = None
+        self._is_unthrottled = asyncio.Event()
         self._free_at = 0.0
         self._delay = 0.0
         self._timers: list[asyncio.TimerHandle] = []
@@ -113,11 +116,13 @@ class FaultProxy:
 
     def _do_throttle(self, fault: dict[str, Any]) -> None:
         self._rate = fault["bytes_per_second"]
+        self._is_unthrottled.clear()
         self._later(fault["seconds"], self._end_throttle)
 
     def _end_throttle(self) -> None:
         self._rate = None
         self._free_at = 0.0
+        self._is_unthrottled.set()
 
     def _do_delay(self, fault: dict[str, Any]) -> None:
         self._delay = fault["ms"] / 1000
@@ -173,7 +178,7 @@ class FaultProxy:
                 if self._delay:
                     await asyncio.sleep(self._delay)
                 if self._rate is not None:
-                    await self._wait_for_turn(len(data))
+                    await self._wait_for_line(len(data), self._rate)
                 await self._open[direction].wait()
                 if left is not None:
                     data, left = data[:left], left - len(data)
@@ -190,13 +195,14 @@ class FaultProxy:
         except OSError:
             pair.end(reset=True)
 
-    async def _wait_for_turn(self, size: int) -> None:
-        """All connections share the line: each waits until those before it have passed."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._free_at = max(self._free_at, now) + size / (self._rate or size * 1000)
-        while self._rate is not None and (rest := self._free_at - loop.time()) > 0:  # noqa: ASYNC110 - it may end
-            await asyncio.sleep(min(rest, 0.1))
+    async def _wait_for_line(self, size: int, rate: int) -> None:
+        """Wait until so many bytes have passed the line, which all connections share, or the throttle ends."""
+        self._free_at = max(self._free_at, asyncio.get_running_loop().time()) + size / rate
+        try:
+            async with asyncio.timeout_at(self._free_at):
+                await self._is_unthrottled.wait()
+        except TimeoutError:
+            pass  # the bytes have passed
 
 
 async def _main() -> None:
@@ -212,10 +218,6 @@ async def _main() -> None:
 
 if __name__ == "__main__":
     try:
-        import uvloop
-
         uvloop.run(_main())
-    except ImportError:
-        asyncio.run(_main())
     except KeyboardInterrupt:
         pass

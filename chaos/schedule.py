@@ -58,7 +58,7 @@ PACE = 1.6
 
 def make_schedule(seed: int, seconds: float, width: int) -> Record:
     """Return the whole run as JSON: `width` streams at a time in each client, and the faults with their times."""
-    rng = random.Random(f"faults {seed}")  # noqa: S311 - a schedule is to be repeated
+    rng = random.Random(f"faults {seed}")
     faults = []
     at = WARM_UP
     weights = [entry[0] for entry in _FAULTS]
@@ -83,7 +83,7 @@ def _draw(rng: random.Random, values: Any) -> Any:
 
 def request_plan(seed: int, kind: str, index: int) -> Record:
     """Return what request `index` of a client asks for; the same for the same seed."""
-    rng = random.Random(f"request {seed} {kind} {index}")  # noqa: S311
+    rng = random.Random(f"request {seed} {kind} {index}")
     tokens = rng.randint(20, 250)
     sim: Record = {
         "tokens": tokens,

@@ -11,7 +11,6 @@ import h2.connection
 import h2.events
 import hpack
 
-from bench.client_frames import client_frame
 from bench.micro.operation import Operation, Run
 from holdfast.core.http.connection import DataReceived
 from holdfast.core.http.frames import (
@@ -26,6 +25,7 @@ from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.sse import EventSplitter, write_event
 from holdfast.core.websocket.connection import WebSocketConnection, text_frame
 from holdfast.core.websocket.events import TextMessage
+from holdfast_tools.bench.frames import client_frame
 
 STREAMS = 16
 PAYLOAD = b"x" * 250

@@ -15,7 +15,6 @@ from typing import Any
 
 import hpack
 
-from bench.client_frames import FrameSplitter, client_frame
 from bench.micro.operation import Operation, Run
 from bench.micro.still_loop import CountingTransport, StillLoop
 from holdfast.admission.principal import Principal
@@ -40,6 +39,7 @@ from holdfast.streams.memory_store import MemoryStore
 from holdfast.timers import Timers
 from holdfast.upstream.call import Call, ResponseSink
 from holdfast.upstream.connection import UpstreamConnection
+from holdfast_tools.bench.frames import FrameSplitter, client_frame
 from holdfast_tools.simulate.answer import Answer
 from holdfast_tools.simulate.request import decode_request
 
@@ -57,6 +57,7 @@ class _Owner:
     def slot_freed(self, connection: UpstreamConnection) -> None: ...
     def settings_changed(self, connection: UpstreamConnection) -> None: ...
     def request_refused(self, connection: UpstreamConnection) -> None: ...
+    def found_stale(self, connection: UpstreamConnection) -> None: ...
     def connection_draining(self, connection: UpstreamConnection) -> None: ...
     def connection_lost(self, connection: UpstreamConnection) -> None: ...
     def count_reset(self, cause: str) -> None: ...

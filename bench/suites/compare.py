@@ -163,6 +163,7 @@ def _search(entrant: Entrant, provider: Server, loaded: _Loaded, options: Option
     carried, failed = 0, math.inf
     best: list[Reading] = []
     streams = _first_guess(_cost_us(loaded, entrant))
+    why: str | None
     while time.monotonic() < deadline and 1 <= streams <= _MOST and failed > max(carried, 1) * _NEAR:
         try:
             plan = entrant.plan(streams, RATE)
@@ -194,7 +195,7 @@ def _first_guess(cost_us: float | None) -> int:
     """Half of what the cost of the small load lets expect, as a power of two."""
     if cost_us is None:
         return 128
-    return max(1, 2 ** int(math.log2(max(1.0, 1e6 / cost_us / RATE / 2))))
+    return 1 << int(math.log2(max(1.0, 1e6 / cost_us / RATE / 2)))
 
 
 def _why_not(reading: Reading, streams: int, without_ms: float) -> str | None:

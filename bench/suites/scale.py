@@ -6,12 +6,30 @@ Memory is resident memory of the gateway, CPU the kernel's account of its thread
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from bench.children import Crowd, Server, crowd, gateway, max_connections, provider
+import msgspec
+
+from bench.gateways import holdfast
+from bench.gateways.gateway import Running
+from bench.processes import (
+    GATEWAY_CORE,
+    LOAD_CORE,
+    cpu_ns,
+    max_connections,
+    pinned,
+    raise_descriptor_limit,
+    resident,
+    simulated_provider,
+)
 from bench.results import Case, Options, Plot, Point, SuiteResult
 from bench.spread import fit_power_law, spread
+from holdfast_tools.bench.plan import Pace, Plan
+from holdfast_tools.bench.tally import Tally
+from holdfast_tools.bench.workers import Workers, started
 
 #: The largest number of idle connections, whatever the machine allows, so that the suite stays within its time.
 _MOST_CONNECTIONS = 50_000
@@ -28,6 +46,11 @@ _WARM_STREAMS = 300
 _ROOM = {"max_connections": 1_000_000, "max_streams_per_session": 20_000}
 #: Parts in which connections or streams are added: each is a window.
 _PARTS = 5
+#: An answer that does not end while it is measured.
+_ENDLESS = 200_000
+#: Loopback addresses that connections come from in turn, and seconds that opening them may take.
+_ADDRESSES, _PATIENCE = 50, 120.0
+_MS = 1e6
 
 
 def run(options: Options) -> SuiteResult:
@@ -43,6 +66,37 @@ def run(options: Options) -> SuiteResult:
     return result
 
 
+@contextlib.contextmanager
+def _gateway(
+    provider_url: str | None = None, server: Mapping[str, object] | None = None
+) -> Iterator[tuple[Running, int]]:
+    """Run a gateway with room for all, and give its process id as well."""
+    settings: holdfast.Tables = {"server": {**_ROOM, **(server or {})}, "streams": {}}
+    with holdfast.start(provider_url, GATEWAY_CORE, has_key=True, settings=settings) as gateway:
+        if gateway.pid is None:
+            raise RuntimeError("a gateway that was started has no process")
+        yield gateway, gateway.pid
+
+
+def _plan(gateway: Running, **load: Any) -> Plan:
+    plan = Plan(
+        url=gateway.url,
+        tokens=_ENDLESS,
+        addresses=_ADDRESSES,
+        settle_timeout=_PATIENCE,
+        headers=gateway.headers,
+    )
+    return msgspec.structs.replace(plan, **load)
+
+
+@contextlib.contextmanager
+def _clients(plan: Plan) -> Iterator[Workers]:
+    """Run the clients, and wait until they are there."""
+    with started(plan, prefix=pinned(LOAD_CORE)) as clients:
+        _verify(clients.wait_until_ready())
+        yield clients
+
+
 # -- idle connections ----------------------------------------------------------------------------------
 
 
@@ -53,20 +107,22 @@ def _idle(options: Options, result: SuiteResult) -> None:
     points: list[Point] = []
     interval = 2.0 if options.quick else _PING_INTERVAL
     # A connection is not pinged again before the time for its answer has passed: half an interval by default.
-    server = {**_ROOM, "ping_interval": interval, "ping_timeout": interval / 2}
-    with gateway(server=server) as measured, crowd(measured) as clients:
-        clients.ask("open", count=_WARM_CONNECTIONS)
+    server = {"ping_interval": interval, "ping_timeout": interval / 2}
+    with (
+        _gateway(server=server) as (gateway, pid),
+        _clients(_plan(gateway, streams=0, idle=_WARM_CONNECTIONS)) as clients,
+    ):
         count = 0
         for step in steps:
-            case = _open(measured, clients, step - count)
+            case = _open(pid, clients, step - count)
             case.labels = {"what": "idle connections", "number": step}
-            case.metrics["rss_mib"] = [measured.resident() / 2**20]
+            case.metrics["rss_mib"] = [resident(pid) / 2**20]
             points.append((float(step), *spread(case.metrics["memory_bytes_each"])))
             result.cases.append(case)
             count = step
         if not options.quick:
             result.cases[-1].notes.append(_limit(most))
-        result.cases.append(_heartbeats(measured, clients, count + _WARM_CONNECTIONS, interval, options))
+        result.cases.append(_heartbeats(pid, clients, count + _WARM_CONNECTIONS, interval, options))
     plot.series["idle session"] = points
     result.plots.append(plot)
 
@@ -74,38 +130,37 @@ def _idle(options: Options, result: SuiteResult) -> None:
 def _limit(most: int) -> str:
     if most == _MOST_CONNECTIONS:
         return f"no more than {_MOST_CONNECTIONS} connections are tried"
-    return f"the limit of open files of a process ({max_connections() + 512}) allows no more connections"
+    return f"the limit of open files of a process ({raise_descriptor_limit()}) allows no more connections"
 
 
-def _open(measured: Server, clients: Crowd, count: int) -> Case:
+def _open(pid: int, clients: Workers, count: int) -> Case:
     memory, cpu = [], []
     for part in range(_PARTS):
         added = count // _PARTS + (part < count % _PARTS)
-        before, cpu_before = measured.resident(), measured.cpu_seconds()
-        clients.ask("open", count=added)
-        memory.append((measured.resident() - before) / added)
-        cpu.append((measured.cpu_seconds() - cpu_before) / added * 1e6)
+        before, cpu_before = resident(pid), cpu_ns(pid)
+        _verify(clients.add(idle=added))
+        memory.append((resident(pid) - before) / added)
+        cpu.append((cpu_ns(pid) - cpu_before) / added / 1000)
     return Case({}, {"memory_bytes_each": memory, "cpu_us_each": cpu})
 
 
-def _heartbeats(measured: Server, clients: Crowd, count: int, interval: float, options: Options) -> Case:
+def _heartbeats(pid: int, clients: Workers, count: int, interval: float, options: Options) -> Case:
     """CPU of the Pings of connections on which nothing else happens; a window is one interval, in which each is
     pinged once."""
     case = Case({"what": f"heartbeats each {interval:g} s", "number": count})
-    shares, pings = [], []
-    time.sleep(interval)  # the first interval has the connections' opening in it
-    before = clients.ask("pings")
-    for _ in range(1 if options.quick else max(options.windows, 5)):
-        start, cpu_before = time.perf_counter(), measured.cpu_seconds()
-        time.sleep(interval)
-        seconds = time.perf_counter() - start
-        shares.append((measured.cpu_seconds() - cpu_before) / seconds * 100)
-        after = clients.ask("pings")
-        pings.append((after["pings"] - before["pings"]) / seconds)
-        before = after
-    case.metrics = {"cpu_percent_of_a_core": shares, "pings_per_second": pings, "lost": [before["lost"]]}
-    if before["lost"]:
-        case.notes.append(f"{before['lost']} connections were lost while idle")
+    shares, pings, lost, cpu_before = [], [], 0, 0
+    windows = 1 if options.quick else max(options.windows, 5)
+    # The first interval has the connections' opening in it.
+    for number, tally in enumerate(clients.windows(windows, interval, warm_up=interval)):
+        cpu = cpu_ns(pid)
+        if number:
+            shares.append((cpu - cpu_before) / 1e9 / tally.seconds * 100)
+            pings.append(tally.pings / tally.seconds)
+        lost += tally.failed
+        cpu_before = cpu
+    case.metrics = {"cpu_percent_of_a_core": shares, "pings_per_second": pings, "lost": [float(lost)]}
+    if lost:
+        case.notes.append(f"{lost} connections were lost while idle")
     return case
 
 
@@ -118,17 +173,17 @@ def _storms(options: Options, result: SuiteResult) -> None:
         result.notes.append(f"the limit of open files allows a storm of {count} connections")
     seconds = 2.0 if options.quick else _STORM_SECONDS
     case = Case({"what": f"all reset, and back within {seconds:g} s", "number": count})
-    with gateway(server=_ROOM) as measured, crowd(measured) as clients:
-        clients.ask("open", count=count)
+    with _gateway() as (gateway, _), _clients(_plan(gateway, streams=0, idle=count)) as clients:
         for _ in range(1 if options.quick else max(options.windows, 5)):
-            answer = clients.ask("storm", seconds=seconds)
-            for name in ("lost", "welcome_p50_ms", "welcome_p99_ms"):
-                case.metrics.setdefault(name, []).append(answer[name])
-            case.metrics.setdefault("storm_s", []).append(answer["seconds"])
-            if answer["lost"]:
-                raise RuntimeError(
-                    f"{answer['lost']} of {count} connections did not come back: {answer['errors']}"
-                )
+            begun = time.perf_counter()
+            tally = clients.cut(over=seconds)
+            took = time.perf_counter() - begun
+            if tally.failed:
+                raise RuntimeError(f"{tally.failed} of {count} connections did not come back: {tally.errors}")
+            for name, share in (("welcome_p50_ms", 0.5), ("welcome_p99_ms", 0.99)):
+                case.metrics.setdefault(name, []).append((tally.setup.quantile(share) or 0.0) / _MS)
+            case.metrics.setdefault("storm_s", []).append(took)
+    case.metrics = {"lost": [0.0] * len(case.metrics["storm_s"]), **case.metrics}
     result.cases.append(case)
 
 
@@ -138,23 +193,29 @@ def _storms(options: Options, result: SuiteResult) -> None:
 def _streams(options: Options, result: SuiteResult) -> None:
     """Memory of slow streams, one token a second each, read over few sockets."""
     steps = (10, 100, 500) if options.quick else (10, 100, 1000, 10_000)
-    pace: dict[str, object] = {"tokens": 1_000_000, "interval_ms": 1000}
+    pace = Pace(interval_ms=1000, ttft_ms=0, timestamps=False)
     plot = Plot("stream-memory", "Memory of a running stream", "streams", "bytes per stream", log_x=True)
     points: list[Point] = []
-    with provider() as source, gateway(source, server=_ROOM) as measured, crowd(measured) as clients:
-        clients.ask("create", count=_WARM_STREAMS, sockets=3, sim=pace, spread_ms=0)
+    with (
+        simulated_provider() as provider,
+        _gateway(provider.url) as (gateway, pid),
+        _clients(_plan(gateway, streams=_WARM_STREAMS, sockets=3, pace=pace)) as clients,
+    ):
         count = 0
         for step in steps:
             memory, added = [], (step - count) // _PARTS
             for _ in range(_PARTS):
                 sockets = -(-added // _STREAMS_PER_SOCKET)
-                before = measured.resident()
-                clients.ask("create", count=added, sockets=sockets, sim=pace, spread_ms=0)
-                memory.append((measured.resident() - before) / added)
+                before = resident(pid)
+                _verify(clients.add(streams=added, sockets=sockets))
+                memory.append((resident(pid) - before) / added)
                 count += added
             case = Case({"what": "running streams, 1 token/s each", "number": count})
-            case.metrics = {"memory_bytes_each": memory, "rss_mib": [measured.resident() / 2**20]}
-            _verify(case, clients.ask("tally"))
+            case.metrics = {
+                "memory_bytes_each": memory,
+                "rss_mib": [resident(pid) / 2**20],
+                "lost_or_doubled": [0.0],
+            }
             points.append((float(count), *spread(memory)))
             result.cases.append(case)
     result.notes += [
@@ -197,35 +258,35 @@ def _growth(options: Options, result: SuiteResult) -> None:
 def _tokens(count: int, sockets: int, options: Options) -> Case:
     """One number of streams: windows of CPU per token, after a second that does not count."""
     interval = count / _TOTAL_RATE * 1000
-    pace: dict[str, object] = {"tokens": 10_000_000, "interval_ms": interval}
+    pace = Pace(interval_ms=interval, ttft_ms=0, timestamps=False)
     case = Case({})
     costs: list[float] = []
     rates: list[float] = []
-    with provider() as source, gateway(source, server=_ROOM) as measured, crowd(measured) as clients:
-        clients.ask("create", count=count, sockets=sockets, sim=pace, spread_ms=interval)
-        time.sleep(min(options.seconds, 1.0))
-        before, cpu_before = clients.ask("tally"), measured.cpu_seconds()
-        for _ in range(2 if options.quick else max(options.windows, 5)):
-            time.sleep(options.seconds / (2 if options.quick else 1))
-            after, cpu_after = clients.ask("tally"), measured.cpu_seconds()
-            entries = after["entries"] - before["entries"]
-            costs.append((cpu_after - cpu_before) / entries * 1e6)
-            rates.append(entries / (after["time"] - before["time"]))
-            before, cpu_before = after, cpu_after
-        _verify(case, before)
-    case.metrics = {"cpu_us_per_token": costs, "tokens_per_second": rates, **case.metrics}
+    windows = 2 if options.quick else max(options.windows, 5)
+    seconds = options.seconds / (2 if options.quick else 1)
+    with (
+        simulated_provider() as provider,
+        _gateway(provider.url) as (gateway, pid),
+        _clients(_plan(gateway, streams=count, sockets=sockets, pace=pace, spread_ms=interval)) as clients,
+    ):
+        cpu_before = 0
+        for number, tally in enumerate(clients.windows(windows, seconds, warm_up=min(options.seconds, 1.0))):
+            cpu = cpu_ns(pid)
+            _verify(tally)
+            if number:
+                costs.append((cpu - cpu_before) / 1000 / tally.tokens)
+                rates.append(tally.tokens / tally.seconds)
+            cpu_before = cpu
+    case.metrics = {"cpu_us_per_token": costs, "tokens_per_second": rates, "lost_or_doubled": [0.0]}
     if spread(rates).median < 0.9 * _TOTAL_RATE:
         case.notes.append(f"the {_TOTAL_RATE:,.0f} tokens/s were not reached: a core is saturated")
     return case
 
 
-def _verify(case: Case, tally: dict[str, object]) -> None:
-    """Every entry was read once, in order and with the right token; else the figures are worth nothing."""
-    wrong = {name: tally[name] for name in ("lost", "doubled", "faults") if tally[name]}
-    if wrong:
-        raise RuntimeError(f"the clients of {case.labels} read {wrong}: {_first(tally['errors'])}")
-    case.metrics["lost_or_doubled"] = [0.0]
+def _verify(tally: Tally) -> None:
+    """Raise RuntimeError unless every entry was read once, in order and with the right token.
 
-
-def _first(errors: object) -> str:
-    return str(errors[0]) if isinstance(errors, Sequence) and errors else "no reason was given"
+    Else the figures are worth nothing.
+    """
+    if tally.faults or tally.failed:
+        raise RuntimeError(f"the clients read {tally.faults}, {tally.failed} failed: {tally.errors}")

@@ -38,6 +38,9 @@ class FakeTransport:
     def write(self, data: bytes) -> None:
         self.written += data
 
+    def get_extra_info(self, name: str) -> None:
+        return None
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -115,6 +118,25 @@ def test_skipped_id_of_sse_is_found():
     assert (tally.tokens, tally.answers) == (TOKENS, 1)
 
 
+def open_session(reader: SessionReader, socket: _Socket) -> FakeTransport:
+    """Bring a socket as far as its welcome."""
+    reader._socket = socket
+    transport = FakeTransport()
+    socket.connection_made(transport)  # type: ignore[arg-type]
+    socket.data_received(opening(transport))
+    return transport
+
+
+def opening(transport: FakeTransport) -> bytes:
+    """What a gateway answers to the handshake and the hello."""
+    key = re.search(rb"sec-websocket-key: (\S+)", transport.written)
+    assert key is not None
+    shake = b"HTTP/1.1 101 Go\r\nSec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"
+    limits = m.Limits(max_message=1, max_streams=1, log_bytes=1)
+    welcome = m.Welcome(1, "s", "holdfast/1", m.Heartbeat(20_000, 10_000), limits)
+    return shake % accept_token(key[1]) + text_frame(m.encode(welcome))
+
+
 async def read_session(messages: bytes, cuts: list[int]) -> tuple[Tally, FakeTransport]:
     """A session whose first answer comes as these frames; what is asked for after it stays unanswered."""
     load = Load(Plan(url="http://127.0.0.1:1/v1", tokens=TOKENS))
@@ -122,17 +144,29 @@ async def read_session(messages: bytes, cuts: list[int]) -> tuple[Tally, FakeTra
     reader._socket = socket = _Socket(load, reader)
     transport = FakeTransport()
     socket.connection_made(transport)  # type: ignore[arg-type]
-    key = re.search(rb"sec-websocket-key: (\S+)", transport.written)
-    assert key is not None
-    shake = b"HTTP/1.1 101 Go\r\nSec-WebSocket-Accept: %b\r\nSec-WebSocket-Protocol: holdfast.v1\r\n\r\n"
-    limits = m.Limits(max_message=1, max_streams=1, log_bytes=1)
-    welcome = m.Welcome(1, "s", "holdfast/1", m.Heartbeat(20_000, 10_000), limits)
     accepted = m.Accepted(request_id=f"{load.token}-0", stream="st_1")
-    data = shake % accept_token(key[1]) + text_frame(m.encode(welcome)) + text_frame(m.encode(accepted)) + messages
+    data = opening(transport) + text_frame(m.encode(accepted)) + messages
     for part in pieces(data, cuts):
         socket.data_received(part)
     load.is_stopping = True
     socket.abandon()
+    return load.tally, transport
+
+
+async def read_cut_session(first: bytes, second: bytes) -> tuple[Tally, FakeTransport]:
+    """The same over two connections; the first one is cut after its frames."""
+    load = Load(Plan(url="http://127.0.0.1:1/v1", tokens=TOKENS))
+    reader = SessionReader(load, 1)
+    socket = _Socket(load, reader)
+    open_session(reader, socket)
+    accepted = m.Accepted(request_id=f"{load.token}-0", stream="st_1")
+    socket.data_received(text_frame(m.encode(accepted)) + first)
+    assert socket.cut() == 1
+    again = _Socket(load, reader, before=socket)
+    transport = open_session(reader, again)
+    again.data_received(second)
+    load.is_stopping = True
+    again.abandon()
     return load.tally, transport
 
 
@@ -167,3 +201,51 @@ def test_stream_that_ends_incomplete_is_a_failure_with_its_reason():
     tally, _ = asyncio.run(read_session(text_frame(m.encode(end)), []))
     assert (tally.answers, tally.failed) == (0, 1)
     assert "upstream_reset: the provider hung up" in tally.errors[0]
+
+
+def entry_frame(seq: int, payload: bytes | None = None) -> bytes:
+    return text_frame(SESSION_FRAMING.entries(b"st_1", 1, seq, [payload or entries()[seq]]))
+
+
+def end_frame(seq: int) -> bytes:
+    return text_frame(m.encode(m.End("st_1", seq, "completed")))
+
+
+def test_doubled_entry_of_a_session_is_found_in_text_and_number():
+    frames = session_frames([1]).replace(entry_frame(9), entry_frame(9) * 2)
+    tally, _ = asyncio.run(read_session(frames, []))
+    assert tally.faults == {"doubled": 1, "misnumbered": 1}
+
+
+def test_another_token_under_the_right_number_is_found():
+    frames = session_frames([1]).replace(entry_frame(9), entry_frame(9, entries()[12]))
+    tally, _ = asyncio.run(read_session(frames, []))
+    assert "misnumbered" not in tally.faults
+    assert tally.faults["lost"] == 1
+    assert tally.faults["doubled"] == 1
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_end_of_a_session_under_another_number_is_found(off):
+    frames = session_frames([1]).removesuffix(end_frame(len(entries()))) + end_frame(len(entries()) + off)
+    tally, _ = asyncio.run(read_session(frames, []))
+    assert (tally.answers, tally.faults) == (1, {"misnumbered": 1})
+
+
+def test_session_that_is_cut_asks_for_what_comes_after_and_finds_it_whole():
+    frames = session_frames([1])
+    first, second = frames[: frames.index(entry_frame(9))], frames[frames.index(entry_frame(9)) :]
+    tally, transport = asyncio.run(read_cut_session(first, second))
+    assert b'"session":"s","streams":[{"stream":"st_1","after":8}]' in transport.written
+    assert (tally.tokens, tally.answers, tally.faults) == (TOKENS, 1, {})
+    assert (tally.first_token.total, tally.resume.total) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("begins", "faults"), [(7, {"doubled": 2, "misnumbered": 1}), (11, {"lost": 2, "misnumbered": 1})]
+)
+def test_session_that_comes_back_at_another_entry_is_found(begins, faults):
+    frames = session_frames([1])
+    first, second = frames[: frames.index(entry_frame(9))], frames[frames.index(entry_frame(begins)) :]
+    tally, _ = asyncio.run(read_cut_session(first, second))
+    assert tally.faults == faults

@@ -6,14 +6,17 @@ import os
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from bench.gateways import direct
+from bench.gateways import holdfast as adapter
 from bench.gateways.registry import ADAPTERS, found
 from bench.processes import (
     ProcessFailed,
     cpu_ns,
     free_port,
+    holdfast,
     is_running,
     resident,
     serving,
@@ -54,6 +57,22 @@ def test_process_that_ends_at_once_is_shown_with_what_it_said():
     command = [sys.executable, "-c", "import sys; sys.exit('no such option')"]
     with pytest.raises(ProcessFailed, match="status 1: no such option"), serving(command, CORE, port):
         pass
+
+
+def test_holdfast_that_does_not_start_is_shown_with_what_it_said(tmp_path):
+    missing = tmp_path / "missing.toml"
+    with (
+        pytest.raises(ProcessFailed, match=r"holdfast serve ended with status 2: .*missing\.toml"),
+        holdfast(["serve", "--config", str(missing)], CORE),
+    ):
+        pass
+
+
+def test_gateway_with_a_key_takes_it_and_no_other_caller():
+    with adapter.start(None, CORE, has_key=True, settings={"server": {"max_connections": 7}}) as gateway:
+        url = f"{gateway.url}/models"
+        assert httpx.get(url, headers=gateway.headers).status_code == 200
+        assert httpx.get(url).status_code == 401
 
 
 def test_simulated_provider_listens_when_it_is_given_and_is_gone_afterwards():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).resolve().parents[2] / "bench" / "rolling_restart.py"
+from chaos.rolling_restart import Options, roll
 
 
 @pytest.mark.timeout(120)
@@ -18,12 +14,9 @@ BENCH = Path(__file__).resolve().parents[2] / "bench" / "rolling_restart.py"
 def test_rolling_restart_loses_and_doubles_nothing(balancer: str) -> None:
     if shutil.which(balancer) is None:
         pytest.skip(f"{balancer} is not installed")
-    options = ["--streams", "100", "--clients", "20", "--seconds", "4", "--balancer", balancer]
-    done = subprocess.run([sys.executable, str(BENCH), *options], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["faults"] == {}
-    assert result["streams_running"] == 100
-    assert result["streams_whole"] == result["streams_created"] == result["requests_at_the_provider"] >= 200
-    assert result["clients_told_by_goaway"] == 20
-    assert [restart["exit_code"] for restart in result["restarts"]] == [0, 0]
+    result = roll(Options(streams=100, clients=20, seconds=4, balancer=balancer))
+    assert result.faults == {}
+    assert result.streams_running == 100
+    assert result.streams_whole == result.streams_created == result.requests_at_the_provider >= 200
+    assert result.clients_told_by_goaway == 20
+    assert [restart.exit_code for restart in result.restarts] == [0, 0]

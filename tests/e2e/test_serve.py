@@ -211,7 +211,7 @@ def test_clients_that_leave_right_behind_their_request_leave_nothing(tmp_path):
 
 def test_echo_server_of_the_gateways_listener_passes_the_conformance_suite(tmp_path):
     """Its codec is put through all of it elsewhere; here it is about the way to and from the sockets."""
-    command = f"{sys.executable} {ROOT / 'bench' / 'echo.py'}"
+    command = f"{sys.executable} {ROOT / 'tests' / 'conformance' / 'echo_gateway.py'}"
     selected = "in_one_write or handshake or vanish"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected, "tests/conformance"],

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import runpy
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
-
-BENCH = runpy.run_path(str(Path(__file__).resolve().parents[2] / "bench" / "admission_chaos.py"))
+from chaos.admission import CONCURRENCY, HTTP, SESSION, run_chaos
 
 
 async def test_chaos_leaves_no_lease_reservation_or_place() -> None:
-    chaos: Callable[[int, int], Awaitable[Any]] = BENCH["chaos"]
-    run = await chaos(1000, 7)  # it waits until nothing is held, and raises where a bound was exceeded
+    run = await run_chaos(1000, 7)  # it waits until nothing is held, and raises where a bound was exceeded
     assert run.outcomes.total() == 1000
-    assert run.peak["models"] == BENCH["CONCURRENCY"]
+    assert run.peak["models"] == CONCURRENCY
     assert run.peak["places"] > 10
     assert run.peak["reservations"] > 0
     told = "\n".join(run.outcomes)
-    for phase in (*BENCH["HTTP"], *BENCH["SESSION"]):
+    for phase in (*HTTP, *SESSION):
         assert phase in told
     for outcome in ("200", "429", "503", "completed", "incomplete", "cancelled", "queue_full", "queue_timeout"):
         assert outcome in told
 
 
 async def test_chaos_leaves_no_place_at_a_provider_with_an_adaptive_limit() -> None:
-    chaos: Callable[..., Awaitable[Any]] = BENCH["chaos"]
-    run = await chaos(500, 7, adaptive=True)
+    run = await run_chaos(500, 7, adaptive=True)
     assert run.outcomes.total() == 500
-    assert 2 <= run.peak["in flight"] <= BENCH["CONCURRENCY"]
+    assert 2 <= run.peak["in flight"] <= CONCURRENCY
     assert run.peak["places"] > 10

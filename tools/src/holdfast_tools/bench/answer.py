@@ -45,6 +45,7 @@ class Answer:
 
     __slots__ = (
         "_is_broken",
+        "_is_resumed",
         "_missing",
         "_next",
         "_offset",
@@ -60,7 +61,7 @@ class Answer:
         self.number = number
         self.script = script
         self.begun_ns = 0
-        #: When the last text came; 0 before the first.
+        #: When the last text came; 0 before the first one, of the answer or after its connection was cut.
         self.last_ns = 0
         self.next_seq = 0
         #: Bytes since the last acknowledgement, where there are any.
@@ -68,6 +69,7 @@ class Answer:
         self._next = 0
         self._offset = 0
         self._is_broken = False
+        self._is_resumed = False
         self._missing: set[int] = set()
 
     def receive(self, payload: bytes, now_ns: int, tally: Tally) -> None:
@@ -81,7 +83,8 @@ class Answer:
         if self.last_ns:
             tally.gap.add(now_ns - self.last_ns)
         else:
-            tally.first_token.add(now_ns - self.begun_ns)
+            begun = tally.resume if self._is_resumed else tally.first_token
+            begun.add(now_ns - self.begun_ns)
         if events > 1:
             tally.gap.add(0, events - 1)
         self.last_ns = now_ns
@@ -90,6 +93,12 @@ class Answer:
             return
         tally.tokens += self._check(self.script, text, tally)
         tally.latency.add_all([now_ns - int(sent) for sent in _SENT.findall(payload)])
+
+    def come_back(self, begun_ns: int) -> None:
+        """Take note that another connection, begun at that time, goes on with what has come."""
+        if self.last_ns:
+            self.begun_ns, self.last_ns = begun_ns, 0
+            self._is_resumed = True
 
     def check_numbers(self, first: int, count: int, tally: Tally) -> None:
         """Take the sequence numbers of entries that came: `count` of them, from `first` on."""

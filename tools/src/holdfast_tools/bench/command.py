@@ -193,7 +193,9 @@ def _measure(workers: Workers, count: int, seconds: float, plan: Plan) -> tuple[
     before = workers.wait_until_ready()
     if before.failed and not before.tokens:
         return before, []
-    return before, list(workers.windows(count, seconds))[1:]
+    lead, *windows = workers.windows(count, seconds)
+    before.merge(lead)
+    return before, windows
 
 
 # -- what is shown -----------------------------------------------------------------------------------------

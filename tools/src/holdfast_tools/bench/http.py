@@ -10,12 +10,14 @@ from typing import Protocol, cast
 import httptools
 
 from holdfast_tools.bench.answer import Answer
-from holdfast_tools.bench.load import Load
+from holdfast_tools.bench.load import Load, reset
 
 # An `id:` of the gateway, epoch and sequence number; JSON has no line end in it. A pattern with letters in
 # front is searched for ten times as fast as one that begins with `^`.
 _ID = re.compile(rb"id: \d+-(\d+)\r?\n")
 _DONE = b"[DONE]"
+#: The last event of a stream that is read by its id begins so.
+_COMPLETED = b'data: {"status":"completed"'
 #: Of a refusal's body, so much is kept and shown.
 _MAX_REFUSAL = 600
 
@@ -60,6 +62,12 @@ class HttpConnection(asyncio.Protocol):
         self._is_closed = True
         if self.transport is not None:
             self.transport.abort()
+
+    def cut(self) -> None:
+        """Reset the connection, with no more calls to the owner."""
+        self._is_closed = True
+        if self.transport is not None:
+            reset(self.transport)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
@@ -117,36 +125,70 @@ class HttpConnection(asyncio.Protocol):
 
 
 class SseReader:
-    """Reads one answer after another from any OpenAI-compatible gateway. Leaving one cancels it."""
+    """Reads one answer after another from any OpenAI-compatible gateway.
+
+    Leaving one cancels it; where the plan is `resumable` it goes on, and a request of its own cancels it.
+    """
 
     def __init__(self, load: Load) -> None:
         self._load = load
+        policy = b"holdfast-on-disconnect: continue\r\n" if load.plan.resumable else b""
+        self._path, self._headers = load.target.path.encode(), load.headers()
         self._head = (
             b"POST %b/chat/completions HTTP/1.1\r\n%bcontent-type: application/json\r\n"
-            b"accept: text/event-stream\r\ncontent-length: "
-        ) % (load.target.path.encode(), load.headers())
+            b"accept: text/event-stream\r\n%b"
+        ) % (self._path, self._headers, policy)
         self._connection: HttpConnection | None = None
         self._answer: Answer | None = None
+        self._stream = ""
         self._status = 0
         self._rest = b""
         self._is_settled = False
         self._is_done = False
+        self._is_cut = False
 
     def start(self) -> None:
-        self._connection = connection = HttpConnection(self._load, self)
-        self._load.connect(connection, self.lost)
+        self._answer = None
+        self._open()
+
+    def cut(self) -> None:
+        if self._connection is None:
+            return  # it was lost, and is made again soon
+        if self._answer is None:
+            self._load.fail("the answer had ended before its connection was cut: it is too short")
+            return
+        self._connection.cut()
+        self._is_cut = True
+        self._is_settled = False
+        self._load.unsettled.expect(1)
+
+    def come_back(self) -> None:
+        if self._is_cut:
+            self._is_cut = False
+            self._open(at_once=True)
 
     async def stop(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        self._hang_up()
+        if self._load.plan.resumable and self._answer is not None and self._stream:
+            await self._load.cancel(self._stream)
+
+    def _open(self, *, at_once: bool = False) -> None:
+        self._connection = connection = HttpConnection(self._load, self)
+        self._load.connect(connection, self.lost, at_once=at_once)
 
     # -- the connection's owner ---------------------------------------------------------------------------
 
     def opened(self) -> None:
-        self._ask()
+        if self._answer is None:
+            self._ask_next()
+        elif self._stream:
+            self._resume(self._answer)
+        else:  # it was cut before it was known which stream it is; its request id tells the gateway
+            self._ask(self._answer)
 
     def head_received(self, status: int, stream_id: str) -> None:
         self._status = status
+        self._stream = stream_id or self._stream
 
     def body_received(self, data: bytes, now_ns: int) -> None:
         answer = self._answer
@@ -172,17 +214,19 @@ class SseReader:
             self._settle()
         said = lines.rstrip()
         if said:  # a read may hold no more than the blank line behind an event
-            self._is_done = said.endswith(_DONE)
+            last_line = said[said.rfind(b"\n") + 1 :]
+            self._is_done = last_line.endswith(_DONE) or last_line.startswith(_COMPLETED)
             self._last_line = said[-_MAX_REFUSAL:]
 
     def body_ended(self, *, keep_alive: bool) -> None:
         answer, self._answer = self._answer, None
         if answer is not None and self._status == 200 and self._is_done:
             answer.end(self._load.tally)
-            if self._load.is_stopping:
+            self._settle()
+            if not self._load.goes_on():
                 return
             if keep_alive and not self._load.plan.fresh:
-                self._ask()
+                self._ask_next()
                 return
             self._hang_up()
             self.start()
@@ -193,19 +237,37 @@ class SseReader:
         self.lost(f"{why}: {shown}")
 
     def lost(self, why: str) -> None:
-        self._answer = None
+        self._answer = self._connection = None
         self._load.fail(why)
         self._settle()
         self._load.again(self.start)
 
-    def _ask(self) -> None:
+    # -- requests -----------------------------------------------------------------------------------------
+
+    def _ask_next(self) -> None:
         self._answer = answer = self._load.new_answer()
+        self._ask(answer)
+
+    def _ask(self, answer: Answer) -> None:
+        self._stream = ""
+        body = self._load.body(answer)
+        name = f"holdfast-request-id: {self._load.request_id(answer)}\r\n" if self._load.plan.resumable else ""
+        self._send(b"%b%bcontent-length: %d\r\n\r\n%b" % (self._head, name.encode(), len(body), body))
+
+    def _resume(self, answer: Answer) -> None:
+        """Ask for what comes after the last entry that has come."""
+        if self._connection is not None:
+            answer.come_back(self._connection.begun_ns)
+        after = b"last-event-id: %d\r\n" % (answer.next_seq - 1) if answer.next_seq else b""
+        request = b"GET %b/streams/%b HTTP/1.1\r\n%baccept: text/event-stream\r\n%b\r\n"
+        self._send(request % (self._path, self._stream.encode(), self._headers, after))
+
+    def _send(self, request: bytes) -> None:
         self._rest = self._last_line = b""
         self._is_done = False
         self._status = 0
-        body = self._load.body(answer)
         if self._connection is not None:
-            self._connection.send(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+            self._connection.send(request)
 
     def _hang_up(self) -> None:
         if self._connection is not None:
@@ -214,4 +276,4 @@ class SseReader:
     def _settle(self) -> None:
         if not self._is_settled:
             self._is_settled = True
-            self._load.settle()
+            self._load.unsettled.count()

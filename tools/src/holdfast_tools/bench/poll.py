@@ -14,8 +14,6 @@ _ENTRY = b'"choices"'
 #: Seconds that the gateway may hold a long poll.
 _HOLD = 25
 _MAX_SHOWN = 600
-#: Seconds that cancelling what is left may take.
-_STOP_TIMEOUT = 5.0
 
 
 class PollReader:
@@ -59,18 +57,8 @@ class PollReader:
 
     async def stop(self) -> None:
         self._hang_up()
-        if not self._stream:
-            return
-        target = self._load.target
-        request = b"DELETE %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (self._path(), self._headers)
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT):
-                reader, writer = await asyncio.open_connection(target.host, target.port, ssl=target.is_tls or None)
-                writer.write(request)
-                await reader.read()
-                writer.close()
-        except (OSError, TimeoutError):
-            pass  # a gateway that is gone has nothing to stop
+        if self._stream:
+            await self._load.cancel(self._stream)
 
     # -- the beginning of an answer ------------------------------------------------------------------------
 
@@ -119,7 +107,7 @@ class PollReader:
             self._stream = ""
             if self._load.plan.fresh:
                 self._hang_up()
-            if not self._load.is_stopping:
+            if self._load.goes_on():
                 self.start()
         else:
             self._hang_up()
@@ -165,7 +153,7 @@ class PollReader:
     def _settle(self) -> None:
         if not self._is_settled:
             self._is_settled = True
-            self._load.settle()
+            self._load.unsettled.count()
 
 
 class _Poster:

@@ -15,7 +15,8 @@ from holdfast.core.session import messages as m
 from holdfast.core.websocket.handshake import accept_token
 from holdfast.errors import InvalidMessage
 from holdfast_tools.bench.answer import Answer
-from holdfast_tools.bench.load import Load
+from holdfast_tools.bench.frames import CLOSE, PING, PONG, TEXT, FrameSplitter, client_frame
+from holdfast_tools.bench.load import Load, reset
 
 #: Members in this order, as PROTOCOL.md section 5 has it.
 _EVENT = re.compile(rb'\{"type":"event(s?)","stream":"([^"]+)","seq":(\d+),"data":')
@@ -23,35 +24,63 @@ _ENTRY = b'"choices"'
 #: Seconds, and bytes of one stream, between acknowledgements, as in the SDK.
 ACK_INTERVAL = 1.0
 ACK_BYTES = 64 * 1024
-_TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
 _MAX_SHOWN = 600
 #: Seconds that the gateway may take to read our goodbye.
 _LEAVE_TIMEOUT = 5.0
 
 
 class SessionReader:
-    """A session with `streams` answers at a time on one socket; each that has ended is followed by another."""
+    """A session with `streams` answers at a time on one socket; each that has ended is followed by another.
+
+    Without streams the session is idle: it answers pings, and asks for nothing.
+    """
 
     def __init__(self, load: Load, streams: int) -> None:
         self._load = load
         self._streams = streams
         self._socket: _Socket | None = None
-        self._unsettled = streams
+        self._cut: _Socket | None = None
+        self._unsettled = max(streams, 1)
 
     def start(self) -> None:
-        self._socket = socket = _Socket(self._load, self)
-        self._load.connect(socket, lambda why: self.lost(why, self._streams))
+        self._open(_Socket(self._load, self))
+
+    def cut(self) -> None:
+        self._cut, self._socket = self._socket, None
+        if self._cut is None:
+            return  # it was lost, and is made again soon
+        running = self._cut.cut()
+        if self._load.plan.once:
+            for _ in range(self._streams - running):
+                self._load.fail("the answer had ended before its connection was cut: it is too short")
+        self._unsettled = max(running, 1)
+        self._load.unsettled.expect(self._unsettled)
+
+    def come_back(self) -> None:
+        if self._cut is not None:
+            socket, self._cut = _Socket(self._load, self, before=self._cut), None
+            self._open(socket, at_once=True)
 
     async def stop(self) -> None:
         if self._socket is not None:
             await self._socket.leave()
 
-    def opened(self) -> None:
-        for _ in range(self._streams):
-            self._create()
+    def _open(self, socket: _Socket, *, at_once: bool = False) -> None:
+        self._socket = socket
+        self._load.connect(socket, lambda why: self.lost(why, self._streams), at_once=at_once)
 
-    def answer_ended(self) -> None:
-        if self._load.is_stopping or self._socket is None:
+    def opened(self, running: int, *, is_back: bool) -> None:
+        """The session is open; `running` answers go on from the connection before."""
+        missing = 0 if is_back and self._load.plan.once else self._streams - running
+        for _ in range(missing):
+            self._create()
+        if not running and not missing:
+            self.settle()
+
+    def answer_ended(self, *, had_text: bool) -> None:
+        if not had_text:
+            self.settle()
+        if not self._load.goes_on() or self._socket is None:
             return
         if self._load.plan.fresh and self._streams == 1:
             self._socket.abandon()
@@ -79,7 +108,7 @@ class SessionReader:
     def settle(self) -> None:
         if self._unsettled:
             self._unsettled -= 1
-            self._load.settle()
+            self._load.unsettled.count()
 
     def _create(self) -> None:
         if self._socket is not None:
@@ -87,23 +116,21 @@ class SessionReader:
 
 
 class _Socket(asyncio.Protocol):
-    def __init__(self, load: Load, reader: SessionReader) -> None:
+    """One connection. With `before` it goes on with the session and the answers of another one, which was cut."""
+
+    def __init__(self, load: Load, reader: SessionReader, *, before: _Socket | None = None) -> None:
         self._load = load
         self._reader = reader
         self.begun_ns = 0
         self._key = base64.b64encode(os.urandom(16))
-        self._has_head = False
-        self._is_open = False
+        self._head: bytes | None = b""
         self._is_closed = False
-        self._rest = b""
-        #: Bytes that have to be there before it is worth looking again: a message may come in many reads.
-        self._needed = 0
-        self._parts: list[bytes] = []
-        self._received = 0
+        self._frames = FrameSplitter()
         self._transport: asyncio.Transport | None = None
-        self._asked: dict[str, Answer] = {}
-        self._answers: dict[bytes, Answer] = {}
-        self._acknowledged: dict[bytes, int] = {}
+        self._session: str | None = None if before is None else before._session
+        self._asked: dict[str, Answer] = {} if before is None else before._asked
+        self._answers: dict[bytes, Answer] = {} if before is None else before._answers
+        self._acknowledged: dict[bytes, int] = {} if before is None else before._acknowledged
         self._timer: asyncio.TimerHandle | None = None
         self._gone = asyncio.get_running_loop().create_future()
 
@@ -111,6 +138,9 @@ class _Socket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
+        if self._is_closed:
+            transport.abort()
+            return
         path = self._load.target.path.encode()
         transport.write(
             b"GET %b/ws/stream HTTP/1.1\r\n%bupgrade: websocket\r\nconnection: Upgrade\r\n"
@@ -139,14 +169,24 @@ class _Socket(asyncio.Protocol):
         """Close, with no more calls to the reader."""
         self._close(frame=True)
 
+    def cut(self) -> int:
+        """Reset the connection, with no more calls to the reader; return how many answers were under way."""
+        self._set_closed()
+        if self._transport is not None:
+            reset(self._transport)
+        return len(self._answers) + len(self._asked)
+
     def _close(self, *, frame: bool) -> None:
+        self._set_closed()
+        if self._transport is not None:
+            if frame:
+                self._transport.write(client_frame(b"\x03\xe8", CLOSE))
+            self._transport.close()
+
+    def _set_closed(self) -> None:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._transport is not None:
-            if frame:
-                self._transport.write(_frame(_CLOSE, b"\x03\xe8"))
-            self._transport.close()
 
     def _lose(self, why: str) -> None:
         if not self._is_closed:
@@ -160,52 +200,41 @@ class _Socket(asyncio.Protocol):
             return
         now_ns = time.monotonic_ns()
         self._load.tally.bytes += len(data)
-        self._parts.append(data)
-        self._received += len(data)
-        if self._received < self._needed:
-            return
-        data = b"".join(self._parts) if len(self._parts) > 1 else data
-        if not self._has_head:
-            end = data.find(b"\r\n\r\n")
-            if end >= 0:
-                self._shake_hands(data[:end], data[end + 4 :])
-                data = data[end + 4 :]
-        rest = self._read_frames(data, now_ns) if self._has_head else data
-        self._parts = [rest]
-        self._received = len(rest)
+        if self._head is not None:
+            self._head += data
+            head, separator, data = self._head.partition(b"\r\n\r\n")
+            if not separator:
+                return
+            self._head = None
+            self._shake_hands(head, data)
+        for first, payload in self._frames.feed(data):
+            if self._is_closed:
+                break
+            self._read_frame(first, payload, now_ns)
 
     def _shake_hands(self, head: bytes, body: bytes) -> None:
         status = head[9:12]
         if status != b"101":
-            self._has_head = True
             why = body[:_MAX_SHOWN].decode("utf-8", "replace").strip()
             self._lose(f"HTTP {status.decode('latin-1')} to the WebSocket's handshake: {why}")
         elif accept_token(self._key) not in head or m.SUBPROTOCOL.encode() not in head:
             self._lose(f"the WebSocket's handshake was not answered for {m.SUBPROTOCOL}")
         else:
-            self._has_head = True
-            self._send(b'{"type":"hello","version":1,"client":"holdfast-bench/1"}')
+            self._say_hello()
 
-    def _read_frames(self, data: bytes, now_ns: int) -> bytes:
-        """Read all whole frames; return what is left, and note how much it needs (RFC 6455 section 5.2)."""
-        at, size = 0, len(data)
-        self._needed = 0
-        while size - at >= 2 and not self._is_closed:
-            length, start = data[at + 1], at + 2
-            if length == 126:
-                length, start = int.from_bytes(data[start : start + 2], "big"), start + 2
-            elif length == 127:
-                length, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-            end = start + length
-            if start > size or end > size:
-                self._needed = end - at if start <= size else start - at
-                break
-            self._read_frame(data[at], data[start:end], now_ns)
-            at = end
-        return data[at:]
+    def _say_hello(self) -> None:
+        known = []
+        for stream, answer in self._answers.items():
+            answer.come_back(self.begun_ns)
+            known.append(m.Resume(stream.decode(), after=answer.next_seq - 1))
+        first, rest = known[: m.MAX_STREAMS_PER_MESSAGE], known[m.MAX_STREAMS_PER_MESSAGE :]
+        hello = m.Hello(version=1, client="holdfast-bench/1", session=self._session, streams=first)
+        self._send(m.encode(hello))
+        for resume in rest:
+            self._send(m.encode(m.Attach(resume.stream, after=resume.after)))
 
     def _read_frame(self, first: int, payload: bytes, now_ns: int) -> None:
-        if first == _TEXT:
+        if first == TEXT:
             match = _EVENT.match(payload)
             answer = self._answers.get(match[2]) if match else None
             if match is None or answer is None:
@@ -220,12 +249,13 @@ class _Socket(asyncio.Protocol):
             answer.unacknowledged += len(payload)
             if answer.unacknowledged >= ACK_BYTES:
                 self._acknowledge()
-        elif first == _PING:
-            self._write(_frame(_PONG, payload))
-        elif first == _CLOSE:
+        elif first == PING:
+            self._load.tally.pings += 1
+            self._write(client_frame(payload, PONG))
+        elif first == CLOSE:
             code = int.from_bytes(payload[:2], "big")
             self._lose(f"the gateway closed the session with {code} {payload[2:].decode('utf-8', 'replace')}")
-        elif first != _PONG:
+        elif first != PONG:
             self._lose(f"the gateway sent a frame that begins with {first:#04x}; holdfast.v1 has none such")
 
     def _read_message(self, payload: bytes) -> None:
@@ -236,29 +266,41 @@ class _Socket(asyncio.Protocol):
             return
         match message:
             case m.Welcome():
-                self._is_open = True
-                self._load.tally.opened += 1
-                self._load.tally.setup.add(time.monotonic_ns() - self.begun_ns)
-                self._acknowledge_later()
-                self._reader.opened()
+                self._open(message)
             case m.Accepted(request_id=request_id, stream=stream) if request_id in self._asked:
                 self._answers[stream.encode()] = self._asked.pop(request_id)
             case m.End():
-                self._end(message)
+                self._end_answer(message)
             case m.Error():
                 self._fail(message)
             case m.Ping():
                 self._send(m.encode(m.Pong(t=message.t)))
 
+    def _open(self, welcome: m.Welcome) -> None:
+        is_back, self._session = self._session is not None, welcome.session
+        self._load.tally.opened += 1
+        self._load.tally.setup.add(time.monotonic_ns() - self.begun_ns)
+        self._acknowledge_later()
+        for state in welcome.streams:
+            if state.error is not None and self._answers.pop(state.stream.encode(), None) is not None:
+                self._reader.answer_failed(f"the stream was refused: {state.error.code}: {state.error.message}")
+        # The gateway may have it, or not: the same request id makes no second answer.
+        for request_id, answer in self._asked.items():
+            self._ask(request_id, answer)
+        self._reader.opened(len(self._answers) + len(self._asked), is_back=is_back)
+
     # -- answers -----------------------------------------------------------------------------------------------
 
     def create(self) -> None:
         answer = self._load.new_answer()
-        request_id = f"{self._load.token}-{answer.number}"
+        request_id = self._load.request_id(answer)
         self._asked[request_id] = answer
+        self._ask(request_id, answer)
+
+    def _ask(self, request_id: str, answer: Answer) -> None:
         self._send(m.encode(m.Create(request_id=request_id, request=msgspec.Raw(self._load.body(answer)))))
 
-    def _end(self, end: m.End) -> None:
+    def _end_answer(self, end: m.End) -> None:
         answer = self._answers.pop(end.stream.encode(), None)
         if answer is None:
             return
@@ -267,7 +309,7 @@ class _Socket(asyncio.Protocol):
         answer.check_numbers(end.seq, 1, self._load.tally)
         if end.status == "completed":
             answer.end(self._load.tally)
-            self._reader.answer_ended()
+            self._reader.answer_ended(had_text=bool(answer.last_ns))
         else:
             why = "" if end.error is None else f": {end.error.code}: {end.error.message}"
             self._reader.answer_failed(f"the stream ended {end.status}{why}")
@@ -299,18 +341,8 @@ class _Socket(asyncio.Protocol):
             self._send(b'{"type":"ack","streams":{%b}}' % b",".join(some))
 
     def _send(self, text: bytes) -> None:
-        self._write(_frame(_TEXT, text))
+        self._write(client_frame(text))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None and not self._is_closed:
             self._transport.write(data)
-
-
-def _frame(first: int, payload: bytes) -> bytes:
-    """A client's frame. Its mask is zeros: random ones protect proxies from web pages (RFC 6455 section 10.3)."""
-    size = len(payload)
-    if size < 126:
-        return bytes((first, 0x80 | size)) + b"\0\0\0\0" + payload
-    if size < 65_536:
-        return bytes((first, 0x80 | 126)) + size.to_bytes(2, "big") + b"\0\0\0\0" + payload
-    return bytes((first, 0x80 | 127)) + size.to_bytes(8, "big") + b"\0\0\0\0" + payload

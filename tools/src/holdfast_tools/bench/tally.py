@@ -27,6 +27,8 @@ class Tally(msgspec.Struct):
     failed: int = 0
     #: Connections that were opened.
     opened: int = 0
+    #: Pings of the gateway, each of which was answered.
+    pings: int = 0
     lost: int = 0
     doubled: int = 0
     reordered: int = 0
@@ -38,6 +40,8 @@ class Tally(msgspec.Struct):
     latency: Histogram = msgspec.field(default_factory=Histogram)
     #: Our request to the first text.
     first_token: Histogram = msgspec.field(default_factory=Histogram)
+    #: After a cut, the beginning of the new connection to the next text.
+    resume: Histogram = msgspec.field(default_factory=Histogram)
     #: From text to text of one answer; texts of one read have no time between them.
     gap: Histogram = msgspec.field(default_factory=Histogram)
     #: Opening a connection until requests can be sent on it: TCP, TLS, a WebSocket's handshake and welcome.
@@ -62,7 +66,7 @@ class Tally(msgspec.Struct):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = max(self.seconds, other.seconds)
         self.busiest = max(self.busiest, other.busiest)
-        for histogram in ("latency", "first_token", "gap", "setup"):
+        for histogram in ("latency", "first_token", "resume", "gap", "setup"):
             getattr(self, histogram).merge(getattr(other, histogram))
         for error in other.errors:
             self.note(error)
@@ -75,6 +79,6 @@ class Tally(msgspec.Struct):
 
 
 _COUNTS = (
-    *("tokens", "events", "bytes", "answers", "failed", "opened"),
+    *("tokens", "events", "bytes", "answers", "failed", "opened", "pings"),
     *("lost", "doubled", "reordered", "foreign", "misnumbered", "cpu_ns"),
 )

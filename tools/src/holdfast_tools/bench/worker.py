@@ -2,9 +2,9 @@
 
     python -m holdfast_tools.bench.worker
 
-On standard input it gets two lines of JSON: a `Plan` and, once it has said that it is ready, a `Begin`. On
-standard output it says `Ready`, and a `Tally` for each window. The plan comes this way because it holds the
-credential, which a command line would show to everybody on the machine.
+On standard input it gets lines of JSON: a `Plan`, then any number of orders, one after the other. It answers the
+plan and each order with a `Tally` on standard output, `Begin` with one more for each window. The plan comes this
+way because it holds the credential, which a command line would show to everybody on the machine.
 """
 
 from __future__ import annotations
@@ -14,27 +14,31 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
+from typing import cast
 
 import msgspec
 import uvloop
 
+from holdfast_tools.bench.countdown import Countdown
 from holdfast_tools.bench.http import SseReader
-from holdfast_tools.bench.load import Load, Reader
-from holdfast_tools.bench.plan import Begin, Plan, Ready
+from holdfast_tools.bench.load import Load, Reader, Resumable
+from holdfast_tools.bench.plan import Add, Begin, Cut, Finish, Order, Plan
 from holdfast_tools.bench.poll import PollReader
 from holdfast_tools.bench.session import SessionReader
 from holdfast_tools.bench.tally import Tally
 
 
-def make_readers(load: Load) -> list[Reader]:
-    """Make the readers of a plan; none of them is started."""
+def make_readers(load: Load, add: Add) -> list[Reader]:
+    """Make the readers of so much load; none of them is started."""
     plan = load.plan
+    idle: list[Reader] = [SessionReader(load, 0) for _ in range(add.idle)]
     if plan.transport == "sse":
-        return [SseReader(load) for _ in range(plan.streams)]
+        return [*idle, *(SseReader(load) for _ in range(add.streams))]
     if plan.transport in ("long-poll", "short-poll"):
-        return [PollReader(load, number) for number in range(plan.streams)]
-    sockets = min(plan.sockets or plan.streams, plan.streams)
-    return [SessionReader(load, len(range(at, plan.streams, sockets))) for at in range(sockets)]
+        return [*idle, *(PollReader(load, number) for number in range(add.streams))]
+    sockets = min(add.sockets or add.streams, add.streams)
+    return [*idle, *(SessionReader(load, len(range(at, add.streams, sockets))) for at in range(sockets))]
 
 
 class _Windows:
@@ -54,31 +58,78 @@ class _Windows:
         return tally
 
 
-async def carry(plan: Plan, lines: asyncio.StreamReader) -> None:
-    """Carry the load until its last window is over, or `lines` ends."""
-    load = Load(plan)
-    readers = make_readers(load)
-    windows = _Windows(load)
-    for reader in readers:
-        reader.start()
-    try:
+class Worker:
+    """Carries out a plan and the orders that follow it, and answers each by `say`."""
+
+    def __init__(self, plan: Plan, say: Callable[[Tally], None]) -> None:
+        self._plan = plan
+        self._load = Load(plan)
+        self._windows = _Windows(self._load)
+        self._readers: list[Reader] = []
+        self._say = say
+
+    async def carry(self, lines: asyncio.StreamReader) -> None:
+        """Put the plan's load on the gateway, and carry out orders until `lines` ends."""
+        plan = self._plan
         try:
-            async with asyncio.timeout(plan.settle_timeout):
-                await load.settled.wait()
-        except TimeoutError:
-            load.tally.note(f"some streams had not begun after {plan.settle_timeout:g} s")
-        _say(Ready(tally=msgspec.Raw(msgspec.json.encode(windows.cut()))))
-        line = await lines.readline()
-        if not line:
-            return
-        begin = msgspec.json.decode(line, type=Begin)
-        await asyncio.sleep(begin.at - time.monotonic())
-        windows.cut()
-        for number in range(1, begin.windows + 1):
+            await self._add(Add(plan.streams, plan.sockets, plan.idle))
+            while line := await lines.readline():
+                await self._carry_out(msgspec.json.decode(line, type=Order))
+        finally:
+            await self._load.stop(self._readers)
+
+    async def _carry_out(self, order: Order) -> None:
+        match order:
+            case Begin():
+                await self._measure(order)
+            case Add():
+                await self._add(order)
+            case Cut():
+                await self._cut(order)
+            case Finish(timeout=timeout):
+                self._load.tally.failed += await self._wait(self._load.unended, timeout, "streams had not ended")
+                self._answer()
+
+    def _answer(self) -> None:
+        self._say(self._windows.cut())
+
+    async def _measure(self, begin: Begin) -> None:
+        for number in range(begin.windows + 1):
             await asyncio.sleep(begin.at + number * begin.seconds - time.monotonic())
-            _say(windows.cut())
-    finally:
-        await load.stop(readers)
+            self._answer()
+
+    async def _add(self, add: Add) -> None:
+        load = self._load
+        load.unsettled.expect(add.streams + add.idle)
+        if self._plan.once:
+            load.unended.expect(add.streams)
+        readers = make_readers(load, add)
+        self._readers += readers
+        for reader in readers:
+            reader.start()
+        await self._wait(load.unsettled, self._plan.settle_timeout, "streams had not begun")
+        self._answer()
+
+    async def _cut(self, cut: Cut) -> None:
+        # A reader that polls holds no connection whose loss would matter: `Workers.cut` refuses it.
+        readers = cast(list[Resumable], self._readers)
+        for reader in readers:
+            reader.cut()
+        begun = asyncio.get_running_loop().time() + cut.away
+        for number, reader in enumerate(readers):
+            asyncio.get_running_loop().call_at(begun + cut.over * number / len(readers), reader.come_back)
+        timeout = cut.away + cut.over + self._plan.settle_timeout
+        failed = await self._wait(self._load.unsettled, timeout, "streams had not come back")
+        self._load.tally.failed += failed
+        self._answer()
+
+    async def _wait(self, countdown: Countdown, timeout: float, what: str) -> int:
+        """Wait until nothing is left of it; return how much is, and note it, where that takes too long."""
+        try:
+            await countdown.wait(timeout)
+        except TimeoutError:
+            self._load.tally.note(f"{countdown.left} {what} after {timeout:g} s")
+        return countdown.left
 
 
 async def _main() -> None:
@@ -86,7 +137,7 @@ async def _main() -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_give_up)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    await carry(msgspec.json.decode(await lines.readline(), type=Plan), lines)
+    await Worker(msgspec.json.decode(await lines.readline(), type=Plan), _say).carry(lines)
 
 
 def _give_up(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
@@ -96,7 +147,7 @@ def _give_up(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> Non
         os._exit(70)
 
 
-def _say(record: msgspec.Struct) -> None:
+def _say(record: Tally) -> None:
     os.write(sys.stdout.fileno(), msgspec.json.encode(record) + b"\n")
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import msgspec
 
-from holdfast_tools.bench.plan import Begin, Plan, Ready
+from holdfast_tools.bench.plan import Add, Begin, Cut, Finish, Order, Plan
 from holdfast_tools.bench.tally import Tally
 
 #: Answers that one worker may begin: the numbers of different workers do not meet.
@@ -74,9 +74,14 @@ class _Worker:
 
 
 class Workers:
-    """Running workers. First `wait_until_ready`, then `windows`, each once."""
+    """Running workers. First `wait_until_ready`, then orders, one after the other.
 
-    def __init__(self, workers: Sequence[_Worker]) -> None:
+    Whatever is counted is in exactly one of the tallies that these return. All raise `WorkerError` if a worker
+    ends or hangs.
+    """
+
+    def __init__(self, plan: Plan, workers: Sequence[_Worker]) -> None:
+        self._plan = plan
         self._workers = workers
 
     @property
@@ -84,33 +89,59 @@ class Workers:
         return [worker.pid for worker in self._workers]
 
     def wait_until_ready(self) -> Tally:
-        """Wait until each stream has begun or failed; return what was counted until then.
-
-        Raises `WorkerError` if a worker ends or hangs, as `windows` does.
-        """
-        total = Tally()
-        for worker in self._workers:
-            ready = msgspec.json.decode(worker.read_line(_PATIENCE), type=Ready)
-            total.merge(msgspec.json.decode(ready.tally, type=Tally))
-        return total
+        """Wait until each stream and each idle session has begun or failed."""
+        return self._read(self._plan.settle_timeout)
 
     def windows(self, count: int, seconds: float, *, warm_up: float = 0.0) -> Iterator[Tally]:
         """Give the tally of each window of all workers, as soon as it is over.
 
-        The first window begins after `warm_up` seconds. A first, empty tally comes at that moment, so that the
-        caller can read whatever else is to be compared.
+        The first window begins after `warm_up` seconds. A first tally comes at that moment, of what was counted
+        until then, so that the caller can read whatever else is to be compared.
         """
         at = time.monotonic() + warm_up + _LEAD
-        for worker in self._workers:
-            worker.tell(Begin(at=at, windows=count, seconds=seconds))
-        time.sleep(max(0.0, at - time.monotonic()))
-        yield Tally()
+        self._tell(Begin(at=at, windows=count, seconds=seconds))
+        yield self._read(warm_up)
         for _ in range(count):
-            total = Tally()
-            for worker in self._workers:
-                line = worker.read_line(seconds + _PATIENCE)
-                total.merge(msgspec.json.decode(line, type=Tally))
-            yield total
+            yield self._read(seconds)
+
+    def add(self, *, streams: int = 0, sockets: int = 0, idle: int = 0) -> Tally:
+        """Put more on the gateway, and wait until each of it has begun or failed."""
+        count = len(self._workers)
+        for number, worker in enumerate(self._workers):
+            worker.tell(Add(*_share(streams, sockets, idle, number, count)))
+        return self._read(self._plan.settle_timeout)
+
+    def cut(self, *, away: float = 0.0, over: float = 0.0) -> Tally:
+        """Reset all connections at once, stay away, and come back at moments spread evenly over `over` seconds.
+
+        Returns when each stream has brought its next text, and each idle session is open, or has failed; `resume`
+        and `setup` say how long that took. Raises ValueError for a load that polls.
+        """
+        if self._plan.transport not in ("ws", "sse"):
+            raise ValueError(f"a load by {self._plan.transport} holds no connection that could be cut")
+        self._tell(Cut(away=away, over=over))
+        return self._read(away + over + self._plan.settle_timeout)
+
+    def finish(self, *, timeout: float = 60.0) -> Tally:
+        """Wait until the streams of a plan with `once` have ended; those that have not in time count as failed."""
+        self._tell(Finish(timeout))
+        return self._read(timeout)
+
+    def _tell(self, order: Order) -> None:
+        for worker in self._workers:
+            worker.tell(order)
+
+    def _read(self, timeout: float) -> Tally:
+        total = Tally()
+        for worker in self._workers:
+            total.merge(msgspec.json.decode(worker.read_line(timeout + _PATIENCE), type=Tally))
+        return total
+
+
+def _share(streams: int, sockets: int, idle: int, number: int, workers: int) -> tuple[int, int, int]:
+    """Deal out a load; return what one of the workers gets."""
+    some, few, still = (len(range(number, count, workers)) for count in (streams, sockets, idle))
+    return some, max(1, few) if sockets else 0, still
 
 
 @contextlib.contextmanager
@@ -119,18 +150,15 @@ def started(plan: Plan, *, processes: int = 1, prefix: Sequence[str] = ()) -> It
 
     `prefix` is put before each command, such as `taskset -c 1`.
     """
-    processes = min(processes, plan.streams)
+    processes = min(processes, max(plan.streams, plan.idle, 1))
     workers: list[_Worker] = []
     try:
         for number in range(processes):
-            share = msgspec.structs.replace(
-                plan,
-                streams=len(range(number, plan.streams, processes)),
-                sockets=max(1, len(range(number, plan.sockets, processes))) if plan.sockets else 0,
-                first=plan.first + number * _NUMBERS,
-            )
+            streams, sockets, idle = _share(plan.streams, plan.sockets, plan.idle, number, processes)
+            first = plan.first + number * _NUMBERS
+            share = msgspec.structs.replace(plan, streams=streams, sockets=sockets, idle=idle, first=first)
             workers.append(_Worker(share, prefix))
-        yield Workers(workers)
+        yield Workers(plan, workers)
     finally:
         for worker in workers:
             worker.close()

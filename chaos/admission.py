@@ -1,6 +1,8 @@
-"""Requests that are left, cancelled or failed at every phase; afterwards admission must hold nothing.
+"""Clients that leave, cancel or fail at every phase of a request; afterwards admission must hold nothing.
 
-python bench/admission_chaos.py [--requests 10000] [--seed 1] [--adaptive]
+    python -m chaos.admission [--requests 10000] [--seed 1] [--adaptive]
+
+The gateway runs in this process, so that what its admission holds can be looked at while requests are under way.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import msgspec
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
 
 from holdfast.admission.auth import create_key
 from holdfast.app import Gateway
@@ -44,7 +47,7 @@ FAULTS: list[dict[str, Any] | None] = [
     {"kind": "stall", "after_tokens": 4},
     {"kind": "no_answer"},
 ]
-#: How a client leaves, and how often.
+#: How clients leave; each is drawn as often as it stands here.
 HTTP = ["stays"] * 8 + [
     "mid-head",
     "mid-body",
@@ -58,7 +61,10 @@ SESSION = ["stays"] * 6 + ["cancel", "cancel at once", "drop", "drop at once", "
 
 
 class Chaos:
-    """One run. `outcomes` counts how clients left and what they were told; `overshoots` must stay empty."""
+    """One run. `outcomes` counts how clients left and what they were told.
+
+    `peak` is the most that was held at a time, by kind; `overshoots` says where that was more than allowed.
+    """
 
     def __init__(self, gateway: Gateway, provider: SimulatedProvider, keys: dict[str, str], seed: int) -> None:
         self.gateway = gateway
@@ -86,7 +92,7 @@ class Chaos:
         await asyncio.gather(*[one() for _ in range(requests)])
 
     def _watch(self) -> None:
-        """Look whether anything goes beyond its bound; to be called while all is under way."""
+        """Look whether anything goes beyond its bound, while requests are under way."""
         admission = self.gateway.admission
         for name, count in admission.held.items():
             self.peak[name] = max(self.peak[name], count)
@@ -103,7 +109,7 @@ class Chaos:
                 self.overshoots.append(f"{count} requests in flight at a provider that may have {CONCURRENCY}")
 
     def in_flight(self) -> list[int]:
-        """Of each provider whose concurrency is bounded."""
+        """Return the requests in flight at each provider whose concurrency is bounded."""
         shown = [provider.concurrency for provider in self.gateway.pool_statistics()]
         return [concurrency.in_flight for concurrency in shown if concurrency is not None]
 
@@ -164,11 +170,11 @@ class Chaos:
         async with connect(
             url,
             additional_headers=headers,
-            subprotocols=["holdfast.v1"],
+            subprotocols=[Subprotocol("holdfast.v1")],
             compression=None,
             proxy=None,
             close_timeout=1,
-        ) as socket:  # type: ignore[call-overload]
+        ) as socket:
 
             async def send(**message: Any) -> None:
                 await socket.send(json.dumps(message))
@@ -207,46 +213,17 @@ class Chaos:
                     return
 
 
-async def chaos(requests: int, seed: int, *, adaptive: bool = False) -> Chaos:
-    """Run a gateway, its provider and the clients; return when everything has settled, or raise AssertionError.
+async def run_chaos(requests: int, seed: int, *, adaptive: bool = False) -> Chaos:
+    """Run a gateway, its provider and the clients; return when admission holds nothing any more.
 
-    With `adaptive` it is the provider whose concurrency is bounded, instead of the model.
+    With `adaptive` it is the provider whose concurrency is bounded, instead of the model. Raises AssertionError
+    where a bound was exceeded, or something is still held when all clients have gone.
     """
     provider = SimulatedProvider()
     await provider.start()
     keys = {name: create_key() for name in TENANTS}
-    gateway = Gateway(
-        Config(
-            server=ServerConfig(port=0, max_hold=0.0),
-            streams=StreamsConfig(detach_grace=0.2, retention=5.0),
-            providers={
-                "sim": msgspec.convert(
-                    {
-                        "base_url": provider.base_url,
-                        "http2": "prior-knowledge",
-                        "timeouts": {"first_byte": 0.2, "idle": 0.2, "total": 10.0, "pool": 5.0},
-                        "breaker": {"failures": 10**6, "error_rate": 1.0, "min_requests": 10**6},
-                        "adaptive_concurrency": {"enabled": adaptive, "min": 2, "max": CONCURRENCY},
-                    },
-                    ProviderConfig,
-                )
-            },
-            models={"demo": ModelConfig(route=["sim/demo"], max_concurrency=None if adaptive else CONCURRENCY)},
-            keys={name: KeyConfig(hash=keys[name][1], tenant=TENANTS[name]) for name in TENANTS},
-            limits=msgspec.convert(
-                {
-                    "concurrent_streams": 40,
-                    "tokens_per_minute": 10**6,
-                    "requests_per_minute": 10**6,
-                    "connections": 60,
-                    "keys": {"a2": {"priority": "low"}, "c": {"requests_per_minute": max(requests // 8, 10)}},
-                    "tenants": {"b": {"concurrent_streams": 5, "tokens_per_minute": 10**6}},
-                },
-                LimitsConfig,
-            ),
-            queue=QueueConfig(max_waiting=50, max_waiting_per_tenant=25, deadline=0.3),
-        )
-    )
+    hashes = {name: key_hash for name, (_, key_hash) in keys.items()}
+    gateway = Gateway(_config(provider.base_url, hashes, requests, adaptive=adaptive))
     await gateway.start()
     try:
         run = Chaos(gateway, provider, {name: key for name, (key, _) in keys.items()}, seed)
@@ -256,14 +233,42 @@ async def chaos(requests: int, seed: int, *, adaptive: bool = False) -> Chaos:
     finally:
         await gateway.aclose()
         await provider.aclose()
-    assert not run.overshoots, run.overshoots[:3]
+    if run.overshoots:
+        raise AssertionError(run.overshoots[:3])
     return run
+
+
+def _config(base_url: str, hashes: dict[str, str], requests: int, *, adaptive: bool) -> Config:
+    provider = {
+        "base_url": base_url,
+        "http2": "prior-knowledge",
+        "timeouts": {"first_byte": 0.2, "idle": 0.2, "total": 10.0, "pool": 5.0},
+        "breaker": {"failures": 10**6, "error_rate": 1.0, "min_requests": 10**6},
+        "adaptive_concurrency": {"enabled": adaptive, "min": 2, "max": CONCURRENCY},
+    }
+    limits = {
+        "concurrent_streams": 40,
+        "tokens_per_minute": 10**6,
+        "requests_per_minute": 10**6,
+        "connections": 60,
+        "keys": {"a2": {"priority": "low"}, "c": {"requests_per_minute": max(requests // 8, 10)}},
+        "tenants": {"b": {"concurrent_streams": 5, "tokens_per_minute": 10**6}},
+    }
+    return Config(
+        server=ServerConfig(port=0, max_hold=0.0),
+        streams=StreamsConfig(detach_grace=0.2, retention=5.0),
+        providers={"sim": msgspec.convert(provider, ProviderConfig)},
+        models={"demo": ModelConfig(route=["sim/demo"], max_concurrency=None if adaptive else CONCURRENCY)},
+        keys={name: KeyConfig(hash=hashes[name], tenant=tenant) for name, tenant in TENANTS.items()},
+        limits=msgspec.convert(limits, LimitsConfig),
+        queue=QueueConfig(max_waiting=50, max_waiting_per_tenant=25, deadline=0.3),
+    )
 
 
 async def _settled(condition: Callable[[], bool], gateway: Gateway) -> None:
     try:
         async with asyncio.timeout(15.0):
-            while not condition():  # noqa: ASYNC110 - objects that signal nothing
+            while not condition():  # noqa: ASYNC110 - nothing tells when the last of it is given back
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"still held: {gateway.admission.held}") from None
@@ -278,7 +283,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     began = time.monotonic()
-    run = asyncio.run(chaos(options.requests, options.seed, adaptive=options.adaptive))
+    run = asyncio.run(run_chaos(options.requests, options.seed, adaptive=options.adaptive))
     took = time.monotonic() - began
     print(f"python {platform.python_version()}, {options.requests} requests, seed {options.seed}: {took:.1f} s")
     print("most held at a time:", dict(run.peak))

@@ -1,7 +1,7 @@
 """A soak: hours of work in bad weather, to see whether memory grows or counts drift.
 
-    python bench/soak.py                    20 minutes
-    python bench/soak.py --minutes 2 --clients 20
+    make soak                               20 minutes
+    make soak ARGS="--minutes 2 --clients 20"
 
 A simulated provider, a gateway and the clients are three processes. Requests fail at random in every way that the
 provider knows, connections are hit at random, clients leave at random. Memory is the gateway's resident set as the
@@ -20,19 +20,17 @@ import json
 import os
 import platform
 import random
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
+from bench.processes import Server, holdfast, resident, simulated_provider
+
 MAX_GROWTH = 0.05
 
 CONFIG = """
@@ -86,32 +84,8 @@ CONNECTION_FAULTS: list[dict[str, Any]] = [
 ]
 
 
-@contextlib.contextmanager
-def started(*command: str, mmap_threshold: int | None = None) -> Iterator[tuple[int, str]]:
-    """Run a `holdfast` command; give its process id and the URL at which it listens."""
-    environ = dict(os.environ)
-    if mmap_threshold is not None:
-        environ["MALLOC_MMAP_THRESHOLD_"] = str(mmap_threshold)
-    arguments = [sys.executable, "-m", "holdfast.cli", *command]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environ)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if match := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield process.pid, match[0]
-                break
-        else:
-            sys.exit(f"holdfast {command[0]} ended before it listened")
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-
-
 def sockets(pid: int) -> int:
+    """Return how many sockets a process has open."""
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -126,8 +100,8 @@ def call(url: str, method: str = "GET", body: Any = None, *, timeout: float = 10
         return json.loads(response.read())
 
 
-async def one_request(url: str, rng: random.Random, ends: Counter[str]) -> None:
-    """Ask for an answer and read it, or leave in the middle."""
+async def ask(port: int, rng: random.Random, ends: Counter[str]) -> None:
+    """Ask the gateway for an answer and read it, or leave in the middle; count how it ended."""
     sim: dict[str, Any] = {"tokens": rng.randrange(1, 60), "interval_ms": rng.choice([0, 2, 10]), "ttft_ms": 5}
     if rng.random() < 0.25:
         sim["fault"] = rng.choice(REQUEST_FAULTS)
@@ -135,7 +109,6 @@ async def one_request(url: str, rng: random.Random, ends: Counter[str]) -> None:
     leaves_after = rng.randrange(1, 4000) if rng.random() < 0.15 else None
     message = {"role": "user", "content": "hi"}
     body = json.dumps({"model": "demo", "stream": streaming, "messages": [message], "sim": sim}).encode()
-    port = int(url.rsplit(":", 1)[1])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(
@@ -158,15 +131,16 @@ async def one_request(url: str, rng: random.Random, ends: Counter[str]) -> None:
         writer.close()
 
 
-async def client(url: str, until: float, seed: int, ends: Counter[str]) -> None:
+async def run_client(port: int, until: float, seed: int, ends: Counter[str]) -> None:
+    """Ask for one answer after another."""
     rng = random.Random(seed)
     while time.monotonic() < until:
-        await one_request(url, rng, ends)
+        await ask(port, rng, ends)
         await asyncio.sleep(rng.random() * 0.1)
 
 
 async def give_order(url: str, method: str, body: Any = None) -> None:
-    """Steer the provider; the connection that brings the order may itself be hit, so more than once if need be."""
+    """Steer the provider. A fault may hit the connection that brings the order, so try several times."""
     for _ in range(20):
         try:
             await asyncio.to_thread(call, url, method, body, timeout=1)
@@ -175,8 +149,8 @@ async def give_order(url: str, method: str, body: Any = None) -> None:
         return
 
 
-async def weather(provider_url: str, until: float) -> None:
-    """Hit connections at random."""
+async def break_connections(provider_url: str, until: float) -> None:
+    """Hit the provider's connections with a fault every two seconds, and some more at random."""
     rng = random.Random(1)
     storm = {"status": {"429": 0.02, "503": 0.02}, "hang_handshake": 0.01, "reset": 0.01}
     await give_order(f"{provider_url}/control/random-failures", "POST", storm)
@@ -188,69 +162,84 @@ async def weather(provider_url: str, until: float) -> None:
         await give_order(f"{provider_url}/control/{what}", "DELETE")
 
 
-async def observe(pid: int, url: str, until: float, samples: list[int]) -> None:
+async def observe(gateway: Server, until: float, samples: list[int]) -> None:
+    """Take a sample of the gateway's memory each second, and print how it stands twice a minute."""
     began = time.monotonic()
     shown = began
     while time.monotonic() < until:
         await asyncio.sleep(1)
-        samples.append(resident(pid))
+        samples.append(resident(gateway.pid))
         if time.monotonic() - shown >= 30:
             shown = time.monotonic()
-            pool = (await asyncio.to_thread(call, f"{url}/v1/pool"))["providers"][0]["pool"]
+            pool = (await pool_statistics(gateway))["pool"]
             print(
-                f"{(shown - began) / 60:6.1f} min  {samples[-1] / 2**20:7.1f} MiB  {sockets(pid):4} sockets  "
-                f"{len(pool['connections']):3} connections  {pool['streams']:3} streams  "
-                f"{pool['requests']:8} requests",
+                f"{(shown - began) / 60:6.1f} min  {samples[-1] / 2**20:7.1f} MiB  "
+                f"{sockets(gateway.pid):4} sockets  {len(pool['connections']):3} connections  "
+                f"{pool['streams']:3} streams  {pool['requests']:8} requests",
                 flush=True,
             )
 
 
-async def soak(args: argparse.Namespace, pid: int, url: str, provider_url: str) -> int:
-    sockets_before = sockets(pid)
+async def pool_statistics(gateway: Server) -> Any:
+    """Ask the gateway how it stands with its provider."""
+    return (await asyncio.to_thread(call, f"{gateway.url}/pool"))["providers"][0]
+
+
+async def soak(args: argparse.Namespace, gateway: Server, provider: Server) -> int:
+    """Run the clients, print what became of it, and return the exit status."""
+    sockets_before = sockets(gateway.pid)
     until = time.monotonic() + args.minutes * 60
     samples: list[int] = []
     ends: Counter[str] = Counter()
     await asyncio.gather(
-        weather(provider_url, until),
-        observe(pid, url, until, samples),
-        *[client(url, until, seed, ends) for seed in range(args.clients)],
+        break_connections(f"http://127.0.0.1:{provider.port}", until),
+        observe(gateway, until, samples),
+        *[run_client(gateway.port, until, seed, ends) for seed in range(args.clients)],
     )
-    provider = await at_rest(url)
-    pool, health = provider["pool"], provider["health"]
-    tenth = max(1, len(samples) // 10)
-    early, middle, end = (statistics.median(samples[n * tenth : (n + 1) * tenth]) for n in (1, 5, 9))
-    growth = end / middle - 1
+    statistics_at_rest = await at_rest(gateway)
+    pool = statistics_at_rest["pool"]
     print(f"\nends        {dict(ends.most_common())}")
-    print(
-        f"pool        connects {pool['connects']}, failures {pool['connect_failures']}, goaways {pool['goaways']}"
-    )
-    print(f"resets      {pool['resets']}")
-    print(
-        f"attempts    {health['attempts']}, retries {health['retries']}, sent again {health['resent_unprocessed']}"
-    )
-    print(
-        f"memory      {early / 2**20:.1f} MiB after a tenth, {middle / 2**20:.1f} MiB after a half, "
-        f"{end / 2**20:.1f} MiB at the end: {growth:+.1%} over the second half"
-    )
+    _print_pool(pool, statistics_at_rest["health"])
+    growth = _growth(samples)
     left = {
         "streams": pool["streams"],
         "waiting": pool["waiting"],
         "connecting": pool["connecting"],
         "connections": len(pool["connections"]),
-        "sockets": sockets(pid) - sockets_before,
+        "sockets": sockets(gateway.pid) - sockets_before,
     }
     print(f"left        {left}")
     return int(growth > MAX_GROWTH or any(left.values()))
 
 
-async def at_rest(url: str) -> Any:
-    """Wait until the pool has closed what is idle, or 30 seconds."""
+def _print_pool(pool: dict[str, Any], health: dict[str, Any]) -> None:
+    connects, failures, goaways = pool["connects"], pool["connect_failures"], pool["goaways"]
+    print(f"pool        connects {connects}, failures {failures}, goaways {goaways}")
+    print(f"resets      {pool['resets']}")
+    retries, again = health["retries"], health["resent_unprocessed"]
+    print(f"attempts    {health['attempts']}, retries {retries}, sent again {again}")
+
+
+def _growth(samples: list[int]) -> float:
+    """Print how memory went; return by which part of itself it has grown over the second half."""
+    tenth = max(1, len(samples) // 10)
+    early, middle, end = (statistics.median(samples[n * tenth : (n + 1) * tenth]) for n in (1, 5, 9))
+    growth = end / middle - 1
+    print(
+        f"memory      {early / 2**20:.1f} MiB after a tenth, {middle / 2**20:.1f} MiB after a half, "
+        f"{end / 2**20:.1f} MiB at the end: {growth:+.1%} over the second half"
+    )
+    return growth
+
+
+async def at_rest(gateway: Server) -> Any:
+    """Return the statistics once the pool has closed what is idle, or after 30 seconds."""
     for _ in range(30):
-        provider = (await asyncio.to_thread(call, f"{url}/v1/pool"))["providers"][0]
+        provider = await pool_statistics(gateway)
         pool = provider["pool"]
         if not (pool["streams"] or pool["connections"] or pool["connecting"] or pool["waiting"]):
             break
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the gateway tells nobody when its pool is empty
     await asyncio.sleep(1)
     return provider
 
@@ -265,13 +254,15 @@ def main() -> int:
     print(
         f"$ {' '.join(sys.argv)}   Python {platform.python_version()}, {platform.system()}, {os.cpu_count()} CPUs"
     )
-    with started("simulate", "--port", "0") as (_, provider_url), tempfile.TemporaryDirectory() as directory:
-        config = Path(directory) / "holdfast.toml"
-        http2 = "off" if args.http1 else "prior-knowledge"
-        config.write_text(CONFIG.format(base_url=f"{provider_url}/v1", http2=http2))
-        serve = ("serve", "--config", str(config), "--log-level", "error")
-        with started(*serve, mmap_threshold=args.mmap_threshold) as (pid, url):
-            return asyncio.run(soak(args, pid, url, provider_url))
+    environment = {}
+    if args.mmap_threshold is not None:
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(args.mmap_threshold)
+    with simulated_provider(None) as provider, tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+        config.write(CONFIG.format(base_url=provider.url, http2="off" if args.http1 else "prior-knowledge"))
+        config.flush()
+        serve = ["serve", "--config", config.name, "--log-level", "error"]
+        with holdfast(serve, None, environment=environment) as gateway:
+            return asyncio.run(soak(args, gateway, provider))
 
 
 if __name__ == "__main__":

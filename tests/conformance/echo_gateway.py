@@ -1,12 +1,14 @@
 """A WebSocket echo server on the gateway's own listener and codec, for conformance suites.
 
-python bench/echo.py --port 9001        ws://127.0.0.1:9001/ echoes text and binary messages
+`python echo_gateway.py --port 9001`: ws://127.0.0.1:9001/ echoes text and binary messages.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+
+import uvloop
 
 from holdfast.core.websocket.handshake import UpgradeRejected, check_upgrade, switching_protocols
 from holdfast.errors import InvalidRequest
@@ -92,13 +94,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9001)
     args = parser.parse_args()
-    try:
-        import uvloop
-    except ImportError:
-        loop_factory = None
-    else:
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(args.host, args.port))
         except KeyboardInterrupt:
