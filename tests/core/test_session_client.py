@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ class Script:
     """A session and the connection that a test plays for it."""
 
     def __init__(self, **options: Any) -> None:
-        self.session = ClientSession(client="test/1", **options)
+        self.session = ClientSession(client="test/1", rng=random.Random(0), **options)
         self.now = 100.0
 
     def connect(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_message(stem: str, case: Json) -> None:
 
 class ClientRunner:
     def __init__(self, options: Json) -> None:
-        self.session = client.ClientSession(client="vectors/1", **options)
+        self.session = client.ClientSession(client="vectors/1", rng=random.Random(0), **options)
         self.now = 1000.0
         self.streams: dict[str, client.ClientStream] = {}
 

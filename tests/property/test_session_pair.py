@@ -9,6 +9,7 @@ stream comes to its end: no credit is lost.
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -175,7 +176,7 @@ class Client:
     def __init__(self, name: str, gateway: Gateway) -> None:
         self.name = name
         self.gateway = gateway
-        self.session = client.ClientSession(client=name)
+        self.session = client.ClientSession(client=name, rng=random.Random(0))
         self.connection: Connection | None = None
         self.readings: list[Reading] = []
         self.now = 0.0

@@ -129,7 +129,11 @@ class Conversation:
                 case session_events.Welcomed():
                     self._welcomed_at = self._loop.time()
                     self._deliver(event)
-                case session_events.GoawayReceived() | session_events.StreamReturned():
+                case (
+                    session_events.GoawayReceived()
+                    | session_events.StreamReturned()
+                    | session_events.StreamDeferred()
+                ):
                     self._deliver(event)
                 case _:
                     self._has_progress = True

@@ -265,8 +265,12 @@ class Runner:
     def _new_session(self) -> ClientSession:
         return ClientSession(
             client=f"python/{__version__}",
+            rng=self._rng,
             ping_interval=self._config.ping_interval,
             ping_timeout=self._config.ping_timeout,
+            max_retries=self._config.max_retries,
+            initial_backoff=self._config.initial_backoff,
+            max_backoff=self._config.max_backoff,
         )
 
     def _set_state(self, state: ConnectionState) -> None:
@@ -288,6 +292,13 @@ class Runner:
                 reader = self._readers.pop(event.stream, None)
                 if reader is not None:
                     reader.fail(event.error)
+            case session_events.StreamDeferred():
+                logger.info(
+                    "the gateway cannot resume %s yet: %s; asking again in %.1f s",
+                    event.stream.id,
+                    event.error.message,
+                    event.delay,
+                )
             case session_events.StreamQueued():
                 reader = self._readers.get(event.stream)
                 if reader is not None:

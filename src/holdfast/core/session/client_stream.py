@@ -37,6 +37,7 @@ class ClientStream:
         "last_seq",
         "request",
         "request_id",
+        "was_read",
         "window",
     )
 
@@ -66,10 +67,17 @@ class ClientStream:
         #: The server has said on this connection from where it delivers. What comes before that belongs to an
         #: older attachment of the same stream.
         self.is_live = False
+        #: Some connection has delivered the stream. Until then a refusal is the answer to the application's call.
+        self.was_read = False
         self._acked = after
         self._unacked_bytes = 0
         self._unconsumed = 0
         self._ungranted = 0
+
+    def delivered_in(self, epoch: int) -> None:
+        """Note that the server delivers the stream on this connection from now on."""
+        self.epoch = epoch
+        self.is_live = self.was_read = True
 
     def start_credit(self) -> int | None:
         """Return the credit of a new attachment: the window less what the application has yet to consume."""
@@ -125,7 +133,10 @@ class ClientStream:
 
 @dataclass(slots=True, frozen=True)
 class Welcomed:
-    """The session is open. `resumed` streams carry on; each that was refused follows as `StreamFailed`."""
+    """The session is open, and `resumed` streams carry on.
+
+    Each stream that was refused follows as `StreamFailed` or `StreamDeferred`.
+    """
 
     welcome: m.Welcome
     resumed: list[ClientStream]
@@ -163,6 +174,15 @@ class StreamFailed:
 
     stream: ClientStream
     error: HoldfastError
+
+
+@dataclass(slots=True, frozen=True)
+class StreamDeferred:
+    """The server cannot resume the stream for now; the session asks again in `delay` seconds."""
+
+    stream: ClientStream
+    error: HoldfastError
+    delay: float
 
 
 @dataclass(slots=True, frozen=True)
@@ -205,6 +225,7 @@ Event: TypeAlias = (
     | EntriesReceived
     | StreamEnded
     | StreamFailed
+    | StreamDeferred
     | SessionError
     | GoawayReceived
     | StreamReturned
