@@ -124,7 +124,6 @@ class ClientSession:
         Raises ValueError for a request id that is in use or is not 1 to `MAX_NAME` characters long, a request that
         is no object, and a `window` beyond 1 to `MAX_CREDIT`.
         """
-        _check_name(request_id, "request id")
         if not request.startswith(b"{"):
             raise ValueError("a request is a JSON object")
         if request_id in self._by_request:
@@ -143,20 +142,21 @@ class ClientSession:
         Raises ValueError for a stream that this session reads already, and for an id, number or `window` that
         cannot be said in the protocol.
         """
-        _check_name(stream_id, "stream id")
-        if not -1 <= after <= m.MAX_SEQ:
-            raise ValueError(f"`after` is -1 to {m.MAX_SEQ}, not {after}")
         known = self._by_id.get(stream_id)
         if known is not None and not known.is_detached:
             raise ValueError(f"the stream {stream_id} is read already")
         stream = ClientStream(id_=stream_id, epoch=epoch, after=after, window=window)
+        was_refused = False
         if known is not None:
             # It was detached, and the server has not confirmed that: this reader takes its place.
             stream.is_cancelled = known.is_cancelled
+            was_refused = known in self._refusals
             self._forget(known)
         self._by_id[stream_id] = stream
         if self.state is State.OPEN:
             self._out.attach(stream)
+            if was_refused:
+                self._out.cancel_or_detach(stream)
         return stream
 
     def cancel(self, stream: ClientStream) -> list[Event]:
@@ -186,8 +186,8 @@ class ClientSession:
         if stream.id is None:
             return
         stream.is_ended = True
-        self._refusals.forget(stream)
-        if self.state is State.OPEN:
+        # A stream that is refused for now is detached when the server has it: so the generation goes on.
+        if self.state is State.OPEN and stream not in self._refusals:
             self._out.detach(stream)
 
     def consume(self, stream: ClientStream, size: int) -> None:
@@ -213,9 +213,7 @@ class ClientSession:
         resume = []
         for stream in self._greeted.values():
             stream.take_ack()  # `after` acknowledges
-            # A stream that will be detached needs no entries.
-            credit = 0 if stream.is_detached else stream.start_credit()
-            resume.append(m.Resume(stream.id or "", stream.last_seq, stream.epoch, credit))
+            resume.append(m.Resume(stream.id or "", stream.last_seq, stream.epoch, stream.resume_credit()))
         self._out.add(m.Hello(m.VERSION, self.client, self.session, resume))
 
     def connection_lost(self) -> None:
@@ -255,9 +253,7 @@ class ClientSession:
             case m.Attached():
                 self._receive_attached(message)
             case m.Detached():
-                detached = self._by_id.get(message.stream)
-                if detached is not None and detached.is_detached:
-                    self._forget(detached)
+                self._receive_detached(message)
             case m.Queued():
                 queued = self._by_id.get(message.stream)
                 return [StreamQueued(queued, message.position)] if queued is not None else []
@@ -301,15 +297,13 @@ class ClientSession:
 
     def _catch_up(self) -> None:
         """Tell the server what the application decided while there was no open connection."""
-        for stream in list(self._by_id.values()):
-            if not (stream.is_live or stream.is_detached or stream in self._refusals):
+        for stream in self._by_id.values():
+            if self._refusals.is_waiting(stream):
+                continue  # all is said when it is asked for again
+            if not (stream.is_live or stream.is_detached):
                 self._out.attach(stream)
-            if stream.is_cancelled:
-                self._out.cancel(stream)
-            if stream.is_detached:
-                self._out.detach(stream)
-            else:
-                self._grant(stream)
+            self._out.cancel_or_detach(stream)
+            self._grant(stream)
         for stream in self._by_request.values():
             if stream.id is None and not self._is_going_away:
                 self._out.create(stream)
@@ -337,8 +331,20 @@ class ClientSession:
     def _receive_attached(self, attached: m.Attached) -> None:
         stream = self._by_id.get(attached.stream)
         if self._out.is_newest_answer(attached.stream) and stream is not None:
+            was_refused = stream in self._refusals
             self._deliver(stream, attached.epoch)
             stream.is_live = not stream.is_detached
+            if was_refused:
+                self._out.cancel_or_detach(stream)
+            self._grant(stream)  # what was consumed since the `attach` was sent
+
+    def _receive_detached(self, detached: m.Detached) -> None:
+        stream = self._by_id.get(detached.stream)
+        # Before the answer to an `attach` it belongs to an older attachment. Of a stream that is refused for now
+        # there was nothing to detach: that is done once it is delivered.
+        is_older = self._out.awaits_attached(detached.stream)
+        if stream is not None and stream.is_detached and not is_older and stream not in self._refusals:
+            self._forget(stream)
 
     def _receive_epoch(self, message: m.Epoch) -> None:
         stream = self._by_id.get(message.stream)
@@ -412,15 +418,16 @@ class ClientSession:
     def _refuse(self, stream: ClientStream, error: HoldfastError, now: float) -> list[Event]:
         """Give a stream up, or ask for it again later where a retry may help.
 
-        A stream that was never read fails: that is the answer to the application's call. So does one that is being
-        read, because its reading is over, and nobody waits for one that was detached.
+        A stream that was never read fails: that is the answer to the application's call. So does one that is live,
+        because its reading is over. A cancel of an existing stream is kept in any case.
         """
-        if stream in self._refusals and error.retryable:
-            return []  # a cancel was refused as well; it is sent again behind the next `attach`
-        if error.retryable and stream.was_read and not (stream.is_live or stream.is_detached):
+        is_kept = stream.id is not None and (stream.was_read or stream.is_cancelled)
+        if error.retryable and is_kept and not stream.is_live:
+            if self._refusals.is_waiting(stream):
+                return []  # a cancel was refused as well; it is sent again behind the next `attach`
             delay = self._refusals.defer(stream, error, now)
             if delay is not None:
-                return [StreamDeferred(stream, error, delay)]
+                return [] if stream.is_ended else [StreamDeferred(stream, error, delay)]
         return self._fail_stream(stream, error)
 
     # -- time --
@@ -485,12 +492,6 @@ class ClientSession:
     def _fail(self, reason: str) -> list[Event]:
         self.connection_lost()
         return [ConnectionFailed(reason)]
-
-
-def _check_name(name: str, what: str) -> None:
-    if not 1 <= len(name) <= m.MAX_NAME:
-        raise ValueError(f"a {what} has 1 to {m.MAX_NAME} characters")
-    name.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
 
 
 def _error(body: ErrorBody | None) -> HoldfastError:

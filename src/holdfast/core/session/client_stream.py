@@ -51,6 +51,10 @@ class ClientStream:
         request: bytes = b"",
         window: int | None = None,
     ) -> None:
+        _check_name(id_, "stream id")
+        _check_name(request_id, "request id")
+        if not -1 <= after <= m.MAX_SEQ:
+            raise ValueError(f"`after` is -1 to {m.MAX_SEQ}, not {after}")
         if window is not None and not 1 <= window <= m.MAX_CREDIT:
             raise ValueError(f"window must be 1 to {m.MAX_CREDIT} bytes, not {window}")
         self.id = id_
@@ -86,6 +90,10 @@ class ClientStream:
         # One large entry may have overdrawn the window. A credit is never negative, so the debt is kept here.
         self._ungranted = min(self.window - self._unconsumed, 0)
         return max(self.window - self._unconsumed, 0)
+
+    def resume_credit(self) -> int | None:
+        """Return the credit of a resumption. A stream that will be detached needs no entries."""
+        return 0 if self.is_detached else self.start_credit()
 
     def take(self, seq: int, payloads: list[msgspec.Raw]) -> list[bytes]:
         """Count entries from `seq` on as received, and return those that are new. There must be no gap."""
@@ -126,6 +134,14 @@ class ClientStream:
             return 0
         grant, self._ungranted = self._ungranted, 0
         return grant
+
+
+def _check_name(name: str | None, what: str) -> None:
+    if name is None:
+        return
+    if not 1 <= len(name) <= m.MAX_NAME:
+        raise ValueError(f"a {what} has 1 to {m.MAX_NAME} characters")
+    name.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
 
 
 # -- what the shell learns ----------------------------------------------------------------------------

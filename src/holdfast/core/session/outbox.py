@@ -41,7 +41,11 @@ class Outbox:
     def attach(self, stream: ClientStream) -> None:
         id_ = stream.id or ""
         self._unanswered[id_] = self._unanswered.get(id_, 0) + 1
-        self.add(m.Attach(id_, stream.last_seq, stream.epoch, stream.start_credit()))
+        self.add(m.Attach(id_, stream.last_seq, stream.epoch, stream.resume_credit()))
+
+    def awaits_attached(self, id_: str) -> bool:
+        """Whether an `attach` of the stream waits for its answer."""
+        return id_ in self._unanswered
 
     def is_newest_answer(self, id_: str) -> bool:
         """Count an answer to `attach`. All but the last belong to attachments that were given up since then."""
@@ -59,6 +63,13 @@ class Outbox:
     def detach(self, stream: ClientStream) -> None:
         stream.is_live = False
         self.add(m.Detach(stream.id or ""))
+
+    def cancel_or_detach(self, stream: ClientStream) -> None:
+        """Say what the application decided about a stream that the server did not know of at the time."""
+        if stream.is_cancelled:
+            self.cancel(stream)
+        if stream.is_detached:
+            self.detach(stream)
 
     def acknowledge(self, streams: Iterable[ClientStream]) -> None:
         """Acknowledge what has come of these streams since the last time, in as few messages as may be."""

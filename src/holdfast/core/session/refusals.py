@@ -33,6 +33,10 @@ class Refusals:
         self._backoffs: dict[ClientStream, Backoff] = {}
 
     def __contains__(self, stream: ClientStream) -> bool:
+        """Whether the stream was refused, on this connection or an older one, and not delivered since then."""
+        return stream in self._backoffs
+
+    def is_waiting(self, stream: ClientStream) -> bool:
         """Whether the stream waits to be asked for again."""
         return stream in self._due
 
