@@ -30,9 +30,10 @@ class StreamingAIClient:
     """Streams answers of a Holdfast gateway over one connection that is made again whenever it breaks.
 
     The first call connects. Any number of streams run at a time, each with a window of its own: one that is not
-    read holds up nobody else. After a break all streams carry on from the entry that each had last; when
+    read does not delay the others. After a break every stream carries on from the entry that it had last; when
     `max_retries` attempts in a row have failed, every waiting call raises the last error, with what it had
-    received as `partial`, and the next call starts anew.
+    received as `partial`, and the next call starts anew. A stream that the gateway refuses to resume for the time
+    being is asked for again as often before its call raises.
 
     `on_state` is called on the client's event loop with each new `ConnectionState`, and must return soon; it may
     be a coroutine function. What it raises is logged and harms nothing. A client belongs to one event loop and is
