@@ -167,7 +167,7 @@ class StreamingAIClient:
         return Reader(self._connections, stream_id=stream_id, after=after, window=self.config.stream_window)
 
     async def _cancel_id(self, stream_id: str) -> None:
-        # Connected first: a reader in a `hello` may be refused, for a trimmed log, before the cancel is sent.
+        # Connect first: a stream that `hello` names may be refused, for a trimmed log, before the cancel is sent.
         await self._connections.connected()
         reader = self._connections.reader_of(stream_id)
         if reader is not None:
@@ -189,7 +189,7 @@ class StreamingAIClient:
         reader.watchers.append(watcher)
         self._connections.cancel(reader)
         await watcher
-        # A request that had not been sent yet ends as cancelled at once.
+        # A request that was not sent yet ends as cancelled at once.
         if reader.error is not None and not isinstance(reader.error, Cancelled):
             raise reader.error
 

@@ -299,7 +299,7 @@ class ClientSession:
         """Tell the server what the application decided while there was no open connection."""
         for stream in self._by_id.values():
             if self._refusals.is_waiting(stream):
-                continue  # all is said when it is asked for again
+                continue  # cancel and detach follow when it is asked for again
             if not (stream.is_live or stream.is_detached):
                 self._out.attach(stream)
             self._out.cancel_or_detach(stream)
@@ -485,7 +485,7 @@ class ClientSession:
             del self._by_request[stream.request_id]
 
     def _fail_stream(self, stream: ClientStream, error: HoldfastError) -> list[Event]:
-        was_reported = stream.is_ended  # detached before
+        was_reported = stream.is_ended  # it was detached before
         self._forget(stream)
         return [] if was_reported else [StreamFailed(stream, error)]
 

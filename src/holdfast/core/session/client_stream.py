@@ -1,4 +1,4 @@
-"""One stream as its reader sees it, and what a client session reports to its shell."""
+"""One stream of a client, and the events that a client session reports to its shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError
 
-#: So many received bytes are acknowledged at once.
+#: Entries are acknowledged at once when so many bytes of them were received.
 ACK_BYTES = 64 * 1024
 
 
@@ -66,10 +66,10 @@ class ClientStream:
         self.is_ended = False
         self.is_cancelled = False
         self.is_detached = False
-        #: The server may know the request: `create` was written on some connection.
+        #: `create` was sent on some connection, so the server may know the request.
         self.is_sent = False
-        #: The server has said on this connection from where it delivers. What comes before that belongs to an
-        #: older attachment of the same stream.
+        #: The server has said on this connection that it delivers the stream. Entries that come before that belong
+        #: to an older attachment.
         self.is_live = False
         #: Some connection has delivered the stream. Until then a refusal is the answer to the application's call.
         self.was_read = False
@@ -87,7 +87,7 @@ class ClientStream:
         """Return the credit of a new attachment: the window less what the application has yet to consume."""
         if self.window is None:
             return None
-        # One large entry may have overdrawn the window. A credit is never negative, so the debt is kept here.
+        # One large entry may have overdrawn the window. Credit is never negative, so the debt is kept here.
         self._ungranted = min(self.window - self._unconsumed, 0)
         return max(self.window - self._unconsumed, 0)
 
@@ -144,7 +144,7 @@ def _check_name(name: str | None, what: str) -> None:
     name.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
 
 
-# -- what the shell learns ----------------------------------------------------------------------------
+# -- events for the shell -----------------------------------------------------------------------------
 
 
 @dataclass(slots=True, frozen=True)
