@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
 import pytest
@@ -276,6 +277,49 @@ async def test_stream_that_cannot_be_resumed_raises_with_what_came(
         assert caught.value.partial == "so far"
         gateway.generations[1].say("fine")
         assert await anext(other) == "fine"
+
+
+async def test_stream_that_is_refused_for_now_is_asked_for_again(
+    gateway: ScriptedGateway, client: StreamingAIClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "holdfast.client")
+    stream, other = client.stream_chat(HELLO, model="demo"), client.stream_chat(HELLO, model="demo")
+    async with stream, other:
+        await gateway.until(lambda: len(gateway.generations) == 2)
+        gateway.generations[0].say("so ")
+        assert await anext(stream) == "so "
+        gateway.resume_refusals += [Overloaded("the store sleeps"), RateLimited("and again", retry_after=0.01)]
+        gateway.last.cut()
+        gateway.generations[1].say("fine")
+        assert await anext(other) == "fine"
+        gateway.generations[0].say("far")
+        assert await anext(stream) == "far"
+    assert len(gateway.connections) == 2
+    assert "the gateway cannot resume st_" in caplog.text
+
+
+async def test_stream_that_is_refused_too_often_raises_with_what_came(
+    gateway: ScriptedGateway, make_client: MakeClient
+) -> None:
+    client = make_client(max_retries=2)
+    async with client.stream_chat(HELLO, model="demo") as stream:
+        await gateway.until(lambda: gateway.generations)
+        gateway.generations[0].say("so far")
+        assert await anext(stream) == "so far"
+        gateway.resume_refusals += [Overloaded("the store sleeps") for _ in range(4)]
+        gateway.last.cut()
+        with pytest.raises(Overloaded, match="the store sleeps") as caught:
+            await anext(stream)
+    assert caught.value.partial == "so far"
+    assert len(gateway.resume_refusals) == 1
+
+
+async def test_first_attach_that_is_refused_for_now_raises_at_once(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    gateway.resume_refusals.append(Overloaded("the store sleeps"))
+    with pytest.raises(Overloaded, match="the store sleeps"):
+        await anext(client.attach("st_0"))
 
 
 @pytest.mark.parametrize(

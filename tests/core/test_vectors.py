@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from holdfast.core.entries import Position, decode_end
+from holdfast.core.entries import EndBody, Position
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session import client, server
 from holdfast.core.session import messages as m
@@ -65,7 +67,7 @@ def test_message(stem: str, case: Json) -> None:
 
 class ClientRunner:
     def __init__(self, options: Json) -> None:
-        self.session = client.ClientSession(client="vectors/1", **options)
+        self.session = client.ClientSession(client="vectors/1", rng=random.Random(0), **options)
         self.now = 1000.0
         self.streams: dict[str, client.ClientStream] = {}
 
@@ -139,6 +141,8 @@ class ClientRunner:
                 return {"event": "ended", "stream": self.name(event.stream), "status": event.end.status}
             case client.StreamFailed():
                 return {"event": "failed", "stream": self.name(event.stream), "code": event.error.code}
+            case client.StreamDeferred():
+                return {"event": "deferred", "stream": self.name(event.stream), "code": code_of(event)}
             case client.SessionError():
                 return {"event": "session_error", "code": code_of(event)}
             case client.GoawayReceived():
@@ -150,7 +154,7 @@ class ClientRunner:
                 return {"event": "connection_failed"}
 
 
-def code_of(event: client.SessionError) -> str:
+def code_of(event: client.SessionError | client.StreamDeferred) -> str:
     # A code of a later version is kept in the message of the error that stands for it.
     known = event.error.code != "stream_failed"
     return event.error.code if known else event.error.message.partition(":")[0]
@@ -179,6 +183,7 @@ class ServerRunner:
         )
         self.given: dict[str, Json] = options.get("streams", {})
         self.logs: dict[str, Log] = {}
+        self.entries: list[bytes] = []  # what was read from the logs
 
     def log(self, stream: str) -> Log:
         log = self.logs.get(stream)
@@ -187,19 +192,29 @@ class ServerRunner:
             given = self.given.get(stream, {"entries": [0, 1, 2]})
             log.append([compact(entry).encode() for entry in given["entries"]])
             if "end" in given:
-                log.seal(decode_end(compact(given["end"]).encode()))
+                log.seal(msgspec.convert(given["end"], EndBody))
         return log
 
     def run(self, step: Json) -> tuple[list[Json], list[Json]]:
-        event, message = getattr(self, step["op"])(step) or (None, None)
-        sent = [json.loads(text) for text in self.session.data_to_send()]
-        return ([] if event is None else [self.describe(event)]), sent + ([] if message is None else [message])
+        events = [self.describe(event) for event in getattr(self, step["op"])(step) or [] if event is not None]
+        sent = [json.loads(text) for text in [*self.session.data_to_send(), *self.entries]]
+        self.entries.clear()
+        return events, sent
 
-    def receive(self, step: Json) -> tuple[server.Event | None, None]:
-        return self.session.receive_text(step.get("text") or compact(step["message"])), None
+    def receive(self, step: Json) -> list[server.Event | None]:
+        return [self.session.receive_text(step.get("text") or compact(step["message"]))]
 
-    def receive_binary(self, step: Json) -> tuple[server.Event | None, None]:
-        return self.session.receive_binary(), None
+    def receive_binary(self, step: Json) -> list[server.Event | None]:
+        return [self.session.receive_binary()]
+
+    def hold(self, step: Json) -> None:
+        self.session.hold()
+
+    def resume(self, step: Json) -> list[server.Event]:
+        return list(self.session.resume())
+
+    def send(self, step: Json) -> None:
+        self.session.send(m.decode_server_message(compact(step["message"])))
 
     def attach(self, step: Json) -> None:
         cursor = self.log(step["stream"]).cursor(Position(step.get("after", -1)), credit=step.get("credit"))
@@ -208,12 +223,15 @@ class ServerRunner:
     def append(self, step: Json) -> None:
         self.log(step["stream"]).append([compact(payload).encode() for payload in step["payloads"]])
 
-    def read(self, step: Json) -> tuple[None, Json | None]:
+    def read(self, step: Json) -> None:
         cursor = self.session.cursors.get(step["stream"])
-        message = None if cursor is None else cursor.read(SESSION_FRAMING, 1000)
-        if cursor is not None and cursor.is_done:
+        if cursor is None:
+            return
+        message = cursor.read(SESSION_FRAMING, 1000)
+        if message is not None:
+            self.entries.append(message)
+        if cursor.is_done:
             self.session.retire(step["stream"])
-        return None, None if message is None else json.loads(message)
 
     def stream_of(self, cursor: Cursor) -> str:
         return cursor.log.stream.decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def test_server_session_takes_anything(negotiated: bool, starts: bool, texts: li
 
 @given(starts=st.booleans(), texts=st.lists(TEXTS, max_size=30))
 def test_client_session_takes_anything(starts: bool, texts: list[str]) -> None:
-    session = ClientSession(client="test/1")
+    session = ClientSession(client="test/1", rng=random.Random(0))
     session.create("r1", b"{}", window=10)
     session.attach("st_1", window=10)
     session.connection_made(0.0)

@@ -1,14 +1,16 @@
 """`ClientSession` against `ServerSession` in memory: many streams, two clients, connections that are cut anywhere.
 
 Every message travels in a queue. A cut loses what is still in the queues, in both directions; the server may
-notice at once or much later. Whatever happens, what a client's application gets is what the log holds, each entry
-once and in order, or an explicit refusal; the provider sees each request once; and once the links hold, every
-stream comes to its end: no credit is lost.
+notice at once or much later. The server's store may be slow, so that its session holds, or fail, so that it
+refuses for the time being; other processes take streams over. Whatever happens, what a client's application gets
+is what the log holds, each entry once and in order, or an explicit refusal; the provider sees each request once;
+and once the links hold, every stream comes to its end: no credit is lost.
 """
 
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -20,9 +22,20 @@ from holdfast.core.log import Cursor, Log
 from holdfast.core.session import client, server
 from holdfast.core.session import messages as m
 from holdfast.core.session.framing import SESSION_FRAMING
-from holdfast.errors import Cancelled, Draining, DuplicateRequest, HoldfastError, LogTrimmed, UnknownStream
+from holdfast.errors import (
+    Cancelled,
+    Draining,
+    DuplicateRequest,
+    HoldfastError,
+    LogTrimmed,
+    Overloaded,
+    UnknownStream,
+)
 
 MAX_ENTRY = 40
+
+#: What a server with a shared store has to look up.
+LOOKUPS = (server.HelloReceived, server.CreateReceived, server.AttachReceived, server.CancelReceived)
 
 
 @dataclass
@@ -44,6 +57,9 @@ class Gateway:
         self.by_request: dict[str, str] = {}
         self.started: Counter[str] = Counter()
         self.parked: list[Cursor] = []
+        self.connections: list[Connection] = []
+        self.is_slow = False
+        self.is_failing = False
 
     def create(self, request_id: str, request: bytes) -> tuple[str, bool]:
         known = self.by_request.get(request_id)
@@ -73,9 +89,30 @@ class Connection:
         self.to_client: list[bytes] = []
         self.is_up = True
         self.is_draining = False
+        self.looked_up: server.Event | None = None  # while the session holds
+        gateway.connections.append(self)
 
     def receive(self, text: bytes) -> None:
-        event = self.session.receive_text(text)
+        self.take(self.session.receive_text(text))
+
+    def take(self, event: server.Event | None) -> None:
+        if self.gateway.is_slow and isinstance(event, LOOKUPS):
+            assert self.looked_up is None
+            self.session.hold()
+            self.looked_up = event
+        else:
+            self.handle(event)
+
+    def answer(self) -> None:
+        """The store answers."""
+        event, self.looked_up = self.looked_up, None
+        self.handle(event)
+        for event in self.session.resume():
+            self.take(event)
+        self.flush()
+        assert self.session.is_holding == (self.looked_up is not None)
+
+    def handle(self, event: server.Event | None) -> None:
         match event:
             case server.HelloReceived():
                 states = [self.resume(resume) for resume in event.streams]
@@ -85,16 +122,19 @@ class Connection:
                 self.create(event)
             case server.AttachReceived():
                 try:
-                    cursor = self.attach(event.resume)
+                    cursor = self.look_up(event.resume)
                     status: m.StreamStatus = "ended" if cursor.log.end is not None else "running"
-                    self.session.send(m.Attached(event.resume.stream, status, next=cursor.position))
+                    attached = m.Attached(event.resume.stream, status, cursor.log.epoch, cursor.position)
+                    self.session.send(attached)
                 except HoldfastError as exc:
                     self.session.send_error(exc, stream=event.resume.stream)
             case server.DetachReceived():
                 event.cursor.close()
             case server.CancelReceived():
                 stream = event.stream or self.gateway.by_request.get(event.request_id or "")
-                if stream is not None:
+                if event.stream is not None and self.gateway.is_failing and stream not in self.session.cursors:
+                    self.session.send_error(Overloaded(), stream=event.stream)
+                elif stream is not None:
                     self.gateway.generations[stream].end("cancelled")
             case server.CloseRequired():
                 raise AssertionError(f"the client was closed with {event}")
@@ -105,20 +145,26 @@ class Connection:
         try:
             if self.is_draining:
                 raise Draining
+            if self.gateway.is_failing:
+                raise Overloaded
             stream, duplicate = self.gateway.create(request_id, event.request)
-            self.attach(m.Resume(stream, credit=event.credit))
-            self.session.send(m.Accepted(request_id, stream, duplicate=duplicate))
+            cursor = self.attach(m.Resume(stream, credit=event.credit))
+            self.session.send(m.Accepted(request_id, stream, cursor.log.epoch, duplicate))
         except HoldfastError as exc:
             self.session.send_error(exc, request_id=request_id)
 
     def resume(self, resume: m.Resume) -> m.StreamState:
         try:
-            cursor = self.attach(resume)
+            cursor = self.look_up(resume)
         except HoldfastError as exc:
             return m.StreamState(resume.stream, "refused", error=error_body(exc))
-        return m.StreamState(
-            resume.stream, "ended" if cursor.log.end is not None else "running", next=cursor.position
-        )
+        status: m.StreamStatus = "ended" if cursor.log.end is not None else "running"
+        return m.StreamState(resume.stream, status, cursor.log.epoch, cursor.position)
+
+    def look_up(self, resume: m.Resume) -> Cursor:
+        if self.gateway.is_failing:
+            raise Overloaded(retry_after=0.5)
+        return self.attach(resume)
 
     def attach(self, resume: m.Resume) -> Cursor:
         cursor = self.gateway.cursor(resume)
@@ -139,7 +185,11 @@ class Connection:
         if self.is_up:
             self.to_client.append(message)
         if cursor.is_done:
-            self.session.retire(stream).close()
+            self.session.retire(stream)
+            if self.is_up:
+                cursor.close()
+            else:
+                self.gateway.parked.append(cursor)
         return True
 
     def flush(self) -> None:
@@ -151,6 +201,7 @@ class Connection:
     def notice(self) -> None:
         """The server learns that the connection is gone: its cursors hold their place for the grace period."""
         self.gateway.parked += self.session.connection_lost()
+        self.looked_up = None
 
 
 @dataclass
@@ -175,7 +226,7 @@ class Client:
     def __init__(self, name: str, gateway: Gateway) -> None:
         self.name = name
         self.gateway = gateway
-        self.session = client.ClientSession(client=name)
+        self.session = client.ClientSession(client=name, rng=random.Random(0), max_retries=1000, max_backoff=4.0)
         self.connection: Connection | None = None
         self.readings: list[Reading] = []
         self.now = 0.0
@@ -201,9 +252,9 @@ class Client:
         connection = self.connection
         if connection is not None:
             connection.to_server += self.session.data_to_send()
-            for text in connection.to_server[:count]:
-                connection.receive(text)
-            del connection.to_server[:count]
+            for _ in range(count):
+                if connection.to_server and not connection.session.must_pause:
+                    connection.receive(connection.to_server.pop(0))
 
     def deliver_to_client(self, count: int) -> None:
         connection = self.connection
@@ -273,6 +324,10 @@ WEIGHTS = {
     "client_reads": 8,
     "round_trip": 6,
     "goaway": 1,
+    "store_slows": 2,
+    "store_fails": 2,
+    "store_answers": 3,
+    "take_over": 2,
     "time_passes": 3,
     "grace_is_over": 1,
     "trim": 2,
@@ -404,7 +459,33 @@ class World:
         # Never so long that a client gives up: cuts have an operation of their own.
         me.pass_time(min(size / 20, 5.0))
         if me.session.next_deadline() is not None and me.now > me.last_heard + 15:
+            self.gateway.is_slow = False
+            self.store_answers(me, choice, size)
             self.round_trip(me, choice, 2)
+
+    # -- the store, and other processes --
+
+    def store_slows(self, me: Client, choice: int, size: int) -> None:
+        self.gateway.is_slow = choice % 3 > 0
+
+    def store_fails(self, me: Client, choice: int, size: int) -> None:
+        self.gateway.is_failing = choice % 2 == 0
+
+    def store_answers(self, me: Client, choice: int, size: int) -> None:
+        for connection in self.gateway.connections:
+            if connection.looked_up is not None:
+                connection.answer()
+
+    def take_over(self, me: Client, choice: int, size: int) -> None:
+        """Another process carries a stream on: readers are told before its first entry."""
+        generation = self.generation(choice)
+        if generation.log.end is None:
+            generation.log.begin_epoch(generation.log.epoch + 1)
+            stream = generation.log.stream.decode()
+            for connection in self.gateway.connections:
+                if stream in connection.session.cursors:
+                    connection.session.send(m.Epoch(stream, generation.log.epoch))
+                    connection.flush()
 
     # -- memory --
 
@@ -445,12 +526,18 @@ class World:
             assert reading.may_be_trimmed
             if reading.stream.id is not None:
                 assert generation.log.first > position
+        elif isinstance(reading.error, Overloaded):
+            # That is the answer to the application's own call; what was read before is asked for again.
+            assert not reading.stream.was_read
+            assert reading.stream.id is None or not reading.stream.is_cancelled
         elif reading.error is not None:
             assert isinstance(reading.error, Cancelled | Draining)
             assert reading.stream.is_cancelled
 
     def finish(self) -> None:
-        """Let the links hold and the applications read: everything comes to its end."""
+        """Let the links and the store hold and the applications read: everything comes to its end."""
+        self.gateway.is_slow = self.gateway.is_failing = False
+        self.store_answers(self.clients[0], 0, 0)
         for me in self.clients:
             if me.connection is not None and me.connection.is_draining:
                 me.lose()
@@ -460,7 +547,10 @@ class World:
         for me in self.clients:
             for reading in me.readings:
                 if reading.stream.is_cancelled and reading.error is None and reading.stream.id is not None:
-                    assert self.gateway.generations[reading.stream.id].log.end is not None
+                    log = self.gateway.generations[reading.stream.id].log
+                    # A refused resume takes the cancel along, and of a reading that was left it is not reported.
+                    was_trimmed = reading.is_left and log.first > reading.start + len(reading.received)
+                    assert log.end is not None or was_trimmed
         for generation in self.gateway.generations.values():
             generation.end("completed")
         is_stuck = 0
@@ -476,6 +566,7 @@ class World:
 
     def exchange(self, me: Client) -> None:
         me.connect()
+        me.pass_time(5.0)  # longer than any client waits before it asks again
         me.deliver_to_server(1000)
         while me.connection is not None and me.connection.read(0, 1000):
             pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -346,7 +347,7 @@ class ResumingClient:
 
     def __init__(self, url: str, **options: Any) -> None:
         self.url = url
-        self.core = core.ClientSession(client="resuming/1")
+        self.core = core.ClientSession(client="resuming/1", rng=random.Random(0))
         self.received: dict[core.ClientStream, Received] = {}
         self.connections = 0
         self._options = options

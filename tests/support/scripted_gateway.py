@@ -123,7 +123,7 @@ class Connection:
         states = []
         for resume in hello.streams:
             try:
-                log = self._open(resume)
+                log = self._resume(resume)
             except HoldfastError as exc:
                 states.append(m.StreamState(resume.stream, "refused", error=error_body(exc)))
             else:
@@ -135,6 +135,11 @@ class Connection:
         )
         if self.script.goaway is not None:
             self.session.send(m.Goaway("drain", self.script.goaway, self.script.streams))
+
+    def _resume(self, resume: m.Resume) -> Log:
+        if self.gateway.resume_refusals:
+            raise self.gateway.resume_refusals.popleft()
+        return self._open(resume)
 
     def _open(self, resume: m.Resume) -> Log:
         generation = self.gateway.by_id.get(resume.stream)
@@ -163,7 +168,7 @@ class Connection:
 
     def _attach(self, resume: m.Resume) -> None:
         try:
-            log = self._open(resume)
+            log = self._resume(resume)
         except HoldfastError as exc:
             self.session.send_error(exc, stream=resume.stream)
         else:
@@ -219,6 +224,7 @@ class ScriptedGateway:
         self.by_id: dict[str, Generation] = {}
         self.by_request: dict[str, Generation] = {}
         self.refusals: deque[HoldfastError] = deque()  # of requests
+        self.resume_refusals: deque[HoldfastError] = deque()  # of streams in `hello` and `attach`
         self.on_create: Callable[[Generation], None] = lambda generation: None
         self.confirms_cancel = True
         self._server: Server | None = None

@@ -30,9 +30,10 @@ class StreamingAIClient:
     """Streams answers of a Holdfast gateway over one connection that is made again whenever it breaks.
 
     The first call connects. Any number of streams run at a time, each with a window of its own: one that is not
-    read holds up nobody else. After a break all streams carry on from the entry that each had last; when
+    read does not delay the others. After a break every stream carries on from the entry that it had last; when
     `max_retries` attempts in a row have failed, every waiting call raises the last error, with what it had
-    received as `partial`, and the next call starts anew.
+    received as `partial`, and the next call starts anew. A stream that the gateway refuses to resume for the time
+    being is asked for again as often before its call raises.
 
     `on_state` is called on the client's event loop with each new `ConnectionState`, and must return soon; it may
     be a coroutine function. What it raises is logged and harms nothing. A client belongs to one event loop and is
@@ -166,7 +167,7 @@ class StreamingAIClient:
         return Reader(self._connections, stream_id=stream_id, after=after, window=self.config.stream_window)
 
     async def _cancel_id(self, stream_id: str) -> None:
-        # Connected first: a reader in a `hello` may be refused, for a trimmed log, before the cancel is sent.
+        # Connect first: a stream that `hello` names may be refused, for a trimmed log, before the cancel is sent.
         await self._connections.connected()
         reader = self._connections.reader_of(stream_id)
         if reader is not None:
@@ -188,7 +189,7 @@ class StreamingAIClient:
         reader.watchers.append(watcher)
         self._connections.cancel(reader)
         await watcher
-        # A request that had not been sent yet ends as cancelled at once.
+        # A request that was not sent yet ends as cancelled at once.
         if reader.error is not None and not isinstance(reader.error, Cancelled):
             raise reader.error
 

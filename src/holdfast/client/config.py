@@ -1,4 +1,4 @@
-"""What a client may be told about its gateway, checked when it is written down, not when it is first used."""
+"""The settings of a client, checked when they are made and not when they are first used."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ _RESERVED = {
 
 @dataclass(frozen=True, slots=True)
 class WebSocketConfig:
-    """Where the gateway is and how hard to hold on to it. Times are in seconds, sizes in bytes.
+    """Where the gateway is, and how long to keep trying. Times are in seconds, sizes in bytes.
 
     `base_url` is `http(s)://` or `ws(s)://`, with or without a path prefix and a final `/v1`. `api_key` goes into
     the Authorization header and never into a URL, a log or a repr. `max_retries` is how many attempts in
     a row are made to connect again before every waiting call raises; each waits a random time of up to
-    `initial_backoff`, doubled each time up to `max_backoff`. After `ping_interval` of silence the client pings,
+    `initial_backoff`, doubled each time up to `max_backoff`. A stream that the gateway cannot resume for now is
+    asked for again by the same rule before its call raises. After `ping_interval` of silence the client pings,
     and after `ping_timeout` more it gives the connection up. `connect_timeout` covers everything up to the
     gateway's welcome. `stream_window` is how much of one stream may be received before the application takes it.
     `max_message` is the largest message that is accepted or sent. `headers` are added to the handshake. `ssl`

@@ -1,4 +1,4 @@
-"""Which connection a client's work goes to: the newest. One that its gateway sends away keeps its streams."""
+"""The connections of a client. New work goes to the newest; one that its gateway sends away keeps its streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from holdfast.errors import Draining, HoldfastError
 
 
 class Connections:
-    """A client's connections: one, and while gateways are replaced also those whose streams end where they run.
+    """One connection, and while gateways are replaced also the older ones whose streams end where they run.
 
     Each has a `Runner`, with a session of its own: what becomes of one is nothing to the streams of another.
     `on_state` hears of each change of the whole.
@@ -34,7 +34,7 @@ class Connections:
 
     @property
     def state(self) -> ConnectionState:
-        """That of the connection for new work; where nothing asks for one, of that on which streams still run."""
+        """The state of the connection for new work; if there is none, that of one on which streams still run."""
         states = [runner.state for runner in self._all()]
         return next((state for state in states if state is not ConnectionState.DISCONNECTED), states[0])
 
@@ -54,7 +54,7 @@ class Connections:
             runner.cancel(reader)
 
     def reader_of(self, stream_id: str) -> Reader | None:
-        """Return who reads a stream here."""
+        """Return the reader of a stream, None where this client does not read it."""
         for runner in self._all():
             if (reader := runner.reader_of(stream_id)) is not None:
                 return reader
@@ -77,7 +77,7 @@ class Connections:
     # -- from the runners --
 
     def sent_away(self, runner: Runner, *, was_of_use: bool) -> None:
-        """New work goes to a new connection, made when there is some; the streams of this one stay on it."""
+        """Send new work to a new connection, made when there is some; the streams of this one stay on it."""
         if runner is not self._current:
             return
         delay = 0.0
@@ -90,7 +90,7 @@ class Connections:
         self._changed()
 
     def returned(self, reader: Reader) -> None:
-        """A gateway that goes has not taken this request: the next one is asked."""
+        """Ask the next gateway for a request that one which goes has not taken."""
         error: HoldfastError
         if self._backoff.failures > self._config.max_retries:
             self._backoff.reset()

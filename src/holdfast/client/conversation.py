@@ -50,11 +50,11 @@ class Conversation:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether this connection was of use: a stream moved, or it has outlived a heartbeat."""
+        """Whether this connection was of use: a stream made progress, or it has outlived a heartbeat."""
         return self._has_progress or self._loop.time() - self._welcomed_at >= self._config.ping_interval
 
     async def run(self, welcome_deadline: float) -> None:
-        """Greet and carry messages. Returns when the connection was left as asked, else raises `LinkFailed`."""
+        """Say hello and carry messages. Returns when the connection was left as asked; raises `LinkFailed`."""
         self._last_message = self._loop.time()
         self._session.connection_made(self._last_message)
         writer = self._loop.create_task(self._write())
@@ -86,7 +86,7 @@ class Conversation:
             await self._link.wait_closed()
 
     def flush(self) -> None:
-        """Write what the session has to say, in order; look when it wants to be called again."""
+        """Write the messages of the session, in order, and set the timer for its next deadline."""
         self._outgoing.extend(self._session.data_to_send())
         if self._leaves_when_idle and self._session.is_idle and not self.is_leaving:
             self.leave()
@@ -95,7 +95,7 @@ class Conversation:
         self._schedule()
 
     def leave(self) -> None:
-        """Close the connection in an orderly way, after what is to be written."""
+        """Close the connection in an orderly way, after all messages were written."""
         self.is_leaving = True
         self._news.set()
 
@@ -105,7 +105,7 @@ class Conversation:
         self._schedule()
 
     def leave_when_idle(self) -> None:
-        """Leave as soon as no stream waits or runs; the next `flush` looks."""
+        """Leave as soon as no stream waits or runs; the next `flush` checks."""
         self._leaves_when_idle = True
 
     # -- reading --
@@ -129,14 +129,18 @@ class Conversation:
                 case session_events.Welcomed():
                     self._welcomed_at = self._loop.time()
                     self._deliver(event)
-                case session_events.GoawayReceived() | session_events.StreamReturned():
+                case (
+                    session_events.GoawayReceived()
+                    | session_events.StreamReturned()
+                    | session_events.StreamDeferred()
+                ):
                     self._deliver(event)
                 case _:
                     self._has_progress = True
                     self._deliver(event)
 
     def _judge(self, failed: LinkFailed) -> LinkFailed:
-        """Say why the connection ended: what this side has found, or the gateway said before it closed."""
+        """Return why the connection ended: what this side has found, or what the gateway said before it closed."""
         if self._verdict is not None:
             return self._verdict
         said = self._session_error
@@ -165,7 +169,7 @@ class Conversation:
         if self.leave_at is not None and not self.is_leaving:
             deadline = min(deadline, self.leave_at)
         if self._timer is not None:
-            # Deadlines mostly move away: a timer that fires early looks again, and costs less than a new one
+            # Most deadlines are put off: a timer that fires early checks again, which costs less than a new timer
             # for each message.
             if self._timer.when() <= deadline:
                 return
@@ -173,7 +177,7 @@ class Conversation:
         self._timer = self._loop.call_at(deadline, self._on_time, deadline)
 
     def _on_time(self, due: float) -> None:
-        # The loop's clock is coarse: what is due may seem to lie a moment ahead.
+        # The loop's clock is coarse: what is due may seem to be due in a moment.
         now = max(self._loop.time(), due)
         self._timer = None
         if self.leave_at is not None and now >= self.leave_at and not self.is_leaving:

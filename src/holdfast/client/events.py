@@ -12,7 +12,7 @@ from holdfast.errors import ProtocolError
 
 
 class ConnectionState(enum.Enum):
-    """Where a client stands with its gateway."""
+    """The state of a client's connection to its gateway."""
 
     DISCONNECTED = "disconnected"  # nothing runs; the next call connects
     CONNECTING = "connecting"

@@ -35,7 +35,7 @@ CLOSE_TIMEOUT = 2.0
 
 _CLIENT = f"python/{__version__}"
 _MESSAGE_TOO_BIG = 1009
-#: The answers to a handshake that trying again cannot change.
+#: Answers to a handshake that would come again.
 _FINAL_STATUSES = {400, 401, 403}
 
 _by_status: dict[int, type[HoldfastError]] = {
@@ -46,15 +46,15 @@ _by_status: dict[int, type[HoldfastError]] = {
     429: RateLimited,
     503: Overloaded,
 }
-# The first class of a code is the most general one. 1002 is left out: whoever broke the protocol, this connection
-# is over and the next one may do better.
+# The first class of a code is the most general one. 1002 is left out: whichever side broke the protocol, this
+# connection is over and the next one may do better.
 _by_close_code: dict[int, type[HoldfastError]] = {
     cls.close_code: cls for cls in reversed(ERRORS.values()) if cls.close_code not in (None, 1002)
 }
 
 
 class LinkFailed(Exception):
-    """A connection ended or was not made. A failure that `is_final` would come again: it is not retried."""
+    """A connection ended or was not made. A failure that `is_final` would come again, and is not retried."""
 
     def __init__(
         self, error: HoldfastError, *, is_final: bool = False, cause: BaseException | None = None
@@ -66,7 +66,7 @@ class LinkFailed(Exception):
 
 
 class Link(ClientConnection):
-    """A connection that notes when bytes last came: a large message on a slow line is a sign of life, too."""
+    """A connection that notes when bytes last came: part of a large message is a sign of life, too."""
 
     last_heard = -math.inf
 

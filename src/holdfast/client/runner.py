@@ -1,4 +1,4 @@
-"""Keeps one session connected for as long as a stream needs it: reconnects, backs off, gives up."""
+"""Keeps one session connected as long as a stream needs it: reconnects, backs off, gives up."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LONGEST_GOAWAY = 3600.0
 
 
 class Successor(Protocol):
-    """Where a runner's new work goes when its gateway sends it away."""
+    """Takes a runner's new work when its gateway sends it away."""
 
     def sent_away(self, runner: Runner, *, was_of_use: bool) -> None: ...
 
@@ -75,7 +75,7 @@ class Runner:
         self._task: asyncio.Task[None] | None = None
         self._conversation: Conversation | None = None
         self._is_closed = False
-        # The gateway goes and the streams stay: no new work, and the connection is left when the last has ended.
+        # The gateway goes and the streams stay: this runner takes no new work, and leaves when the last has ended.
         self._is_sent_away = False
         self._was_welcomed = False
         # Of the last connection: whether it was of use, and when it was asked to leave.
@@ -111,7 +111,7 @@ class Runner:
             self._conversation.flush()
 
     def leave(self, reader: Reader) -> None:
-        """Stop a generation that was created here; only stop reading one that was attached to."""
+        """Stop a generation that was created here. Of one that was attached to, stop the reading only."""
         stream = reader.stream
         if reader.stream_id is None:
             self.cancel(reader)
@@ -129,7 +129,7 @@ class Runner:
             self._get_going()
 
     def reader_of(self, stream_id: str) -> Reader | None:
-        """Return who reads a stream here."""
+        """Return the reader of a stream, None where this session does not read it."""
         return next((reader for stream, reader in self._readers.items() if stream.id == stream_id), None)
 
     async def connected(self) -> None:
@@ -188,7 +188,7 @@ class Runner:
             while self._is_needed and not self._is_closed:
                 await self._connect_and_wait()
         except asyncio.CancelledError:
-            # Closed, or the loop ends: a coroutine that is started now would outlive it, so nobody is told.
+            # Closed, or the loop ends: a callback that is started now would outlive it, so none is.
             self.state = ConnectionState.DISCONNECTED
             self._give_up(Cancelled("the client's event loop was stopped"))
             raise
@@ -215,13 +215,13 @@ class Runner:
         if self._was_healthy:
             self._backoff.reset()
         if self._moment is not None and self._was_healthy and not failed.is_final:
-            # Leaving when asked to is no failure, after a connection that was of use.
+            # After a connection that was of use, leaving when asked to is no failure.
             delay = min(max(self._moment - asyncio.get_running_loop().time(), 0.0), self._config.max_backoff)
         elif failed.is_final or self._backoff.failures >= self._config.max_retries:
             self._give_up(failed.error)
             return
         else:
-            # What the gateway asks for is honoured as far as the configuration allows to wait at all.
+            # `retry_after` is honoured up to the longest wait that the configuration allows.
             floor = min(max(failed.error.retry_after or 0.0, 0.0), self._config.max_backoff)
             delay = self._backoff.next_delay(self._rng, retry_after=floor)
         logger.info("%s; connecting again in %.1f s", failed.error.message, delay)
@@ -265,8 +265,12 @@ class Runner:
     def _new_session(self) -> ClientSession:
         return ClientSession(
             client=f"python/{__version__}",
+            rng=self._rng,
             ping_interval=self._config.ping_interval,
             ping_timeout=self._config.ping_timeout,
+            max_retries=self._config.max_retries,
+            initial_backoff=self._config.initial_backoff,
+            max_backoff=self._config.max_backoff,
         )
 
     def _set_state(self, state: ConnectionState) -> None:
@@ -288,6 +292,13 @@ class Runner:
                 reader = self._readers.pop(event.stream, None)
                 if reader is not None:
                     reader.fail(event.error)
+            case session_events.StreamDeferred():
+                logger.info(
+                    "the gateway cannot resume %s yet: %s; asking again in %.1f s",
+                    event.stream.id,
+                    event.error.message,
+                    event.delay,
+                )
             case session_events.StreamQueued():
                 reader = self._readers.get(event.stream)
                 if reader is not None:
@@ -307,7 +318,7 @@ class Runner:
             return
         reader.push(event.payloads)
         if reader.buffered > reader.window + self._config.max_message:
-            # An entry may overdraw the window once. More than that would make memory the gateway's to fill.
+            # One entry may overdraw the window. If more could, the gateway would decide how much memory we use.
             reader.leave(ProtocolError("the gateway sent more than it was granted"))
 
     def _welcome(self, event: session_events.Welcomed) -> None:
@@ -325,7 +336,7 @@ class Runner:
         if conversation is None:
             return
         if event.streams == "stay":
-            # No need to wait for the window: the next connection is made when there is something to ask for.
+            # There is no need to wait for the window: the next connection is made when there is new work.
             self._is_sent_away = True
             self._successor.sent_away(self, was_of_use=conversation.is_healthy)
             conversation.leave_when_idle()
@@ -336,7 +347,7 @@ class Runner:
 
 
 def _copy(error: HoldfastError) -> HoldfastError:
-    # Each waiting call raises an exception of its own, because each carries what it had received.
+    # Each waiting call raises its own exception, because each carries the text that it had received.
     copy = type(error)(error.message, retry_after=error.retry_after, param=error.param)
     copy.__cause__ = error.__cause__
     return copy

@@ -1,4 +1,4 @@
-"""What a caller holds of one generation: an async iterator over its text or its events.
+"""The async iterators over the text or the events of one generation, and the buffer behind each.
 
 A handle (`TextStream`, `EventStream`) belongs to the caller; its `Reader` belongs to the client, which fills it.
 Only the handle is collected when the caller drops it, and that is how `break` stops a generation at once.
@@ -31,7 +31,7 @@ class Carrier(Protocol):
 
 
 class Reader:
-    """One stream's entries between the connection and the caller: at most a window of them, and one entry.
+    """The buffer of one stream between the connection and the caller: at most a window of bytes, and one entry.
 
     `request` is what to create, None for a reader that attaches to the stream `stream_id`. `seq` is the number of
     the last entry that was taken.
@@ -77,16 +77,16 @@ class Reader:
         self.stream: ClientStream | None = None
         self.end: End | None = None
         self.error: HoldfastError | None = None
-        #: What has come and was not taken, `buffered` bytes.
+        #: Entries that have come and were not taken, `buffered` bytes.
         self.entries: deque[bytes] = deque()
         self.is_left = False
         self.is_drained = False
         self.buffered = 0
-        #: The place in the gateway's queue, None when it is not news.
+        #: The position in the gateway's queue, None once the caller knows it.
         self.position: int | None = None
         #: Resolved when nothing more will come.
         self.watchers: list[asyncio.Future[None]] = []
-        #: The client, and from `start` on the connection that has taken the stream.
+        #: The client before `start`, then the connection that has taken the stream.
         self.carrier = carrier
         self._loop: asyncio.AbstractEventLoop | None = None
         self._taken = 0
@@ -114,7 +114,7 @@ class Reader:
         self._wake()
 
     def drain(self) -> None:
-        """Drop what comes from now on: the end lies behind it, and credit must not hold it up. Idempotent."""
+        """Drop what comes from now on, and grant credit for it: the end comes behind it. Idempotent."""
         if not self.is_drained:
             self.is_drained = True
             self._grant(self.buffered + self._taken)
@@ -150,13 +150,13 @@ class Reader:
     # -- the caller's side --
 
     def start(self) -> None:
-        """Send the request, or as soon as there is a connection. Idempotent."""
+        """Send the request now, or when a connection is open. Idempotent."""
         if self._loop is None and not self.is_left:
             self.carrier.start(self)
             self._loop = asyncio.get_running_loop()
 
     async def ready(self, *, wants_position: bool = False) -> bool:
-        """Wait for an entry (or a place in the queue); False at the end. Raises what the stream ended with.
+        """Wait for an entry, or a position in the queue; False at the end. Raises what the stream ended with.
 
         A cancelled wait leaves the stream, as a cancelled read of an async generator closes it.
         """
@@ -179,7 +179,7 @@ class Reader:
         return True
 
     def take(self) -> bytes:
-        """Return the next entry, after `ready`. What was taken grants the gateway as much again."""
+        """Return the next entry, after `ready`, and grant the gateway as many bytes again."""
         payload = self.entries.popleft()
         size = len(payload)
         self.seq += 1
@@ -193,7 +193,7 @@ class Reader:
         return payload
 
     def take_all(self) -> list[bytes]:
-        """Return what is there, up to a quarter of the window."""
+        """Return the entries that have come, up to a quarter of the window."""
         batch = []
         size = 0
         while self.entries and size < self.window // 4:
@@ -226,7 +226,7 @@ class Reader:
         return error
 
     def leave(self, error: HoldfastError | None = None) -> None:
-        """Read no further: stops a generation that was created here. Later reads raise `error`, or just end."""
+        """Stop reading, and stop a generation that was created here. Later reads raise `error`, or just end."""
         if self.is_left:
             return
         self.is_left = True
@@ -239,7 +239,7 @@ class Reader:
         self._wake()
 
     def drop(self) -> None:
-        """Leave from anywhere: called by the garbage collector, in any thread and in the middle of anything."""
+        """Leave when the garbage collector says so, in any thread and in the middle of any call."""
         if self._loop is None or self.is_left or self.is_over:
             return
         try:
@@ -301,7 +301,7 @@ class _Handle:
 
     @property
     def last_seq(self) -> int:
-        """Number of the last entry that was handed out, -1 before the first: `after` for whoever goes on."""
+        """Number of the last entry that was handed out, -1 before the first; pass it as `after` to read on."""
         return self._reader.seq
 
     @property

@@ -27,7 +27,7 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._started = threading.Event()
-        # Guards `_is_stopped`: a call that a stopping loop takes no more would wait for ever. Re-entrant, because
+        # It guards `_is_stopped`: a call to a loop that has stopped would wait for ever. It is re-entrant, because
         # the garbage collector may stop one client within a call of the same thread.
         self._lock = threading.RLock()
         self._is_stopped = False
@@ -214,7 +214,7 @@ class _SyncHandle:
 
     @property
     def last_seq(self) -> int:
-        """Number of the last entry that was handed out, -1 before the first: `after` for whoever goes on."""
+        """Number of the last entry that was handed out, -1 before the first; pass it as `after` to read on."""
         return self._seq
 
     @property

@@ -147,7 +147,7 @@ def _show(stream: SyncEventStream, screen: _Screen) -> int:
                 screen.note(f"queued at position {event.position}")
         screen.end_line()
     except BrokenPipeError:
-        # Whoever read standard output has enough. Python would flush it again at exit.
+        # The reader of standard output has closed it. Python would flush it again at exit.
         stream.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE

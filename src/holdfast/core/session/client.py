@@ -1,7 +1,8 @@
 """The client's side of the session protocol (PROTOCOL.md), without I/O.
 
-One `ClientSession` outlives its connections: it knows which streams run, where each stands, and says after a drop
-what must be said to carry on. The shell (an SDK) connects, waits and writes; time comes in as `now`, in seconds.
+One `ClientSession` outlives its connections: it knows which streams run and where each stands, and tells the
+server after a drop what it needs to carry on. The shell (an SDK) connects, waits and writes. Time comes in as
+`now`, in seconds, randomness as `rng`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from itertools import islice
 
 import msgspec
 
+from holdfast.core.backoff import UniformRandom
 from holdfast.core.entries import ErrorBody, error_of
 from holdfast.core.session import messages as m
 from holdfast.core.session.client_stream import (
@@ -21,12 +23,15 @@ from holdfast.core.session.client_stream import (
     GoawayReceived,
     SessionError,
     StreamAccepted,
+    StreamDeferred,
     StreamEnded,
     StreamFailed,
     StreamQueued,
     StreamReturned,
     Welcomed,
 )
+from holdfast.core.session.outbox import Outbox
+from holdfast.core.session.refusals import Refusals
 from holdfast.errors import (
     Cancelled,
     Draining,
@@ -47,6 +52,7 @@ __all__ = [
     "SessionError",
     "State",
     "StreamAccepted",
+    "StreamDeferred",
     "StreamEnded",
     "StreamFailed",
     "StreamQueued",
@@ -70,42 +76,54 @@ _BEFORE_WELCOME = (m.Welcome, m.Error, m.Goaway, m.Ping, m.Pong)
 class ClientSession:
     """All streams of one client over one connection at a time.
 
-    `ping_interval` seconds of silence make it send `ping`; `ping_timeout` more, and it reports
-    `ConnectionFailed`. Any message counts as a sign of life. Methods are synchronous; messages queue up in order
-    and are fetched with `data_to_send`.
+    After `ping_interval` seconds of silence it sends `ping`, and after `ping_timeout` more it reports
+    `ConnectionFailed`. Any message counts as a sign of life. A stream whose resumption the server refuses for now
+    is asked for again up to `max_retries` times in a row, as `Refusals` says. Methods are synchronous; messages
+    queue up in order and are fetched with `data_to_send`.
     """
 
-    def __init__(self, *, client: str, ping_interval: float = 20.0, ping_timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        client: str,
+        rng: UniformRandom,
+        ping_interval: float = 20.0,
+        ping_timeout: float = 10.0,
+        max_retries: int = 5,
+        initial_backoff: float = 1.0,
+        max_backoff: float = 30.0,
+    ) -> None:
         self.client = client
         self.ping_interval = ping_interval
         self.ping_timeout = ping_timeout
         self.state = State.DISCONNECTED
         self.session: str | None = None
-        self._out: list[bytes] = []
+        self._out = Outbox()
         self._by_request: dict[str, ClientStream] = {}  # those that were created here
         self._by_id: dict[str, ClientStream] = {}
-        self._greeted: dict[str, ClientStream] = {}  # what `hello` has named
-        self._unanswered: dict[str, int] = {}  # how many `attach` of a stream are on their way
+        self._greeted: dict[str, ClientStream] = {}  # the streams that `hello` has named
+        self._refusals = Refusals(
+            rng, max_retries=max_retries, initial_backoff=initial_backoff, max_backoff=max_backoff
+        )
         self._last_received = 0.0
         self._pong_deadline: float | None = None
         self._ack_deadline: float | None = None
         self._is_going_away = False
-        self._streams_stay = False  # on a connection that goes away
+        self._streams_stay = False  # on this connection, although its server goes away
 
     @property
     def is_idle(self) -> bool:
-        """Whether no stream waits or runs, and the server knows of every detach."""
+        """Whether no stream waits or runs, and the server has confirmed every detach."""
         return not self._by_request and not self._by_id
 
     # -- from the application --
 
     def create(self, request_id: str, request: bytes, *, window: int | None = None) -> ClientStream:
-        """Ask for a generation; `request` is a JSON object. Sent at once, or as soon as there is a connection.
+        """Ask for a generation; `request` is a JSON object. It is sent at once, or when a connection is open.
 
         Raises ValueError for a request id that is in use or is not 1 to `MAX_NAME` characters long, a request that
         is no object, and a `window` beyond 1 to `MAX_CREDIT`.
         """
-        _check_name(request_id, "request id")
         if not request.startswith(b"{"):
             raise ValueError("a request is a JSON object")
         if request_id in self._by_request:
@@ -113,7 +131,7 @@ class ClientSession:
         stream = ClientStream(request_id=request_id, request=request, window=window)
         self._by_request[request_id] = stream
         if self.state is State.OPEN and not self._is_going_away:
-            self._send_create(stream)
+            self._out.create(stream)
         return stream
 
     def attach(
@@ -124,26 +142,27 @@ class ClientSession:
         Raises ValueError for a stream that this session reads already, and for an id, number or `window` that
         cannot be said in the protocol.
         """
-        _check_name(stream_id, "stream id")
-        if not -1 <= after <= m.MAX_SEQ:
-            raise ValueError(f"`after` is -1 to {m.MAX_SEQ}, not {after}")
         known = self._by_id.get(stream_id)
         if known is not None and not known.is_detached:
             raise ValueError(f"the stream {stream_id} is read already")
         stream = ClientStream(id_=stream_id, epoch=epoch, after=after, window=window)
+        was_refused = False
         if known is not None:
-            # It was detached, and the server has not confirmed: this reader comes in its place.
+            # It was detached, and the server has not confirmed that: this reader takes its place.
             stream.is_cancelled = known.is_cancelled
+            was_refused = known in self._refusals
             self._forget(known)
         self._by_id[stream_id] = stream
         if self.state is State.OPEN:
-            self._send_attach(stream)
+            self._out.attach(stream)
+            if was_refused:
+                self._out.cancel_or_detach(stream)
         return stream
 
     def cancel(self, stream: ClientStream) -> list[Event]:
-        """Stop the generation. Idempotent; survives a reconnect.
+        """Stop the generation. Idempotent; a reconnect does not lose it.
 
-        Its end still comes, as `cancelled`; only a request that never left fails at once, and is never sent.
+        The end of the stream still comes, as `cancelled`. Only a request that was never sent fails at once.
         """
         if stream.is_ended or stream.is_cancelled:
             return []
@@ -152,14 +171,14 @@ class ClientSession:
             self._forget(stream)
             return [StreamFailed(stream, Cancelled("cancelled before it was sent"))]
         if self.state is State.OPEN:
-            self._send_cancel(stream)
+            self._out.cancel(stream)
         return []
 
     def detach(self, stream: ClientStream) -> None:
-        """Stop reading; the generation goes on. Idempotent; survives a reconnect.
+        """Stop reading; the generation goes on. Idempotent; a reconnect does not lose it.
 
-        Nothing more is reported about the stream; of one that is not accepted yet, that it was or was not. The
-        session remembers it until the server has confirmed.
+        Nothing more is reported about the stream, except whether a request that still waits was accepted. The
+        session remembers the stream until the server has confirmed.
         """
         if stream.is_ended or stream.is_detached:
             return
@@ -167,11 +186,12 @@ class ClientSession:
         if stream.id is None:
             return
         stream.is_ended = True
-        if self.state is State.OPEN:
-            self._send_detach(stream)
+        # A stream that is refused for now is detached when the server has it: so the generation goes on.
+        if self.state is State.OPEN and stream not in self._refusals:
+            self._out.detach(stream)
 
     def consume(self, stream: ClientStream, size: int) -> None:
-        """Record that the application has taken `size` bytes of payload; grants credit in batches.
+        """Record that the application has taken `size` bytes of payload, and grant credit in batches.
 
         Raises ValueError for more than was received.
         """
@@ -183,7 +203,7 @@ class ClientSession:
     # -- from the network --
 
     def connection_made(self, now: float) -> None:
-        """Greet: one message resumes every running stream."""
+        """Say hello: one message resumes every running stream."""
         self.connection_lost()
         self.state = State.GREETING
         self._is_going_away = self._streams_stay = False
@@ -192,25 +212,23 @@ class ClientSession:
         self._greeted = dict(islice(self._by_id.items(), m.MAX_STREAMS_PER_MESSAGE))
         resume = []
         for stream in self._greeted.values():
-            stream.take_ack()  # `after` is one
-            # A stream that will be detached needs no entries.
-            credit = 0 if stream.is_detached else stream.start_credit()
-            resume.append(m.Resume(stream.id or "", stream.last_seq, stream.epoch, credit))
-        self._send(m.Hello(m.VERSION, self.client, self.session, resume))
+            stream.take_ack()  # `after` acknowledges
+            resume.append(m.Resume(stream.id or "", stream.last_seq, stream.epoch, stream.resume_credit()))
+        self._out.add(m.Hello(m.VERSION, self.client, self.session, resume))
 
     def connection_lost(self) -> None:
-        """Forget the connection, keep the streams. Idempotent."""
+        """Forget the connection and keep the streams. Idempotent."""
         self.state = State.DISCONNECTED
-        self._out.clear()
+        self._out.connection_lost()
         self._greeted = {}
-        self._unanswered = {}
         self._ack_deadline = None
         self._pong_deadline = None
+        self._refusals.connection_lost()
         for stream in self._by_id.values():
             stream.is_live = False
 
     def receive_text(self, text: str | bytes, now: float) -> list[Event]:
-        """Take one message of the server. Without a connection it is ignored."""
+        """Take one message of the server, and ignore it where there is no connection."""
         if self.state is State.DISCONNECTED:
             return []
         self._last_received = now
@@ -229,27 +247,27 @@ class ClientSession:
             case m.End():
                 return self._receive_end(message)
             case m.Welcome():
-                return self._receive_welcome(message)
+                return self._receive_welcome(message, now)
             case m.Accepted():
                 return self._receive_accepted(message)
             case m.Attached():
                 self._receive_attached(message)
             case m.Detached():
-                detached = self._by_id.get(message.stream)
-                if detached is not None and detached.is_detached:
-                    self._forget(detached)
+                self._receive_detached(message)
             case m.Queued():
                 queued = self._by_id.get(message.stream)
                 return [StreamQueued(queued, message.position)] if queued is not None else []
+            case m.Epoch():
+                self._receive_epoch(message)
             case m.Error():
-                return self._receive_error(message)
+                return self._receive_error(message, now)
             case m.Goaway():
                 return self._receive_goaway(message)
             case m.Ping():
-                self._send(m.Pong(t=message.t))
-        return []  # a pong is a sign of life, and that is all
+                self._out.add(m.Pong(t=message.t))
+        return []  # a pong is a sign of life and means nothing more
 
-    def _receive_welcome(self, welcome: m.Welcome) -> list[Event]:
+    def _receive_welcome(self, welcome: m.Welcome, now: float) -> list[Event]:
         if self.state is not State.GREETING:
             return self._fail("the server sent `welcome` twice")
         self.state = State.OPEN
@@ -260,12 +278,11 @@ class ClientSession:
         for state in welcome.streams:
             stream = greeted.pop(state.stream, None)
             if stream is None or self._by_id.get(state.stream) is not stream:
-                continue  # never asked for, or attached anew since
+                continue  # `hello` did not name it, or it was attached anew since
             if state.status == "refused":
-                events += self._fail_stream(stream, _error(state.error))
+                events += self._refuse(stream, _error(state.error), now)
             else:
-                stream.epoch = state.epoch
-                stream.is_live = True
+                self._deliver(stream, state.epoch)
                 if not stream.is_detached:
                     resumed.append(stream)
         for stream in greeted.values():
@@ -279,19 +296,17 @@ class ClientSession:
         return events
 
     def _catch_up(self) -> None:
-        """Say what the application decided while there was no open connection."""
-        for stream in list(self._by_id.values()):
+        """Tell the server what the application decided while there was no open connection."""
+        for stream in self._by_id.values():
+            if self._refusals.is_waiting(stream):
+                continue  # cancel and detach follow when it is asked for again
             if not (stream.is_live or stream.is_detached):
-                self._send_attach(stream)
-            if stream.is_cancelled:
-                self._send_cancel(stream)
-            if stream.is_detached:
-                self._send_detach(stream)
-            else:
-                self._grant(stream)
+                self._out.attach(stream)
+            self._out.cancel_or_detach(stream)
+            self._grant(stream)
         for stream in self._by_request.values():
             if stream.id is None and not self._is_going_away:
-                self._send_create(stream)
+                self._out.create(stream)
 
     def _receive_accepted(self, accepted: m.Accepted) -> list[Event]:
         stream = self._by_request.get(accepted.request_id)
@@ -303,29 +318,42 @@ class ClientSession:
             # One session reads a stream once: the server delivers it anew, for the request.
             events += self._fail_stream(older, SessionSuperseded("the stream is read under its request id"))
         stream.id = accepted.stream
-        stream.epoch = accepted.epoch
-        stream.is_live = True
+        self._deliver(stream, accepted.epoch)
         self._by_id[accepted.stream] = stream
         events.append(StreamAccepted(stream, accepted.duplicate))
         if stream.is_detached:
             stream.is_ended = True
-            self._send_detach(stream)
+            self._out.detach(stream)
         elif accepted.queue_position is not None:
             events.append(StreamQueued(stream, accepted.queue_position))
         return events
 
-    def _is_newest_answer(self, id_: str) -> bool:
-        """Count an answer to `attach`. All but the last belong to attachments that were given up since."""
-        left = self._unanswered.pop(id_, 1) - 1
-        if left:
-            self._unanswered[id_] = left
-        return not left
-
     def _receive_attached(self, attached: m.Attached) -> None:
         stream = self._by_id.get(attached.stream)
-        if self._is_newest_answer(attached.stream) and stream is not None:
-            stream.epoch = attached.epoch
+        if self._out.is_newest_answer(attached.stream) and stream is not None:
+            was_refused = stream in self._refusals
+            self._deliver(stream, attached.epoch)
             stream.is_live = not stream.is_detached
+            if was_refused:
+                self._out.cancel_or_detach(stream)
+            self._grant(stream)  # what was consumed since the `attach` was sent
+
+    def _receive_detached(self, detached: m.Detached) -> None:
+        stream = self._by_id.get(detached.stream)
+        # Before the answer to an `attach` it belongs to an older attachment. Of a stream that is refused for now
+        # there was nothing to detach: that is done once it is delivered.
+        is_older = self._out.awaits_attached(detached.stream)
+        if stream is not None and stream.is_detached and not is_older and stream not in self._refusals:
+            self._forget(stream)
+
+    def _receive_epoch(self, message: m.Epoch) -> None:
+        stream = self._by_id.get(message.stream)
+        if stream is not None and stream.is_live:  # else it crossed a detach
+            stream.epoch = message.epoch
+
+    def _deliver(self, stream: ClientStream, epoch: int) -> None:
+        stream.delivered_in(epoch)
+        self._refusals.forget(stream)
 
     def _receive_entries(self, id_: str, seq: int, payloads: list[msgspec.Raw], now: float) -> list[Event]:
         stream = self._by_id.get(id_)
@@ -350,7 +378,7 @@ class ClientSession:
         if end.seq not in (stream.last_seq, stream.last_seq + 1):
             return self._fail(f"{end.stream} ends with entry {end.seq} after entry {stream.last_seq}")
         stream.last_seq = end.seq
-        self._send(m.Ack({end.stream: end.seq}))
+        self._out.add(m.Ack({end.stream: end.seq}))
         self._forget(stream)
         return [StreamEnded(stream, end)]
 
@@ -369,13 +397,13 @@ class ClientSession:
             return StreamFailed(stream, Cancelled("cancelled before it was started"))
         return StreamReturned(stream)
 
-    def _receive_error(self, message: m.Error) -> list[Event]:
+    def _receive_error(self, message: m.Error, now: float) -> list[Event]:
         error = from_wire(
             message.code, message.message, retryable=message.retryable, retry_after=message.retry_after
         )
         if message.stream is None and message.request_id is None:
             return [SessionError(error)]
-        if message.stream is not None and not self._is_newest_answer(message.stream):
+        if message.stream is not None and not self._out.is_newest_answer(message.stream):
             return []
         stream = self._by_id.get(message.stream or "") or self._by_request.get(message.request_id or "")
         if stream is None:
@@ -385,99 +413,85 @@ class ClientSession:
             # The create crossed the `goaway`: nothing was started, and the next connection takes it.
             stream.is_sent = False
             return [self._return(stream)] if self._streams_stay else []
+        return self._refuse(stream, error, now)
+
+    def _refuse(self, stream: ClientStream, error: HoldfastError, now: float) -> list[Event]:
+        """Give a stream up, or ask for it again later where a retry may help.
+
+        A stream that was never read fails: that is the answer to the application's call. So does one that is live,
+        because its reading is over. A cancel of an existing stream is kept in any case.
+        """
+        is_kept = stream.id is not None and (stream.was_read or stream.is_cancelled)
+        if error.retryable and is_kept and not stream.is_live:
+            if self._refusals.is_waiting(stream):
+                return []  # a cancel was refused as well; it is sent again behind the next `attach`
+            delay = self._refusals.defer(stream, error, now)
+            if delay is not None:
+                return [] if stream.is_ended else [StreamDeferred(stream, error, delay)]
         return self._fail_stream(stream, error)
 
     # -- time --
 
     def next_deadline(self) -> float | None:
-        """Return when `handle_timeout` is due, None while disconnected."""
+        """Return when `handle_timeout` is due, None while there is no connection."""
         if self.state is State.DISCONNECTED:
             return None
         deadline = self._pong_deadline
         if deadline is None:
             deadline = self._last_received + self.ping_interval
+        deadline = min(deadline, self._refusals.deadline)
         return deadline if self._ack_deadline is None else min(deadline, self._ack_deadline)
 
     def handle_timeout(self, now: float) -> list[Event]:
-        """Do what is due at `now`: acknowledge, ping, or give a silent connection up."""
+        """Do what is due at `now`: ask for streams again, acknowledge, ping, or give a silent connection up."""
         if self.state is State.DISCONNECTED:
             return []
+        if now >= self._refusals.deadline:
+            for stream in self._refusals.take_due(now):
+                self._out.attach(stream)
+                if stream.is_cancelled:
+                    self._out.cancel(stream)
         if self._ack_deadline is not None and now >= self._ack_deadline:
             self._send_acks()
         if self._pong_deadline is not None:
             if now >= self._pong_deadline:
                 return self._fail(f"the server was silent for {now - self._last_received:.0f} s")
         elif now >= self._last_received + self.ping_interval:
-            # Counted from now, not from the last message: a machine that slept must not give up at once.
+            # This counts from now and not from the last message: a machine that slept must not give up at once.
             self._pong_deadline = now + self.ping_timeout
-            self._send(m.Ping())
+            self._out.add(m.Ping())
         return []
 
     # -- to the network --
 
     def data_to_send(self) -> list[bytes]:
         """Return the messages that are due, each one text message, and forget them."""
-        out, self._out = self._out, []
-        return out
-
-    def _send(self, message: m.ClientMessage) -> None:
-        self._out.append(m.encode(message))
-
-    def _send_create(self, stream: ClientStream) -> None:
-        stream.is_sent = True
-        self._send(m.Create(stream.request_id or "", msgspec.Raw(stream.request), stream.start_credit()))
-        if stream.is_cancelled:
-            self._send_cancel(stream)
-
-    def _send_attach(self, stream: ClientStream) -> None:
-        id_ = stream.id or ""
-        self._unanswered[id_] = self._unanswered.get(id_, 0) + 1
-        self._send(m.Attach(id_, stream.last_seq, stream.epoch, stream.start_credit()))
-
-    def _send_cancel(self, stream: ClientStream) -> None:
-        if stream.id is not None:
-            self._send(m.Cancel(stream=stream.id))
-        else:
-            self._send(m.Cancel(request_id=stream.request_id))
-
-    def _send_detach(self, stream: ClientStream) -> None:
-        stream.is_live = False
-        self._send(m.Detach(stream.id or ""))
+        return self._out.take()
 
     def _grant(self, stream: ClientStream) -> None:
         if self.state is State.OPEN and stream.is_live and (grant := stream.take_grant()):
-            self._send(m.Credit(stream.id or "", grant))
+            self._out.add(m.Credit(stream.id or "", grant))
 
     def _send_acks(self) -> None:
         self._ack_deadline = None
-        acks = {}
-        for id_, stream in self._by_id.items():
-            if stream.is_live and (seq := stream.take_ack()) is not None:
-                acks[id_] = seq
-        for start in range(0, len(acks), m.MAX_STREAMS_PER_MESSAGE):
-            self._send(m.Ack(dict(list(acks.items())[start : start + m.MAX_STREAMS_PER_MESSAGE])))
+        self._out.acknowledge(self._by_id.values())
 
     def _forget(self, stream: ClientStream) -> None:
         stream.is_ended = True
+        self._refusals.forget(stream)
         if stream.id is not None and self._by_id.get(stream.id) is stream:
             del self._by_id[stream.id]
         if stream.request_id is not None and self._by_request.get(stream.request_id) is stream:
             del self._by_request[stream.request_id]
 
     def _fail_stream(self, stream: ClientStream, error: HoldfastError) -> list[Event]:
-        was_reported = stream.is_ended  # detached before
+        was_reported = stream.is_ended  # it was detached before
         self._forget(stream)
         return [] if was_reported else [StreamFailed(stream, error)]
 
     def _fail(self, reason: str) -> list[Event]:
         self.connection_lost()
         return [ConnectionFailed(reason)]
-
-
-def _check_name(name: str, what: str) -> None:
-    if not 1 <= len(name) <= m.MAX_NAME:
-        raise ValueError(f"a {what} has 1 to {m.MAX_NAME} characters")
-    name.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
 
 
 def _error(body: ErrorBody | None) -> HoldfastError:

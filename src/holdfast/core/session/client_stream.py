@@ -1,4 +1,4 @@
-"""One stream as its reader sees it, and what a client session reports to its shell."""
+"""One stream of a client, and the events that a client session reports to its shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError
 
-#: So many received bytes are acknowledged at once.
+#: Entries are acknowledged at once when so many bytes of them were received.
 ACK_BYTES = 64 * 1024
 
 
@@ -37,6 +37,7 @@ class ClientStream:
         "last_seq",
         "request",
         "request_id",
+        "was_read",
         "window",
     )
 
@@ -50,6 +51,10 @@ class ClientStream:
         request: bytes = b"",
         window: int | None = None,
     ) -> None:
+        _check_name(id_, "stream id")
+        _check_name(request_id, "request id")
+        if not -1 <= after <= m.MAX_SEQ:
+            raise ValueError(f"`after` is -1 to {m.MAX_SEQ}, not {after}")
         if window is not None and not 1 <= window <= m.MAX_CREDIT:
             raise ValueError(f"window must be 1 to {m.MAX_CREDIT} bytes, not {window}")
         self.id = id_
@@ -61,23 +66,34 @@ class ClientStream:
         self.is_ended = False
         self.is_cancelled = False
         self.is_detached = False
-        #: The server may know the request: `create` was written on some connection.
+        #: `create` was sent on some connection, so the server may know the request.
         self.is_sent = False
-        #: The server has said on this connection from where it delivers. What comes before that belongs to an
-        #: older attachment of the same stream.
+        #: The server has said on this connection that it delivers the stream. Entries that come before that belong
+        #: to an older attachment.
         self.is_live = False
+        #: Some connection has delivered the stream. Until then a refusal is the answer to the application's call.
+        self.was_read = False
         self._acked = after
         self._unacked_bytes = 0
         self._unconsumed = 0
         self._ungranted = 0
 
+    def delivered_in(self, epoch: int) -> None:
+        """Note that the server delivers the stream on this connection from now on."""
+        self.epoch = epoch
+        self.is_live = self.was_read = True
+
     def start_credit(self) -> int | None:
         """Return the credit of a new attachment: the window less what the application has yet to consume."""
         if self.window is None:
             return None
-        # One large entry may have overdrawn the window. A credit is never negative, so the debt is kept here.
+        # One large entry may have overdrawn the window. Credit is never negative, so the debt is kept here.
         self._ungranted = min(self.window - self._unconsumed, 0)
         return max(self.window - self._unconsumed, 0)
+
+    def resume_credit(self) -> int | None:
+        """Return the credit of a resumption. A stream that will be detached needs no entries."""
+        return 0 if self.is_detached else self.start_credit()
 
     def take(self, seq: int, payloads: list[msgspec.Raw]) -> list[bytes]:
         """Count entries from `seq` on as received, and return those that are new. There must be no gap."""
@@ -120,12 +136,23 @@ class ClientStream:
         return grant
 
 
-# -- what the shell learns ----------------------------------------------------------------------------
+def _check_name(name: str | None, what: str) -> None:
+    if name is None:
+        return
+    if not 1 <= len(name) <= m.MAX_NAME:
+        raise ValueError(f"a {what} has 1 to {m.MAX_NAME} characters")
+    name.encode()  # a lone surrogate raises UnicodeEncodeError, which is a ValueError
+
+
+# -- events for the shell -----------------------------------------------------------------------------
 
 
 @dataclass(slots=True, frozen=True)
 class Welcomed:
-    """The session is open. `resumed` streams carry on; each that was refused follows as `StreamFailed`."""
+    """The session is open, and `resumed` streams carry on.
+
+    Each stream that was refused follows as `StreamFailed` or `StreamDeferred`.
+    """
 
     welcome: m.Welcome
     resumed: list[ClientStream]
@@ -163,6 +190,15 @@ class StreamFailed:
 
     stream: ClientStream
     error: HoldfastError
+
+
+@dataclass(slots=True, frozen=True)
+class StreamDeferred:
+    """The server cannot resume the stream for now; the session asks again in `delay` seconds."""
+
+    stream: ClientStream
+    error: HoldfastError
+    delay: float
 
 
 @dataclass(slots=True, frozen=True)
@@ -205,6 +241,7 @@ Event: TypeAlias = (
     | EntriesReceived
     | StreamEnded
     | StreamFailed
+    | StreamDeferred
     | SessionError
     | GoawayReceived
     | StreamReturned

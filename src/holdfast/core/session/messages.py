@@ -1,6 +1,6 @@
 """The messages of PROTOCOL.md: typed structs, and strict decoding.
 
-Nothing here knows who may send what when; that is `session_server` and `session_client`.
+Who may send what, and when, is decided by `server.py` and `client.py` beside this file.
 """
 
 from __future__ import annotations
@@ -181,6 +181,13 @@ class End(Message, tag="end"):
     attempts: list[AttemptRecord] = []
 
 
+class Epoch(Message, tag="epoch"):
+    """Another process carries the stream on: from here on a reader that resumes states this epoch."""
+
+    stream: str
+    epoch: int
+
+
 class Error(Message, tag="error"):
     code: str
     message: str
@@ -204,7 +211,7 @@ class Goaway(Message, tag="goaway"):
 
 ClientMessage = Hello | Create | Attach | Detach | Ack | Credit | Cancel | Ping | Pong
 ServerMessage = (
-    Welcome | Accepted | Queued | Attached | Detached | Event | Events | End | Error | Goaway | Ping | Pong
+    Welcome | Accepted | Queued | Attached | Detached | Event | Events | End | Epoch | Error | Goaway | Ping | Pong
 )
 
 _client_decoder = msgspec.json.Decoder(ClientMessage)

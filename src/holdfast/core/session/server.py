@@ -1,12 +1,14 @@
 """The server's side of the session protocol (PROTOCOL.md), without I/O.
 
-It decides what each message of a client means in the present state, and holds the cursors of the session. The
+It decides what each message of a client means in the present state, and owns the cursors of the session. The
 shell looks streams up, starts generations, writes bytes, and closes the cursors that leave the session.
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,13 +20,45 @@ from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest, TooMa
 
 #: After this many invalid messages on one connection it is closed with 4400.
 MAX_INVALID_MESSAGES = 16
+#: While the session holds, the shell stops reading from the socket once so many messages wait, or so many bytes. A
+#: client that follows the protocol has no more on its way in the time of one lookup; one that sends without end,
+#: or messages of the largest size, gets no more of this process's memory.
+MAX_HELD_MESSAGES = 64
+MAX_HELD_BYTES = 1024 * 1024
 
 
 class State(enum.Enum):
-    NEW = enum.auto()  # waits for `hello` or a bare payload
+    NEW = enum.auto()
     OPEN = enum.auto()
-    BARE = enum.auto()  # the first message was a chat payload: no hello, one entry per message
+    BARE = enum.auto()
     CLOSED = enum.auto()
+
+
+class _BarePayload(msgspec.Struct):
+    """A chat completion request that came as a message: text without a `type`."""
+
+    request: bytes
+
+
+_CONVERSATION = (m.Create, m.Attach, m.Detach, m.Cancel, m.Ack, m.Credit, m.Ping, m.Pong)
+
+#: Which messages of the client are good in which state, and the state that each leads to.
+#:
+#: | state  | the session                                    | leaves the state by                          |
+#: |--------|------------------------------------------------|----------------------------------------------|
+#: | NEW    | waits for the client's first message           | the client: `hello`, a bare payload, or any  |
+#: |        |                                                | fault (4400); the shell: `fail`, and so on   |
+#: | OPEN   | speaks the protocol                            | the client: the 16th fault (4400);           |
+#: | BARE   | serves a client without `hello`: one entry per | the shell: `fail`, `connection_lost`         |
+#: |        | message                                        |                                              |
+#: | CLOSED | ignores whatever comes                         | nobody                                       |
+#:
+#: Holding is no state: in NEW, OPEN and BARE the shell may `hold`, and messages wait until it has called `resume`.
+_TRANSITIONS: Mapping[State, Mapping[type[msgspec.Struct], State]] = {
+    State.NEW: {m.Hello: State.OPEN, _BarePayload: State.BARE},
+    State.OPEN: dict.fromkeys(_CONVERSATION, State.OPEN),
+    State.BARE: dict.fromkeys((_BarePayload, *_CONVERSATION), State.BARE),
+}
 
 
 # -- what the client asked for; the shell answers with the `send_*` methods ---------------------------
@@ -112,11 +146,31 @@ class ServerSession:
     """One client conversation on one connection.
 
     `max_streams` bounds the streams attached at a time. All methods are synchronous and leave the session
-    consistent; messages for the client queue up in order and are fetched with `data_to_send`. What they hold is
-    due before anything that a cursor reads.
+    consistent. Messages for the client queue up in order and are fetched with `data_to_send`; they are due before
+    anything that a cursor reads.
+
+    A shell that has to wait for an answer, such as a lookup in a shared store, calls `hold` before it returns to
+    the loop. What the client sends then waits in order, `ping` included, because the client counts on answers in
+    the order of its messages. With the answer the shell goes on:
+
+        for event in session.resume():
+            self._handle(event)  # may call `hold` again, which ends the loop
+
+    Streams that are attached already are delivered all the time. A shell that never holds pays nothing for this.
     """
 
-    __slots__ = ("_invalid", "_out", "_retired", "cursors", "max_streams", "negotiated", "state")
+    __slots__ = (
+        "_awaits_answer",
+        "_held",
+        "_held_bytes",
+        "_invalid",
+        "_out",
+        "_retired",
+        "cursors",
+        "max_streams",
+        "negotiated",
+        "state",
+    )
 
     def __init__(self, *, negotiated: bool, max_streams: int) -> None:
         self.negotiated = negotiated
@@ -125,42 +179,56 @@ class ServerSession:
         self.cursors: dict[str, Cursor] = {}
         self._out: list[bytes] = []
         self._invalid = 0
+        # Messages that wait, None for a binary one; without a deque nothing has to wait.
+        self._held: deque[str | bytes | None] | None = None
+        self._held_bytes = 0
+        self._awaits_answer = False
         # Ends that were delivered and not yet acknowledged, by stream: the number of the end entry.
         self._retired: dict[str, int] = {}
 
     # -- from the network --
 
     def receive_text(self, text: str | bytes) -> Event | None:
-        """Take one text message. Bad input queues an `error`; only `CloseRequired` ends the session."""
-        if self.state is State.CLOSED:
+        """Take one text message. Bad input queues an `error`; only `CloseRequired` ends the session.
+
+        While the session holds, the message waits, and there is no event.
+        """
+        if self._held is not None:
+            self._held.append(text)
+            self._held_bytes += len(text)
             return None
-        try:
-            message = m.decode_client_message(text)
-        except InvalidMessage as exc:
-            if self.state is not State.OPEN and _is_bare_payload(text):
-                return self._receive_bare(text)
-            return self._reject(exc)
-        if self.state is State.NEW and not isinstance(message, m.Hello):
-            return self._reject(
-                InvalidMessage(f"the first message must be `hello` or a chat payload, not `{_tag(message)}`")
-            )
-        return self._receive(message)
+        return self._receive_text(text)
 
     def receive_binary(self) -> Event | None:
         """Take a binary message: the protocol has none."""
+        if self._held is not None:
+            self._held.append(None)
+            return None
+        return self._receive_binary()
+
+    def _receive_text(self, text: str | bytes) -> Event | None:
+        state = self.state
+        if state is State.CLOSED:
+            return None
+        message: m.ClientMessage | _BarePayload
+        try:
+            message = m.decode_client_message(text)
+        except InvalidMessage as exc:
+            if _BarePayload not in _TRANSITIONS[state] or not _is_bare_payload(text):
+                return self._reject(exc)
+            message = _BarePayload(text.encode() if isinstance(text, str) else text)
+        next_state = _TRANSITIONS[state].get(type(message))
+        if next_state is None:
+            return self._reject(_misplaced(message, state))
+        self.state = next_state
+        return self._receive(message)
+
+    def _receive_binary(self) -> Event | None:
         if self.state is State.CLOSED:
             return None
         return self._reject(InvalidMessage("binary messages are not used; send JSON as text"))
 
-    def _receive_bare(self, text: str | bytes) -> Event | None:
-        if self.negotiated:
-            return self._reject(
-                InvalidMessage(f"with the subprotocol {m.SUBPROTOCOL} the first message must be `hello`")
-            )
-        self.state = State.BARE
-        return self._receive_create(None, text.encode() if isinstance(text, str) else text, None)
-
-    def _receive(self, message: m.ClientMessage) -> Event | None:
+    def _receive(self, message: m.ClientMessage | _BarePayload) -> Event | None:
         match message:
             case m.Hello():
                 return self._receive_hello(message)
@@ -183,17 +251,23 @@ class ServerSession:
                 return CancelReceived(message.stream, message.request_id)
             case m.Ping():
                 self._out.append(m.encode(m.Pong(t=message.t)))
-        return None  # a pong is a sign of life, and that is all
+            case _BarePayload():
+                return self._receive_bare(message)
+        return None  # a pong is a sign of life and means nothing more
 
-    def _receive_hello(self, hello: m.Hello) -> Event | None:
-        if self.state is not State.NEW:
-            return self._reject(InvalidMessage("`hello` is the first message of a connection or none of it"))
+    def _receive_hello(self, hello: m.Hello) -> Event:
         if hello.version != m.VERSION:
-            return self._reject(
+            return self.fail(
                 InvalidMessage(f"protocol version {hello.version} is not spoken here; this is {m.VERSION}")
             )
-        self.state = State.OPEN
         return HelloReceived(hello.client, hello.session, hello.streams)
+
+    def _receive_bare(self, payload: _BarePayload) -> Event | None:
+        if self.negotiated:
+            return self.fail(
+                InvalidMessage(f"with the subprotocol {m.SUBPROTOCOL} the first message must be `hello`")
+            )
+        return self._receive_create(None, payload.request, None)
 
     def _receive_create(self, request_id: str | None, request: bytes, credit: int | None) -> Event | None:
         if not request.lstrip().startswith(b"{"):
@@ -207,7 +281,7 @@ class ServerSession:
     def _receive_ack(self, ack: m.Ack) -> Event | None:
         moved: list[Cursor] = []
         ended: list[str] = []
-        # An ack may cross a detach, or name a stream of an older connection: that is no fault.
+        # An ack may cross a detach, or name a stream of an older connection: neither is a fault.
         for stream, seq in ack.streams.items():
             if (cursor := self.cursors.get(stream)) is not None:
                 cursor.acknowledge(seq)
@@ -233,13 +307,51 @@ class ServerSession:
         self.send_error(error)
         return None
 
+    # -- while the shell waits for an answer --
+
+    def hold(self) -> None:
+        """Let further messages of the client wait until `resume`. Idempotent."""
+        if self.state is not State.CLOSED:
+            self._awaits_answer = True
+            if self._held is None:
+                self._held = deque()
+
+    def resume(self) -> Iterator[Event]:
+        """Take the messages that have waited, and yield their events, until none is left or the shell holds again.
+
+        Each message is taken when the iterator is asked for its event, so that the answers keep their order.
+        """
+        self._awaits_answer = False
+        while self._held and not self._awaits_answer:
+            text = self._held.popleft()
+            if text is None:
+                event = self._receive_binary()
+            else:
+                self._held_bytes -= len(text)
+                event = self._receive_text(text)
+            if event is not None:
+                yield event
+        if not self._awaits_answer:
+            self._held = None
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether what the client sends has to wait."""
+        return self._held is not None
+
+    @property
+    def must_pause(self) -> bool:
+        """Whether so much waits that the shell has to stop reading from the socket."""
+        held = self._held
+        return held is not None and (len(held) >= MAX_HELD_MESSAGES or self._held_bytes >= MAX_HELD_BYTES)
+
     # -- from the application --
 
     def attach(self, stream: str, cursor: Cursor) -> Cursor | None:
         """Deliver a stream in this session; return the older cursor of the same stream that it replaces.
 
-        A cursor that already has the end gets it again, so that no reader waits for what will never come. Raises
-        `TooManyStreams` where the session reads as many as it may.
+        A cursor that already has the end gets it again, so that no reader waits in vain. Raises `TooManyStreams`
+        where the session reads as many streams as it may.
         """
         old = self.cursors.get(stream)
         if old is None and self.is_full:
@@ -250,7 +362,7 @@ class ServerSession:
         return old
 
     def retire(self, stream: str) -> Cursor:
-        """Take out the cursor of a stream whose end was read; its acknowledgement is still understood."""
+        """Remove and return the cursor of a stream whose end was read; its acknowledgement is still understood."""
         cursor = self.cursors.pop(stream)
         self._retired[stream] = cursor.position - 1
         if len(self._retired) > self.max_streams:  # clients that never acknowledge cost no more than this
@@ -258,13 +370,17 @@ class ServerSession:
         return cursor
 
     def connection_lost(self) -> list[Cursor]:
-        """End the session without a word, and return the cursors that were left."""
-        self.state = State.CLOSED
+        """End the session without a word, and return the cursors that it had."""
+        self._close()
         cursors = list(self.cursors.values())
         self.cursors.clear()
         return cursors
 
     def send(self, message: m.ServerMessage) -> None:
+        """Queue a message for the client.
+
+        An `Epoch` is sent before the first entry of that epoch is appended to the log: then it comes first.
+        """
         self._out.append(m.encode(message))
 
     def send_error(
@@ -275,8 +391,13 @@ class ServerSession:
     def fail(self, error: HoldfastError) -> CloseRequired:
         """End the session for an error that concerns the whole connection: an `error`, then the close code."""
         self.send_error(error)
-        self.state = State.CLOSED
+        self._close()
         return CloseRequired(error.close_code or 1011, error.code)
+
+    def _close(self) -> None:
+        self.state = State.CLOSED
+        self._held = None
+        self._held_bytes = 0
 
     def _too_many_streams(self) -> TooManyStreams:
         return TooManyStreams(f"a session may read {self.max_streams} streams at a time")
@@ -305,5 +426,8 @@ def _is_bare_payload(text: str | bytes) -> bool:
     return head.type is None and (head.messages is not _ABSENT or head.model is not _ABSENT)
 
 
-def _tag(message: m.Message) -> str:
-    return str(message.__struct_config__.tag)
+def _misplaced(message: m.ClientMessage | _BarePayload, state: State) -> InvalidMessage:
+    tag = message.__struct_config__.tag
+    if state is State.NEW:
+        return InvalidMessage(f"the first message must be `hello` or a chat payload, not `{tag}`")
+    return InvalidMessage(f"`{tag}` must be the first message of a connection")
