@@ -16,7 +16,7 @@ class Writer(Protocol):
 
 
 class StoredStream(Stream):
-    """What is accepted counts in memory at once, and is visible later; pending entries hold the source back too."""
+    """What is accepted counts in memory at once and is visible later; what is pending holds the source back."""
 
     __slots__ = ("_pending", "_size", "_writer")
 
