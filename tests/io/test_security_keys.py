@@ -342,7 +342,6 @@ SECRET = "s3cret-" * 3
         (f'[keys.a]\nhash = "{ADMIN_HASH}"\ntenant = "t\\r"', "expected printable names"),
         (f'[keys."sub:ann"]\nhash = "{ADMIN_HASH}"', "begins with `sub:`"),
         (f'[auth]\nkey_store = "k.db"\nadmin_key = "{SECRET}"', "auth.admin_key: expected at least 32"),
-        (f'[auth]\nadmin_key = "{SECRET * 2}"', "needs auth.key_store"),
         (f'[auth]\ntoken_secret = "{SECRET}"', "auth.token_secret: expected at least 32"),
         ('[server]\nallowed_origins = ["https://app.example/"]', "allowed_origins: expected scheme"),
         ('[server]\nallowed_origins = ["app.example"]', "allowed_origins: expected scheme"),
