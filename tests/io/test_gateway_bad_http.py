@@ -400,7 +400,7 @@ async def test_connections_beyond_the_limit_are_refused(make_path):
             response = await third.response()
             assert (response.status, response.error["code"]) == (503, "overloaded")
             assert await third.is_closed()
-        await eventually(lambda: len(path.gateway.peers) == 1)
+        await eventually(lambda: len(path.gateway.peers) == 2)
         assert (await first.ask("GET", "/healthz")).status == 200
 
 

@@ -44,7 +44,8 @@ _PREFIXES = ("hf_", _CLIENT_TOKEN, TOKEN_SUBPROTOCOL)
 _USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
 
 _LOCAL = Principal("local")
-_ADMIN = Principal("admin", scopes=Scopes(is_admin=True))
+#: It may ask for no model: what a generation takes counts against a tenant, and the admin is none.
+_ADMIN = Principal("admin", scopes=Scopes(models=frozenset(), is_admin=True))
 
 
 class TokenReader(Protocol):
