@@ -6,8 +6,6 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
-from importlib.metadata import entry_points
-from typing import Protocol
 
 import msgspec
 
@@ -15,6 +13,7 @@ from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig, check
 from holdfast.core.moderation import ReadModeration
+from holdfast.demo import find_demo
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
@@ -53,17 +52,6 @@ SURFACES: tuple[Surface, ...] = (
 )
 
 
-class Demo(Protocol):
-    """A provider on loopback that needs no configuration: what `holdfast-tools` brings."""
-
-    @property
-    def base_url(self) -> str: ...
-
-    async def start(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
 class Gateway:
     """One gateway process. `start`, then `aclose`; both once.
 
@@ -94,7 +82,7 @@ class Gateway:
         closing.callback(timers.close)
         provider_configs, model_configs = dict(config.providers), dict(config.models)
         if not model_configs:
-            demo = _demo()
+            demo = find_demo()
             await demo.start()
             closing.push_async_callback(demo.aclose)
             provider_configs["demo"] = ProviderConfig(base_url=demo.base_url)
@@ -259,12 +247,3 @@ def _bounds_of(models: Mapping[str, ModelConfig]) -> dict[str, int | None]:
 def _routes_of(surfaces: Iterable[Surface], services: Services) -> Iterable[Route]:
     for surface in surfaces:
         yield from surface(services)
-
-
-def _demo() -> Demo:
-    for entry in entry_points(group="holdfast.demo"):
-        demo: Demo = entry.load()()
-        return demo
-    raise ConfigError(
-        "models: none is configured, and the demo needs the tools: pip install 'holdfast[demo]', or pass --config"
-    )
