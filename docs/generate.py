@@ -26,10 +26,9 @@ from holdfast.core.entries import AttemptRecord, Usage
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
-from holdfast.server import api
-from holdfast.server.delivery import sse
+from holdfast.server.delivery import outlet, sse
 from holdfast.server.listener import http
-from holdfast.server.surfaces import holdfast_session as session
+from holdfast.server.surfaces import streams
 from holdfast.streams import memory
 from holdfast_tools.simulate.faults import AnyConnectionFault, AnyRequestFault, ConnectionFault, RequestFault
 from holdfast_tools.simulate.request import Simulation
@@ -203,16 +202,16 @@ def fixed_bounds() -> str:
     rows = {
         "head of an HTTP request": _size(http.MAX_HEAD),
         "requests that wait behind another one on a connection (pipelining)": str(http._MAX_PIPELINED),
-        "a long poll": f"{api.MAX_POLL:g} s",
-        "entries in one JSON answer of `GET /v1/streams/{id}`": f"about {_size(api._READ_BYTES)}",
+        "a long poll": f"{streams.MAX_POLL:g} s",
+        "entries in one JSON answer of `GET /v1/streams/{id}`": f"about {_size(streams.READ_BYTES)}",
         "what one WebSocket connection is sent at a time, and in one turn": (
-            f"about {_size(session._WRITE_BYTES)}, {_size(session._MAX_WRITES * session._WRITE_BYTES)}"
+            f"about {_size(outlet.WRITE_BYTES)}, {_size(outlet.MAX_WRITES * outlet.WRITE_BYTES)}"
         ),
         "what one SSE response is sent at a time, and in one turn": (
             f"about {_size(sse._READ_BYTES)}, {_size(sse._MAX_WRITES * sse._READ_BYTES)}"
         ),
         "control messages that wait for a WebSocket client which does not read": (
-            f"{session._MAX_WAITING}, then it is dropped"
+            f"{outlet.MAX_WAITING}, then it is dropped"
         ),
         "what a running stream may always keep, however short memory is": _size(memory.MIN_SHARE),
         "an event of a provider, or a whole answer that is not streamed": "`streams.log_bytes`",

@@ -25,15 +25,20 @@ from holdfast.core.http.frames import DATA, frame_header, header_frames, setting
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.http.request import HttpRequest
 from holdfast.core.moderation import ReadModeration
-from holdfast.core.session.messages import MAX_SEQ
+from holdfast.core.session.messages import MAX_SEQ, SUBPROTOCOL
+from holdfast.dialects.chat import CHAT
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.generation.launcher import Launcher
 from holdfast.generation.route import Route, Target
 from holdfast.observe.events import Observers
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
+from holdfast.server.delivery.sse import SseDelivery
+from holdfast.server.handshakes import Handshake
 from holdfast.server.listener.websocket import Liveness
-from holdfast.server.surfaces.holdfast_session import SessionLimits, SessionProtocol, Sessions
+from holdfast.server.peers import Peers
+from holdfast.server.services import Services, SurfaceLimits
+from holdfast.server.surfaces.holdfast_session import Sessions
 from holdfast.streams.directory import Directory
 from holdfast.streams.memory_store import MemoryStore
 from holdfast.timers import Timers
@@ -112,27 +117,39 @@ class HotPath:
         target = Target("sim", "demo", endpoint, _OneConnection(self._connection), TimeoutsConfig())
         streams = StreamsConfig(log_bytes=LOG_BYTES)
         self._directory = Directory(streams, self._timers, MemoryStore(self._timers))
+        observers = Observers(RequestLog())
         launcher = Launcher(
             self._directory,
             {"demo": Route([target])},
             Admission(LimitsConfig(), QueueConfig(), {"demo": None}, self._timers),
             self._timers,
-            Observers(RequestLog()),
+            observers,
         )
-        limits = SessionLimits(
+        limits = SurfaceLimits(
             max_message=1 << 20,
             max_streams=STREAMS,
             log_bytes=LOG_BYTES,
             hello_timeout=10.0,
             detach_grace=60.0,
+            detach_grace_http=0.0,
             liveness=Liveness(20.0, 10.0),
         )
         # Not held back: the loop's clock stands still, and to sleep is nothing that this measures.
         flusher = Flusher(ReadModeration(max_hold=0.0), self.loop)
-        shared = Sessions(self._directory, launcher, self._timers, flusher, limits)
+        services = Services(
+            launcher=launcher,
+            directory=self._directory,
+            timers=self._timers,
+            flusher=flusher,
+            sse=SseDelivery(self._timers, flusher, keep_alive=15.0),
+            peers=Peers(self._timers, max_connections=sockets),
+            observer=observers,
+            limits=limits,
+        )
+        shared = Sessions(services, CHAT)
         self._client_transports = [CountingTransport() for _ in range(sockets)]
         self._sessions = [
-            SessionProtocol(transport, shared, Principal("tenant"), negotiated=True)
+            shared.open(Handshake(transport, Principal("tenant"), SUBPROTOCOL))
             for transport in self._client_transports
         ]
         for transport in self._client_transports:

@@ -11,8 +11,9 @@ import asyncio
 import uvloop
 
 from holdfast.core.websocket.handshake import UpgradeRejected, check_upgrade, switching_protocols
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import InvalidRequest
-from holdfast.server.listener.exchange import Exchange, Request, error_response
+from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection, Limits
 from holdfast.server.listener.websocket import Liveness, WebSocketProtocol
 from holdfast.timers import Timers
@@ -51,13 +52,13 @@ class EchoApplication:
     async def handle(self, request: Request, exchange: Exchange) -> None:
         rejected = check_upgrade(request.method.encode(), request.http_version, request.headers)
         if isinstance(rejected, UpgradeRejected):
-            status, headers, body = error_response(InvalidRequest(rejected.message), status=rejected.status)
-            exchange.respond(status, [*headers, *rejected.headers], body)
+            exchange.refuse(InvalidRequest(rejected.message), status=rejected.status, headers=rejected.headers)
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
         if isinstance(accepted, UpgradeRejected):
-            status, headers, body = error_response(InvalidRequest(accepted.message), status=accepted.status)
+            error = InvalidRequest(accepted.message)
+            status, headers, body = error_response(error, CHAT, status=accepted.status)
             connection.refuse(status, [*headers, *accepted.headers], body)
             return
         transport = connection.give_away()
@@ -69,6 +70,12 @@ class EchoApplication:
         )
         if rest:
             echo.data_received(rest)
+
+    def shape_of(self, path: str | None) -> ErrorShape:
+        return CHAT
+
+    def answer_finished(self, connection: HttpConnection) -> None:
+        pass
 
     def connection_made(self, connection: HttpConnection) -> None:
         return None

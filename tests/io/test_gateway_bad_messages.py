@@ -384,7 +384,7 @@ async def test_message_beyond_the_bound_is_refused_readably(path, fragments):
             http.send(frame(0 if number else 1, b" " * size, fin=number == fragments - 1))
             await http.writer.drain()
         assert await close_code_of(http) == 1009
-    await eventually(lambda: not path.gateway.sessions.open)
+    await eventually(lambda: not path.gateway.peers)
 
 
 async def test_sdk_of_websockets_sees_why_its_message_was_refused(busy):
@@ -460,7 +460,7 @@ async def test_client_that_sends_and_never_reads_is_dropped(busy):
 
         with pytest.raises(ConnectionError):
             await flood()
-    await eventually(lambda: len(busy.gateway.sessions.open) == 1)
+    await eventually(lambda: busy.gateway.peers.statistics().conversations == 1)
 
 
 async def test_client_that_hangs_up_at_any_moment_leaves_nothing(busy):
@@ -471,4 +471,4 @@ async def test_client_that_hangs_up_at_any_moment_leaves_nothing(busy):
         async with await upgraded(busy) as http:
             http.send(sent[:size])
             await http.writer.drain()
-    await eventually(lambda: len(busy.gateway.sessions.open) == 1)
+    await eventually(lambda: busy.gateway.peers.statistics().conversations == 1)

@@ -30,7 +30,7 @@ SLOW = {"tokens": 100_000, "interval_ms": 2}
 async def start_drain(path: Any) -> asyncio.Task[bool]:
     """Begin to drain, as SIGTERM does."""
     task = asyncio.get_running_loop().create_task(path.gateway.drain())
-    await eventually(lambda: path.gateway.api.is_draining)
+    await eventually(lambda: path.gateway.peers.is_draining)
     return task
 
 
@@ -244,7 +244,7 @@ async def test_sdk_keeps_its_stream_and_asks_another_gateway_for_the_next(path, 
         target[0] = other.gateway.port
         task = await start_drain(path)
         sim = {"tokens": 5, "interval_ms": 0, "seed": 7}
-        await eventually(lambda: path.gateway.sessions.open)
+        await eventually(lambda: path.gateway.peers.statistics().conversations)
         new = "".join([text async for text in client.stream_chat(messages, model="demo", sim=sim)])
         assert new == answer(5)
         texts += [text async for text in old]

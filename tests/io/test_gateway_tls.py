@@ -70,7 +70,7 @@ async def test_20_mb_body_over_tls_is_refused_readably(path, trust, chunked):
             await http.writer.drain()
         response = await http.response()
         assert (response.status, response.error["code"]) == (413, "payload_too_large")
-    await eventually(lambda: not path.gateway.api.connections)
+    await eventually(lambda: not path.gateway.peers)
 
 
 async def test_message_beyond_the_bound_over_tls_is_refused_readably(path, trust):
@@ -80,7 +80,7 @@ async def test_message_beyond_the_bound_over_tls_is_refused_readably(path, trust
         except ConnectionClosed:
             pass  # it was told while it still sent
         assert (await session.closed())[0] == 1009
-    await eventually(lambda: not path.gateway.sessions.open)
+    await eventually(lambda: not path.gateway.peers)
 
 
 async def test_client_that_leaves_over_tls_cancels_at_once(path, trust):

@@ -118,7 +118,7 @@ async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_o
         seen = len(await session.entries(1))
         relay.is_black_hole = True
         begun = loop.time()
-        await eventually(lambda: not watched.gateway.sessions.open)
+        await eventually(lambda: not watched.gateway.peers)
         assert 0.3 <= loop.time() - begun <= 1.2  # interval, timeout, and the timers' resolution
         assert watched.gateway.directory.statistics().running == 1
         hello = {"streams": [{"stream": accepted["stream"], "after": seen - 1}]}
@@ -135,7 +135,7 @@ async def test_client_that_answers_pings_is_kept_however_silent(watched):
     async with await Session.open(watched.url) as session:
         reading = asyncio.create_task(session.socket.recv())
         await asyncio.wait([reading], timeout=1.5)
-        assert len(watched.gateway.sessions.open) == 1
+        assert watched.gateway.peers.statistics().conversations == 1
         await session.send(type="ping", t=1)
         assert json.loads(await reading) == {"type": "pong", "t": 1}
 
@@ -145,7 +145,7 @@ async def test_kernel_watches_every_accepted_connection(make_path):
     path = await make_path(server={"ping_interval": 7.0, "ping_timeout": 3.0})
     async with await Http.open(path.url) as http:
         assert (await http.ask("GET", "/healthz")).status == 200
-        (connection,) = path.gateway.api.connections
+        (connection,) = path.gateway.peers
         own = connection.transport.get_extra_info("socket")
         assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]

@@ -15,7 +15,7 @@ from holdfast.admission.keys import create_key
 from holdfast.app import Gateway
 from holdfast.config import Config, KeyConfig, ServerConfig
 from holdfast.errors import ConfigError
-from holdfast.server.api import Api
+from holdfast.server.router import Router
 from tests.support.gateway_client import Http, Session, ask, chat, dial
 
 COMPLETIONS = "/v1/chat/completions"
@@ -104,7 +104,7 @@ async def test_path_with_line_breaks_cannot_forge_a_line_of_the_log(keyed, caplo
     async def fails(*args):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(Api, "handle", fails)
+    monkeypatch.setattr(Router, "handle", fails)
     target = "/v1/models%0d%0a2026-01-01%20INFO%20holdfast%20all%20is%20well"
     with caplog.at_level(logging.DEBUG, logger="holdfast"):
         assert (await ask(keyed.url, "GET", target, **bearer(KEY))).status == 500

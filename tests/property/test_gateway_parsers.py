@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.errors import InvalidRequest
-from holdfast.server.listener.exchange import Exchange, Request
+from holdfast.server.listener.exchange import ErrorShape, Exchange, Request
 from holdfast.server.listener.http import MAX_HEAD, HttpConnection, Limits
 from holdfast.timers import Timers
 
@@ -68,6 +68,12 @@ class Recorder:
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         self.upgrades.append(request)
         connection.refuse(426, [], b"")
+
+    def shape_of(self, path: str | None) -> ErrorShape:
+        return CHAT
+
+    def answer_finished(self, connection: HttpConnection) -> None:
+        pass
 
     def connection_made(self, connection: HttpConnection) -> None:
         pass

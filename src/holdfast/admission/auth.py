@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from holdfast.admission.keys import KeyTable, create_key
+from holdfast.admission.keys import HASH_PREFIX, KeyTable, create_key, hash_key, parse_hash
 from holdfast.admission.origins import OriginRules
-from holdfast.admission.principal import Principal
+from holdfast.admission.principal import Principal, Scopes
 from holdfast.errors import InvalidRequest, Unauthorized
 
 __all__ = ["Authenticator", "Principal", "create_key"]
@@ -42,6 +44,8 @@ _PREFIXES = ("hf_", _CLIENT_TOKEN, TOKEN_SUBPROTOCOL)
 _USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
 
 _LOCAL = Principal("local")
+#: It may ask for no model: what a generation takes counts against a tenant, and the admin is none.
+_ADMIN = Principal("admin", scopes=Scopes(models=frozenset(), is_admin=True))
 
 
 class TokenReader(Protocol):
@@ -60,7 +64,8 @@ class Authenticator:
     """Finds the principal of a request.
 
     With `is_local`, every request that the origin rules allow has the same principal, whatever its credential.
-    Only client tokens are still read, so that a page can be tried out with them.
+    Only client tokens and the admin key are still read, so that a page can be tried out with them. `admin_key` is
+    the key or its hash; None where nobody is an admin.
     """
 
     def __init__(
@@ -71,8 +76,10 @@ class Authenticator:
         verifier: TokenVerifier | None = None,
         *,
         is_local: bool,
+        admin_key: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._admin = None if admin_key is None else _digest_of(admin_key)
         self._table = table
         self._origins = origins
         self._client_tokens = client_tokens
@@ -107,6 +114,8 @@ class Authenticator:
         if not credential:
             credential = _token_of(subprotocols)
             is_subprotocol = bool(credential)
+        if self._is_admin_key(credential) and not is_subprotocol:
+            return _ADMIN
         if self._is_local:
             return self._client_tokens.read(credential, origin) if credential.startswith(_CLIENT_TOKEN) else _LOCAL
         if not credential:
@@ -122,6 +131,16 @@ class Authenticator:
             raise Unauthorized("the key is not known here")
         return key.principal
 
+    def _is_admin_key(self, credential: str) -> bool:
+        """Compare in constant time, and digests, so that the time taken tells nothing about the key."""
+        if self._admin is None or not credential:
+            return False
+        return hmac.compare_digest(hashlib.sha256(credential.encode("latin-1")).digest(), self._admin)
+
+
+def _digest_of(key: str) -> bytes:
+    return parse_hash(key if key.startswith(HASH_PREFIX) else hash_key(key))
+
 
 def _refuse_credentials_in_url(query: Mapping[str, str]) -> None:
     """Raise `InvalidRequest` for a credential in the query. It names the parameter, but never its value."""
@@ -133,11 +152,6 @@ def _refuse_credentials_in_url(query: Mapping[str, str]) -> None:
                 f"{shown} in the URL looks like a credential; send it as `Authorization: Bearer ...`",
                 param=None if is_name_secret else name[:50],
             )
-
-
-def bearer_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the credential in the headers; "" if there is none. Raises `InvalidRequest` if they contradict."""
-    return _credential(_fields(headers))
 
 
 def _fields(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -23,6 +23,8 @@ class Scopes(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
     #: Whether it is a server's: it may make client tokens and see the operations' pages.
     is_server: bool = True
+    #: Whether it may administer: read everybody's streams, and use the admin API.
+    is_admin: bool = False
 
     def allows_model(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -51,7 +53,7 @@ class Principal(msgspec.Struct, frozen=True):
     @property
     def owner(self) -> Owner:
         """Whose request ids and sessions these are: two subjects of a tenant cannot meet each other's."""
-        return Owner(self.tenant, self.subject)
+        return Owner(self.tenant, self.subject, self.scopes.is_admin)
 
     def authorize(self, model: str, bounds: Bounds, now: float) -> None:
         """Check one generation against the scopes. Raises `Forbidden`, or `Unauthorized` for an expired token.
@@ -73,6 +75,11 @@ class Principal(msgspec.Struct, frozen=True):
         """Raises `Forbidden` for credentials of browsers and the like."""
         if not self.scopes.is_server:
             raise Forbidden("this needs a server's credential, not a client token")
+
+    def require_admin(self) -> None:
+        """Raises `Unauthorized` for any other credential than the admin key."""
+        if not self.scopes.is_admin:
+            raise Unauthorized("this needs the admin key, as `Authorization: Bearer ...`")
 
 
 def _check_tokens(limit: int, bounds: Bounds) -> None:

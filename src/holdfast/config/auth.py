@@ -71,7 +71,10 @@ class AuthConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
     admin_key: Annotated[
         str | None,
-        Meta(description="Key of the admin API, or its hash, `sha256:` and 64 hex digits; use `env:NAME`."),
+        Meta(
+            description="Key of the admin, or its hash, `sha256:` and 64 hex digits; use `env:NAME`. The admin "
+            "may read and cancel everybody's streams, see `/v1/pool` and `/v1/limits`, and administer the keys."
+        ),
     ] = None
     token_secret: Annotated[
         str | None,

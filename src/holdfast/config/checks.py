@@ -69,11 +69,8 @@ def _check_auth(where: str, auth: AuthConfig) -> None:
     """Check `[auth]`. The messages show no values, since most of them are secrets."""
     if auth.token_secret is not None and len(auth.token_secret) < 32:
         raise ConfigError(f"{where}.token_secret: expected at least 32 characters, such as `openssl rand -hex 32`")
-    if auth.admin_key is not None:
-        if auth.key_store is None:
-            raise ConfigError(f"{where}.admin_key: the admin API needs auth.key_store as well")
-        if not _HASH.fullmatch(auth.admin_key) and len(auth.admin_key) < 32:
-            raise ConfigError(f"{where}.admin_key: expected at least 32 characters (see `holdfast keys create`)")
+    if auth.admin_key is not None and not _HASH.fullmatch(auth.admin_key) and len(auth.admin_key) < 32:
+        raise ConfigError(f"{where}.admin_key: expected at least 32 characters (see `holdfast keys create`)")
     if auth.jwt is not None:
         if (auth.jwt.jwks_url is None) == (auth.jwt.jwks_file is None):
             raise ConfigError(f"{where}.jwt: expected either jwks_url or jwks_file")

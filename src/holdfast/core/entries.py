@@ -15,13 +15,22 @@ EndStatus = Literal["completed", "failed", "incomplete", "cancelled"]
 
 
 class Owner(NamedTuple):
-    """Whose a stream is: a tenant's, and within the tenant a subject's if the caller named one."""
+    """Whose a stream is: a tenant's, and within the tenant a subject's if the caller named one.
+
+    An admin is nobody's tenant, whatever a tenant is called.
+    """
 
     tenant: str
     subject: str | None = None
+    is_admin: bool = False
 
     def may_read(self, owner: Owner) -> bool:
-        """Whether this caller may read and cancel that owner's streams: a tenant may those of its subjects."""
+        """Whether this caller may read and cancel that owner's streams.
+
+        A tenant may those of its subjects, an admin everybody's.
+        """
+        if self.is_admin or owner.is_admin:
+            return self.is_admin
         return self.tenant == owner.tenant and self.subject in (None, owner.subject)
 
 

@@ -49,10 +49,14 @@ class Terms(Struct, frozen=True):
 
 
 class Started(NamedTuple):
-    """The stream that a request has started; of a duplicate, the one that an earlier request had."""
+    """The stream that a request has started; of a duplicate, the one that an earlier request had.
+
+    `is_streamed` says whether the request asks for its answer as a stream, or whole.
+    """
 
     stream: Stream
     is_duplicate: bool
+    is_streamed: bool
 
 
 class _Request(NamedTuple):
@@ -100,6 +104,8 @@ class Launcher:
         self._generations: dict[Stream, Generation] = {}
         self._pumps: dict[Stream, asyncio.Task[None]] = {}
         self.is_draining = False
+        # Who waits for generations to let go of their providers, with those that are left for each.
+        self._watches: list[tuple[set[Stream], Callable[[], None]]] = []
         directory.on_ended(self._stream_ended)
 
     @property
@@ -156,7 +162,7 @@ class Launcher:
                 raise
         if request.terms.keeps_running:
             stream.keep_running()
-        return Started(stream, not claimed.is_new)
+        return Started(stream, not claimed.is_new, request.ask.stream)
 
     def _start(self, request: _Request, claimed: Claimed) -> Stream:
         ask, caller = request.ask, request.caller
@@ -240,6 +246,27 @@ class Launcher:
         end = stream.end
         if generation is not None:
             generation.ticket.close(None if end is None else end.usage, units)
+        if self._watches:
+            self._count_down(stream)
+
+    def after_running(self, done: Callable[[], None]) -> None:
+        """Call `done` once every generation that runs or waits now has ended and let go of its provider.
+
+        Where there is none, that is in this turn.
+        """
+        if self._generations:
+            self._watches.append((set(self._generations), done))
+        else:
+            done()
+
+    def _count_down(self, stream: Stream) -> None:
+        watches, self._watches = self._watches, []
+        for left, done in watches:
+            left.discard(stream)
+            if left:
+                self._watches.append((left, done))
+            else:
+                done()
 
     # -- the end of the process --
 

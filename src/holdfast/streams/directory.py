@@ -226,6 +226,14 @@ class Directory:
         """Streams that run, and those whose reader is gone and may yet come back for the end."""
         return sum(map(self._is_unfinished, self._streams.values()))
 
+    @property
+    def awaited_until(self) -> float:
+        """Until when, by the timers' clock, a lost reader may come back for an end; 0 where none may."""
+        now = self._timers.now()
+        return max(
+            (stream.awaited_until for stream in self._streams.values() if stream.is_awaited(now)), default=0.0
+        )
+
     def has_unfinished(self, owner: Owner) -> bool:
         """Whether one of the owner's own streams is unfinished."""
         return any(

@@ -177,7 +177,12 @@ class Stream:
 
     def is_awaited(self, now: float) -> bool:
         """Whether the stream has ended and a lost reader may still come for the rest, within its grace period."""
-        return self._is_awaited and self.ended_at is not None and now < self.ended_at + self._attendance.grace
+        return self._is_awaited and now < self.awaited_until
+
+    @property
+    def awaited_until(self) -> float:
+        """When the grace period of an ended stream is over, by the timers' clock."""
+        return (self.ended_at or 0.0) + self._attendance.grace
 
     def cancel(self, reason: str = "") -> None:
         """Stop the generation; its end is `cancelled`. Idempotent."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from holdfast.core.entries import START, EndBody, Position
 from holdfast.core.log import Cursor
-from holdfast.core.sse import write_entries, write_event
 from holdfast.dialects.dialect import SseFraming
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import HoldfastError
 from holdfast.server.delivery.flusher import Flusher
-from holdfast.server.listener.exchange import Exchange, error_response
+from holdfast.server.listener.exchange import Exchange
 from holdfast.streams.stream import Stream
 from holdfast.timers import Deadline, Timers
 
@@ -30,6 +27,35 @@ _KEEP_ALIVE = b": keep-alive\n"
 #: nothing has no more than one of them waiting, and one that takes all does not fall behind.
 _READ_BYTES = 32 * 1024
 _MAX_WRITES = 16
+
+
+class SseDelivery:
+    """Makes SSE answers. `keep_alive` is how long a stream may be silent before it gets a comment, in seconds."""
+
+    def __init__(self, timers: Timers, flusher: Flusher, *, keep_alive: float) -> None:
+        self._timers = timers
+        self._flusher = flusher
+        self.keep_alive = keep_alive
+
+    def send(self, stream: Stream, exchange: Exchange, framing: SseFraming, *, position: Position = START) -> None:
+        """Answer with what the stream has behind the position, and what comes.
+
+        Raises like `Stream.attach`, and then nothing was sent.
+        """
+        SseReader(
+            stream,
+            exchange,
+            self._timers,
+            self._flusher,
+            position=position,
+            framing=framing,
+            keep_alive=self.keep_alive,
+        )
+
+
+def stream_header(stream: Stream) -> tuple[bytes, bytes]:
+    """Return the header by which an answer says which stream it carries."""
+    return b"holdfast-stream-id", stream.id.encode()
 
 
 class SseReader:
@@ -85,7 +111,7 @@ class SseReader:
         self._mark()
 
     def _start(self) -> None:
-        self._exchange.start(200, [*HEADERS, (b"holdfast-stream-id", self._stream.id.encode())])
+        self._exchange.start(200, [*HEADERS, stream_header(self._stream)])
 
     def wake(self, cursor: Cursor) -> None:
         if not self._is_marked:
@@ -93,7 +119,7 @@ class SseReader:
             self._flusher.add(self)
 
     def position_changed(self, cursor: Cursor) -> None:
-        pass  # a place in the queue has no form in SSE; the comments go on
+        pass  # a position in the queue has no form in SSE; the comments go on
 
     def epoch_changed(self, cursor: Cursor) -> None:
         pass  # the ids of the events to come have it
@@ -142,8 +168,7 @@ class SseReader:
     def _refuse(self, end: EndBody) -> None:
         self._timer.cancel()
         self._stream.release(self._cursor)
-        status, headers, body = error_response(end_error(end), status=end_http_status(end))
-        self._exchange.respond(status, [*headers, (b"holdfast-stream-id", self._stream.id.encode())], body)
+        self._exchange.refuse(end_error(end), status=end_http_status(end), headers=[stream_header(self._stream)])
 
     def _check_silence(self) -> None:
         """Keep proxies from cutting a silent answer, also before the first token."""
@@ -167,35 +192,9 @@ class SseReader:
         exchange = self._exchange
         self._disconnected()
         if not exchange.is_started:
-            exchange.respond(*error_response(error))
+            exchange.refuse(error)
         elif (failure := self._framing.failure(error)) is not None:
             exchange.write(failure)
             exchange.end()
         else:
             exchange.abort()
-
-
-class StreamsFraming:
-    """The form of `GET /v1/streams/{id}` (PROTOCOL.md, section 9): the end entry comes as `event: end`.
-
-    It knows no error but in the end of the stream: a reader who may not read on is cut off, and who comes back is
-    refused with the reason.
-    """
-
-    __slots__ = ()
-    starts_at_once = True
-
-    def entry(self, stream: bytes, epoch: int, seq: int, payload: bytes) -> bytes:
-        return write_entries(epoch, seq, (payload,))
-
-    def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
-        return write_entries(epoch, first, payloads)
-
-    def end(self, stream: bytes, epoch: int, seq: int, payload: bytes, end: EndBody) -> bytes:
-        return write_event(payload, id=b"%d-%d" % (epoch, seq), event=b"end")
-
-    def failure(self, error: HoldfastError) -> bytes | None:
-        return None
-
-
-STREAMS_FRAMING = StreamsFraming()

@@ -56,6 +56,13 @@ class Request(msgspec.Struct, frozen=True):
         return None
 
 
+class ErrorShape(Protocol):
+    """How errors look to the clients of a path: every dialect is one."""
+
+    def error_body(self, error: HoldfastError, status: int) -> bytes:
+        """Write an error as the body of an HTTP answer with this status."""
+
+
 class Connection(Protocol):
     """What carries an exchange."""
 
@@ -74,11 +81,12 @@ class Connection(Protocol):
 
 
 class Exchange:
-    """One request's answer: either `respond`, or `start`, any number of `write` and `end`.
+    """One request's answer: either `respond` or `refuse`, or `start`, any number of `write` and `end`.
 
-    Writing never blocks: a caller that produces much asks `is_writable` and is told by `on_writable`.
-    `on_disconnect` is called once if the client leaves before the answer is complete. `on_revoked` is, with the
-    error to tell, if the credential ceases to be good before; it completes the answer or cuts it.
+    `shape` is that of the errors on the request's path. Writing never blocks: a caller that produces much asks
+    `is_writable` and is told by `on_writable`. `on_disconnect` is called once if the client leaves before the
+    answer is complete. `on_revoked` is, with the error to tell, if the credential ceases to be good before; it
+    completes the answer or cuts it.
     """
 
     __slots__ = (
@@ -93,10 +101,12 @@ class Exchange:
         "on_revoked",
         "on_writable",
         "secret",
+        "shape",
     )
 
-    def __init__(self, connection: Connection, request: Request, *, keep_alive: bool) -> None:
+    def __init__(self, connection: Connection, request: Request, *, shape: ErrorShape, keep_alive: bool) -> None:
         self._connection = connection
+        self.shape = shape
         self._head_only = request.method == "HEAD"
         self._chunked = request.http_version == "1.1"
         self._keep_alive = keep_alive
@@ -131,6 +141,17 @@ class Exchange:
             fixed.append((b"connection", b"close"))
         self._connection.write(response_head(status, fixed) + (b"" if self._head_only else body))
         self._finish()
+
+    def refuse(
+        self,
+        error: HoldfastError,
+        *,
+        status: int | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Send an error as the whole answer, with further headers."""
+        status, own, body = error_response(error, self.shape, status=status)
+        self.respond(status, [*own, *headers], body)
 
     def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """Send the head of an answer whose length is not known."""
@@ -187,20 +208,29 @@ class Exchange:
             callback(error)
 
 
-def error_response(error: HoldfastError, *, status: int | None = None) -> tuple[int, Headers, bytes]:
-    """Make the answer for an error, in the shape of OpenAI's API so that its SDKs read it."""
+#: Of answers that are made for one caller at one time.
+JSON_HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+
+
+def respond_json(exchange: Exchange, body: object, *, status: int = 200) -> None:
+    """Send a whole answer as JSON."""
+    exchange.respond(status, JSON_HEADERS, msgspec.json.encode(body))
+
+
+def error_response(
+    error: HoldfastError, shape: ErrorShape, *, status: int | None = None
+) -> tuple[int, Headers, bytes]:
+    """Make status, headers and body of the answer for an error."""
     status = status or error.http_status
-    kind = "invalid_request_error" if status < 500 and status != 429 else "api_error"
-    detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
     headers: Headers = [(b"content-type", b"application/json")]
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(math.ceil(error.retry_after), 1)))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if not error.retryable and (status in (408, 409, 429) or status >= 500):
-        # OpenAI's SDKs repeat these by themselves unless they are told not to.
+        # SDKs repeat these by themselves unless they are told not to.
         headers.append((b"x-should-retry", b"false"))
-    return status, headers, msgspec.json.encode({"error": detail})
+    return status, headers, shape.error_body(error, status)
 
 
 def response_head(status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -1,14 +1,14 @@
 """The HTTP/1.1 side of the listener: one connection, parsed by httptools, bounded in time and size.
 
 It hands complete requests to the application and writes what the application answers. What the paths mean is
-`holdfast.server.api`'s matter; a connection that upgrades is given away and this object forgotten.
+`holdfast.server.router`'s matter; a connection that upgrades is given away and this object forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 
@@ -25,7 +25,7 @@ from holdfast.errors import (
     PayloadTooLarge,
     Unauthorized,
 )
-from holdfast.server.listener.exchange import Exchange, Request, error_response, response_head
+from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response, response_head
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -56,9 +56,24 @@ class Application(Protocol):
 
     def connection_lost(self, connection: HttpConnection) -> None: ...
 
+    def answer_finished(self, connection: HttpConnection) -> None:
+        """An answer is complete, and its connection takes the next request or closes. Called while draining."""
+
+    def shape_of(self, path: str | None) -> ErrorShape:
+        """Return the shape of errors on a path; None stands for a path that is not known yet."""
+
     @property
     def is_draining(self) -> bool:
         """Whether connections are to be closed behind their answers."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of one connection: times in seconds, sizes in bytes."""
+
+    max_body: int
+    header_timeout: float
+    body_timeout: float
+    keep_alive_timeout: float
 
 
 class HttpConnection(asyncio.Protocol):
@@ -252,6 +267,7 @@ class HttpConnection(asyncio.Protocol):
             return
         request = self._request(parser)
         keep_alive = parser.should_keep_alive()
+        self._url = b""
         self._body = []
         if self._exchange is None and not self._pipeline:
             self._start(request, keep_alive)
@@ -296,7 +312,8 @@ class HttpConnection(asyncio.Protocol):
     def _start(self, request: Request, keep_alive: bool) -> None:
         self._stop_timer()
         keep_alive = keep_alive and not self._app.is_draining
-        exchange = self._exchange = Exchange(self, request, keep_alive=keep_alive)
+        shape = self._app.shape_of(None)  # until the application has found the path
+        exchange = self._exchange = Exchange(self, request, shape=shape, keep_alive=keep_alive)
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(request, exchange), name="http request")
 
@@ -314,7 +331,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange.is_started:
             exchange.abort()
         else:
-            exchange.respond(*error_response(error))
+            exchange.refuse(error)
 
     def exchange_finished(self, *, keep_alive: bool) -> None:
         """The current answer is complete: serve the next request, wait for one, or close."""
@@ -322,6 +339,7 @@ class HttpConnection(asyncio.Protocol):
         self._task = None
         if self.transport is None:
             return
+        is_draining = self._app.is_draining
         if not keep_alive:
             self._close()
         elif self._pipeline:
@@ -329,10 +347,12 @@ class HttpConnection(asyncio.Protocol):
             self._start(request, keep_alive)
         elif self._deferred is not None:
             self.refuse(*self._deferred)
-        elif self._app.is_draining:
+        elif is_draining:
             self._close()
         else:
             self._set_timer(self._limits.keep_alive_timeout, self._close)
+        if is_draining:
+            self._app.answer_finished(self)
 
     def _start_upgrade(self, parser: httptools.HttpRequestParser, rest: bytes) -> None:
         if self._exchange is not None:
@@ -353,7 +373,13 @@ class HttpConnection(asyncio.Protocol):
         return _RefusedError(413, PayloadTooLarge(f"the body is larger than {limit} bytes (server.max_body)"))
 
     def _refuse(self, status: int, error: HoldfastError) -> None:
-        self.refuse(*error_response(error, status=status))
+        self.refuse(*error_response(error, self._app.shape_of(self._known_path()), status=status))
+
+    def _known_path(self) -> str | None:
+        """Return the path of the request that is being received, None where not all of it has come."""
+        if not self._url or not (self._headers or self._in_body):
+            return None
+        return unquote(self._url.partition(b"?")[0].decode("latin-1"))
 
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer outside an exchange and close, reading on for a while so that the client sees the answer."""
@@ -389,21 +415,33 @@ class HttpConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    # -- for the set of open peers --
+
+    is_conversation = False
+    stream_count = 0
+
     @property
     def is_busy(self) -> bool:
         """Whether an answer is under way."""
         return self._exchange is not None
 
-    def revoke(self, removed: set[SecretId]) -> None:
+    def drain(self, window: float) -> None:
+        """Close as soon as no answer is under way: HTTP has no word for leaving later."""
+        self.close_when_idle()
+
+    def revoke(self, removed: Set[SecretId]) -> None:
         """End the answer that is under way, if its request came with one of these secrets."""
         exchange = self._exchange
         if exchange is not None and exchange.secret in removed:
             exchange.revoke(Unauthorized(REVOKED))
 
-    def close_idle(self) -> None:
-        """Close unless an answer is under way; for shutting down."""
+    def close_when_idle(self) -> None:
+        """Close unless an answer is under way; then the connection closes behind it."""
         if self._exchange is None:
             self._close()
+
+    def say_goodbye(self) -> None:
+        """Do nothing: HTTP has no word for it."""
 
     @property
     def address(self) -> str:
@@ -437,15 +475,6 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds of one connection: times in seconds, sizes in bytes."""
-
-    max_body: int
-    header_timeout: float
-    body_timeout: float
-    keep_alive_timeout: float
 
 
 def _head_too_large() -> InvalidRequest:

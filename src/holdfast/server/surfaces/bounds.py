@@ -12,7 +12,7 @@ from holdfast.config import Config
 from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.session import messages as m
 from holdfast.core.session.server import MAX_INVALID_MESSAGES
-from holdfast.server.surfaces.holdfast_session import Sessions
+from holdfast.server.peers import Peers, PeerStatistics
 from holdfast.streams.directory import Directory
 from holdfast.upstream.statistics import ProviderStatistics
 
@@ -76,21 +76,20 @@ class Bounds(Struct, frozen=True):
 def collect(
     config: Config,
     directory: Directory,
-    sessions: Sessions,
+    peers: Peers,
     admission: Admission,
     *,
-    connections: int,
     providers: Sequence[ProviderStatistics],
     caller: tuple[str, str | None],
     now: float,
 ) -> Bounds:
-    """Gather what there is; it looks at every session and stream once."""
+    """Gather what there is; it looks at every connection and stream once."""
     tenant, key = caller
     key_account, tenant_account = admission.limiter.accounts(tenant, key, now)
     waiting = admission.queue.waiting_of(tenant)
     return Bounds(
         bounds=[
-            *_process_bounds(config, directory, sessions, admission, connections),
+            *_process_bounds(config, directory, peers.statistics(), admission),
             *_provider_bounds(providers),
             *_protocol_bounds(config),
         ],
@@ -106,13 +105,13 @@ def collect(
 
 
 def _process_bounds(
-    config: Config, directory: Directory, sessions: Sessions, admission: Admission, connections: int
+    config: Config, directory: Directory, peers: PeerStatistics, admission: Admission
 ) -> list[Bound]:
     server, streams, queue = config.server, config.streams, config.queue
     use = directory.statistics()
     rate = server.max_connections_per_second_per_address
     return [
-        Bound("connections", server.max_connections, connections, "server.max_connections"),
+        Bound("connections", server.max_connections, peers.open, "server.max_connections"),
         Bound(
             "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
         ),
@@ -130,7 +129,7 @@ def _process_bounds(
         Bound(
             "streams that a session reads",
             server.max_streams_per_session,
-            max((len(session.session.cursors) for session in sessions.open), default=0),
+            peers.most_streams,
             "server.max_streams_per_session",
         ),
     ]

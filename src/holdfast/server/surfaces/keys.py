@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.admission.auth import bearer_of
 from holdfast.admission.client_tokens import ClientTokens, parse_token_request
 from holdfast.admission.key_store import KeyRecord, KeyStore, NewKey
 from holdfast.admission.key_watcher import KeyWatcher
-from holdfast.admission.keys import HASH_PREFIX, hash_key, parse_hash
 from holdfast.admission.principal import Principal
-from holdfast.errors import InvalidRequest, Unauthorized
-from holdfast.server.listener.exchange import Exchange, Request
-from holdfast.server.routes import Routes
-
-_JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+from holdfast.errors import InvalidRequest, NotFound
+from holdfast.server.listener.exchange import Exchange, Request, respond_json
+from holdfast.server.router import Guard, Route
 
 
 class TokenApi:
@@ -29,14 +24,11 @@ class TokenApi:
     def __init__(self, tokens: ClientTokens) -> None:
         self._tokens = tokens
 
-    @property
-    def routes(self) -> Routes:
-        return [(re.compile(r"/v1/client_tokens"), {"POST": self._create})]
+    def routes(self) -> Iterable[Route]:
+        yield Route(re.compile(r"/v1/client_tokens"), {"POST": self._create}, guard=Guard.SERVER)
 
     async def _create(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
-        principal.require_server()
-        issued = self._tokens.issue(principal, parse_token_request(request.body))
-        exchange.respond(200, _JSON, msgspec.json.encode(issued))
+        respond_json(exchange, self._tokens.issue(principal, parse_token_request(request.body)))
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,49 +38,53 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class AdminApi:
-    """The keys of the store, for who has the admin key. A change is in force here when it is answered."""
+    """The keys of the store, for who has the admin key. A change is in force here when it is answered.
 
-    def __init__(self, admin_key: str, store: KeyStore, watcher: KeyWatcher) -> None:
-        hashed = admin_key if admin_key.startswith(HASH_PREFIX) else hash_key(admin_key)
-        self._digest = parse_hash(hashed)
-        self._store = store
-        self._watcher = watcher
+    `watched` is the store and what brings its changes into force, None where there is no store: then every path
+    answers 404 and says so.
+    """
+
+    def __init__(self, watched: tuple[KeyStore, KeyWatcher] | None) -> None:
+        self._watched = watched
+
+    def routes(self) -> Iterable[Route]:
+        for pattern, methods in (
+            (r"/v1/admin/keys", {"GET": self._list, "POST": self._create}),
+            (r"/v1/admin/keys/([^/]+)", {"DELETE": self._revoke}),
+            (r"/v1/admin/keys/([^/]+)/rotate", {"POST": self._rotate}),
+        ):
+            yield Route(re.compile(pattern), methods, guard=Guard.ADMIN)
 
     @property
-    def routes(self) -> Routes:
-        return [
-            (re.compile(r"/v1/admin/keys"), {"GET": self._list, "POST": self._create}),
-            (re.compile(r"/v1/admin/keys/([^/]+)"), {"DELETE": self._revoke}),
-            (re.compile(r"/v1/admin/keys/([^/]+)/rotate"), {"POST": self._rotate}),
-        ]
-
-    def authenticate(self, request: Request) -> Principal:
-        """Let the admin key alone in; a caller's key is none. Raises `Unauthorized`."""
-        digest = hashlib.sha256(bearer_of(request.headers).encode("latin-1")).digest()
-        if not hmac.compare_digest(digest, self._digest):
-            raise Unauthorized("this needs the admin key, as `Authorization: Bearer ...`")
-        return Principal("admin")
+    def _parts(self) -> tuple[KeyStore, KeyWatcher]:
+        if self._watched is None:
+            raise NotFound("there is no key store to administer: `auth.key_store` is not configured")
+        return self._watched
 
     async def _list(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
-        records = await asyncio.to_thread(self._store.list)
-        _respond(exchange, {"object": "list", "data": records})
+        store, _watcher = self._parts
+        records = await asyncio.to_thread(store.list)
+        respond_json(exchange, {"object": "list", "data": records})
 
     async def _create(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        store, watcher = self._parts
         new = _decode(request.body, NewKey)
-        record, key = await asyncio.to_thread(self._store.create, new)
-        await self._watcher.refresh()
-        _respond(exchange, _with_key(record, key), status=201)
+        record, key = await asyncio.to_thread(store.create, new)
+        await watcher.refresh()
+        respond_json(exchange, _with_key(record, key), status=201)
 
     async def _revoke(self, request: Request, exchange: Exchange, principal: Principal, key_id: str) -> None:
-        record = await asyncio.to_thread(self._store.revoke, key_id)
-        await self._watcher.refresh()
-        _respond(exchange, record)
+        store, watcher = self._parts
+        record = await asyncio.to_thread(store.revoke, key_id)
+        await watcher.refresh()
+        respond_json(exchange, record)
 
     async def _rotate(self, request: Request, exchange: Exchange, principal: Principal, key_id: str) -> None:
+        store, watcher = self._parts
         rotation = _decode(request.body or b"{}", Rotation)
-        record, key = await asyncio.to_thread(self._store.rotate, key_id, grace=rotation.grace)
-        await self._watcher.refresh()
-        _respond(exchange, _with_key(record, key))
+        record, key = await asyncio.to_thread(store.rotate, key_id, grace=rotation.grace)
+        await watcher.refresh()
+        respond_json(exchange, _with_key(record, key))
 
 
 def _with_key(record: KeyRecord, key: str) -> dict[str, Any]:
@@ -106,7 +102,3 @@ def _decode(raw: bytes, type_: type[_T]) -> _T:
         raise InvalidRequest(str(exc)) from exc
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise InvalidRequest(f"the body is not valid JSON: {exc}") from exc
-
-
-def _respond(exchange: Exchange, body: object, *, status: int = 200) -> None:
-    exchange.respond(status, _JSON, msgspec.json.encode(body))

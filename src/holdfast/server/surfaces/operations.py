@@ -1,37 +1,50 @@
-"""What operators look at: the state of the pools."""
+"""What operators and their probes look at: whether the process is well, its pools and its bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 
-import msgspec
-
-from holdfast.admission.auth import Principal
-from holdfast.server.listener.exchange import Exchange, Request
+from holdfast.admission.principal import Principal
+from holdfast.server.listener.exchange import Exchange, Request, respond_json
+from holdfast.server.peers import Peers
+from holdfast.server.router import Guard, Route
 from holdfast.server.surfaces.bounds import Bounds
 from holdfast.upstream.statistics import ProviderStatistics
 
-_JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
-
 
 class Operations:
-    """The handlers of the operations' paths; each is called by the API with an authenticated caller."""
+    """Serves the probes to anyone, the statistics to servers. `bounds` gets the caller's tenant and key."""
 
     def __init__(
         self,
+        peers: Peers,
         pool_statistics: Callable[[], list[ProviderStatistics]],
         bounds: Callable[[str, str | None], Bounds],
     ) -> None:
+        self._peers = peers
         self._pool_statistics = pool_statistics
         self._bounds = bounds
 
-    async def pool(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
-        """`GET /v1/pool`: per provider its connections, breaker, waiters and counters."""
-        principal.require_server()
-        exchange.respond(200, _JSON, msgspec.json.encode({"providers": self._pool_statistics()}))
+    def routes(self) -> Iterable[Route]:
+        yield Route(re.compile(r"/healthz"), {"GET": self._healthz}, guard=Guard.PUBLIC)
+        yield Route(re.compile(r"/readyz"), {"GET": self._readyz}, guard=Guard.PUBLIC)
+        yield Route(re.compile(r"/v1/pool"), {"GET": self._pool}, guard=Guard.SERVER)
+        yield Route(re.compile(r"/v1/limits"), {"GET": self._limits}, guard=Guard.SERVER)
 
-    async def limits(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
-        """`GET /v1/limits`: every bound with its present use, and those of the caller's own key and tenant."""
-        principal.require_server()
-        bounds = self._bounds(principal.tenant, principal.key_id)
-        exchange.respond(200, _JSON, msgspec.json.encode(bounds))
+    async def _healthz(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        respond_json(exchange, {"status": "ok"})
+
+    async def _readyz(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        if self._peers.is_draining:
+            respond_json(exchange, {"status": "draining"}, status=503)
+        else:
+            respond_json(exchange, {"status": "ready"})
+
+    async def _pool(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        """Answer with each provider's connections, breaker, waiters and counters."""
+        respond_json(exchange, {"providers": self._pool_statistics()})
+
+    async def _limits(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        """Answer with every bound and its present use, and with those of the caller's own key and tenant."""
+        respond_json(exchange, self._bounds(principal.tenant, principal.key_id))

@@ -1,0 +1,29 @@
+"""The provider that a gateway without configured models serves: an entry point of another distribution."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Protocol
+
+from holdfast.errors import ConfigError
+
+
+class Demo(Protocol):
+    """A provider on loopback that needs no configuration: `holdfast-tools` brings one."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def start(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+def find_demo() -> Demo:
+    """Make the demo provider that is installed. Raises `ConfigError` where none is."""
+    for entry in entry_points(group="holdfast.demo"):
+        demo: Demo = entry.load()()
+        return demo
+    raise ConfigError(
+        "models: none is configured, and the demo needs the tools: pip install 'holdfast[demo]', or pass --config"
+    )

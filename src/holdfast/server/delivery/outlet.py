@@ -1,0 +1,236 @@
+"""Delivers streams over one WebSocket, whatever its surface speaks.
+
+It is the reader of all cursors of the connection: it notes which of them have something to send, and once per turn
+of the loop it writes control messages first and then entries of all ready cursors in turn. What is said about a
+stream beside its entries is left to the surface.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from holdfast.core.log import Cursor, Framing
+from holdfast.core.websocket.connection import text_frame
+from holdfast.server.delivery.flusher import Flusher
+from holdfast.server.listener.websocket import WebSocketProtocol
+from holdfast.streams.stream import Stream
+
+#: About how many bytes one message and one write of a connection carry.
+MESSAGE_BYTES = 32 * 1024
+WRITE_BYTES = 128 * 1024
+#: Writes of a turn, as long as the client takes them: one that takes nothing has no more than one of them waiting,
+#: and one that takes all is served faster than providers are read, so that it does not fall behind.
+MAX_WRITES = 32
+#: Control messages that may wait for a client that sends without reading.
+MAX_WAITING = 4096
+
+
+class Control(Protocol):
+    """The messages of the surface's protocol that are no entries. They are due before anything a cursor reads."""
+
+    @property
+    def waiting(self) -> int:
+        """How many messages are due."""
+
+    def data_to_send(self) -> list[bytes]:
+        """Return the messages that are due, each one text message, and forget them."""
+
+
+class Conversation(Protocol):
+    """What the outlet tells whoever speaks with the client beside it."""
+
+    def position_changed(self, stream: Stream) -> None:
+        """The stream waits in the queue and its position has changed: say so with a control message."""
+
+    def epoch_changed(self, stream: Stream) -> None:
+        """The entries to come are of another epoch, which the log has now: say so with a control message."""
+
+    def end_written(self, stream: Stream) -> None:
+        """The end entry was written. Its cursor has left the outlet."""
+
+
+class Outlet:
+    """The streams that one connection reads, each by a cursor.
+
+    `framing` makes one message of up to `message_bytes` of entries. With `consumes`, what is written counts as
+    consumed: for clients that cannot acknowledge.
+    """
+
+    __slots__ = (
+        "_control",
+        "_conversation",
+        "_flusher",
+        "_framing",
+        "_is_marked",
+        "_moved",
+        "_ready",
+        "_socket",
+        "consumes",
+        "message_bytes",
+        "on_flushed",
+        "streams",
+    )
+
+    def __init__(
+        self,
+        socket: WebSocketProtocol,
+        conversation: Conversation,
+        control: Control,
+        flusher: Flusher,
+        framing: Framing,
+        *,
+        message_bytes: int = MESSAGE_BYTES,
+        consumes: bool = False,
+    ) -> None:
+        self._socket = socket
+        self._conversation = conversation
+        self._control = control
+        self._flusher = flusher
+        self._framing = framing
+        self.message_bytes = message_bytes
+        self.consumes = consumes
+        #: The streams that are read, by their cursors. Whoever changes it uses the methods below.
+        self.streams: dict[Cursor, Stream] = {}
+        # Cursors that may have something to send, in the order in which they became so.
+        self._ready: dict[Cursor, None] = {}
+        # Cursors whose streams have changed their position in the queue since the client was told.
+        self._moved: dict[Cursor, None] = {}
+        self._is_marked = False
+        #: Is called behind each flush that found the socket writable.
+        self.on_flushed: Callable[[], None] | None = None
+
+    # -- the streams --
+
+    def add(self, stream: Stream, cursor: Cursor) -> None:
+        """Deliver a stream from a cursor on it, whose reader must be this outlet."""
+        self.streams[cursor] = stream
+        self._ready[cursor] = None
+
+    def release(self, cursor: Cursor) -> Stream:
+        """Stop delivering: the client is done with this cursor."""
+        stream = self._remove(cursor)
+        stream.release(cursor)
+        return stream
+
+    def detach(self, cursor: Cursor) -> None:
+        """Stop delivering: the client leaves the stream to itself."""
+        self._remove(cursor).detach(cursor)
+
+    def advanced(self, cursor: Cursor) -> None:
+        """The client has acknowledged entries or given credit: there may be room in the log, or more to send."""
+        self.streams[cursor].relieve()
+        if cursor.is_ready:
+            self._ready[cursor] = None
+
+    def lose_all(self) -> None:
+        """The connection is gone: its clients may come back for the streams."""
+        self._ready.clear()
+        self._moved.clear()
+        streams, self.streams = self.streams, {}
+        for cursor, stream in streams.items():
+            stream.lose(cursor)
+
+    def _remove(self, cursor: Cursor) -> Stream:
+        self._ready.pop(cursor, None)
+        self._moved.pop(cursor, None)
+        return self.streams.pop(cursor)
+
+    # -- the reader's side --
+
+    def wake(self, cursor: Cursor) -> None:
+        self._ready[cursor] = None
+        if not self._is_marked:
+            self._is_marked = True
+            self._flusher.add(self)
+
+    def position_changed(self, cursor: Cursor) -> None:
+        self._moved[cursor] = None
+        self.mark()
+
+    def epoch_changed(self, cursor: Cursor) -> None:
+        self._conversation.epoch_changed(self.streams[cursor])
+        self.mark()
+
+    # -- writing --
+
+    def mark(self) -> None:
+        """Have what is due written at the end of this turn."""
+        if not self._is_marked:
+            self._is_marked = True
+            self._flusher.add(self)
+
+    def flush(self) -> int:
+        """Write what is due: control messages first, then entries of all ready cursors in turn."""
+        self._is_marked = False
+        socket, control = self._socket, self._control
+        transport = socket.transport
+        if transport is None or socket.codec.is_closing:
+            return 0
+        if not socket.is_writable:
+            if control.waiting > MAX_WAITING:
+                socket.abort()
+            return 0
+        if self._moved:
+            self._tell_positions()
+        out: list[bytes] = []
+        if control.waiting:
+            out += map(text_frame, control.data_to_send())
+        if self._ready:
+            self._read_cursors(out)
+        messages = len(out)
+        if messages:
+            transport.write(out[0] if messages == 1 else b"".join(out))
+            if self._ready:
+                messages += self._write_more(transport)
+        if self.on_flushed is not None:
+            self.on_flushed()
+        return messages
+
+    def _write_more(self, transport: asyncio.Transport) -> int:
+        """Go on with what one write did not hold; the rest of a turn's share is left to the next."""
+        ready, socket = self._ready, self._socket
+        messages = 0
+        for _ in range(MAX_WRITES - 1):
+            if not ready or not socket.is_writable:
+                return messages
+            out: list[bytes] = []
+            self._read_cursors(out)
+            if out:
+                transport.write(b"".join(out))
+                messages += len(out)
+        if ready and socket.is_writable:
+            self.mark()
+        return messages
+
+    def _tell_positions(self) -> None:
+        """Say where streams stand now: a client that does not read is told later, and once."""
+        moved, self._moved = self._moved, {}
+        for cursor in moved:
+            stream = self.streams.get(cursor)
+            if stream is not None and stream.queue_position is not None:
+                self._conversation.position_changed(stream)
+
+    def _read_cursors(self, out: list[bytes]) -> None:
+        ready, framing, consumes, max_bytes = self._ready, self._framing, self.consumes, self.message_bytes
+        size = 0
+        while ready and size < WRITE_BYTES:
+            cursor = next(iter(ready))
+            del ready[cursor]
+            message = cursor.read(framing, max_bytes)
+            if message is None:
+                continue
+            out.append(text_frame(message))
+            size += len(message)
+            log = cursor.log
+            if consumes:
+                cursor.consume()
+            if cursor.position < log.next:
+                ready[cursor] = None
+            elif log.end is not None:
+                stream = self.streams[cursor]
+                self._conversation.end_written(stream)
+                self.release(cursor)
+            elif consumes:
+                self.streams[cursor].relieve()

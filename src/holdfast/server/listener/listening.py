@@ -1,0 +1,127 @@
+"""The listening socket: its address, its TLS, and what the kernel watches of the connections that it accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+
+from holdfast.config import ServerConfig
+from holdfast.errors import ConfigError
+from holdfast.server.listener.http import Application, HttpConnection, Limits
+from holdfast.timers import Timers
+
+#: Connections that the kernel keeps for us until we accept them.
+_BACKLOG = 4096
+
+
+class Listener:
+    """Accepts connections for an application. `start`, then `stop` and `wait_closed`; each once."""
+
+    def __init__(self, config: ServerConfig, application: Application, timers: Timers) -> None:
+        """Raises `ConfigError` where the TLS files cannot be used."""
+        self._config = config
+        self._application = application
+        self._timers = timers
+        self._limits = _limits(config)
+        self._tls = tls_context(config)
+        self._server: asyncio.Server | None = None
+
+    @property
+    def has_tls(self) -> bool:
+        return self._tls is not None
+
+    async def start(self) -> None:
+        """Listen. Raises `ConfigError` where the address cannot be had."""
+        config = self._config
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: HttpConnection(self._application, self._timers, self._limits),
+                config.host,
+                config.port,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else config.header_timeout,
+                backlog=_BACKLOG,
+            )
+            _watch_peers(self._server, config)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}; is another process using "
+                "the port? `--port 0` takes a free one"
+            ) from exc
+
+    def configure(self, config: ServerConfig) -> None:
+        """Use other bounds and another certificate for connections that come from now on."""
+        self._config = config
+        self._limits = _limits(config)
+        if self._server is not None:
+            _watch_peers(self._server, config)
+        if self._tls is not None and config.tls_cert is not None:
+            self._tls.load_cert_chain(config.tls_cert, config.tls_key)
+
+    @property
+    def port(self) -> int:
+        if self._server is None or not self._server.sockets:
+            raise RuntimeError("the gateway does not listen")
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The URL of the gateway on this machine, `http://127.0.0.1:8080`."""
+        host = "127.0.0.1" if self._config.host in ("0.0.0.0", "localhost") else self._config.host  # noqa: S104
+        if host in ("::", "::1"):
+            host = "[::1]"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}"
+
+    def stop(self) -> None:
+        """Accept no more connections."""
+        if self._server is not None:
+            self._server.close()
+
+    async def wait_closed(self) -> None:
+        """Return when the connections that were accepted are closed as well."""
+        if self._server is not None:
+            await self._server.wait_closed()
+
+
+def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
+    """Load the certificate. Raises `ConfigError` where the files cannot be used."""
+    if config.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"server.tls_cert {config.tls_cert!r} and server.tls_key cannot be used: {exc}") from exc
+    return context
+
+
+def _limits(config: ServerConfig) -> Limits:
+    return Limits(
+        max_body=config.max_body,
+        header_timeout=config.header_timeout,
+        body_timeout=config.body_timeout,
+        keep_alive_timeout=config.keep_alive_timeout,
+    )
+
+
+def _watch_peers(server: asyncio.Server, config: ServerConfig) -> None:
+    """Have the kernel find clients that are gone without a word, where nothing of ours is on its way to them.
+
+    Connections inherit the options of the socket that they are accepted from.
+    """
+    patience = config.ping_interval + config.ping_timeout
+    for listener in server.sockets:
+        with socket.socket(fileno=os.dup(listener.fileno())) as own:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (
+                ("TCP_KEEPIDLE", max(round(config.ping_interval), 1)),
+                ("TCP_KEEPINTVL", max(round(config.ping_timeout / 3), 1)),
+                ("TCP_KEEPCNT", 3),
+                # Also bounds how long sent bytes may stay unacknowledged, which keep-alive does not look at.
+                ("TCP_USER_TIMEOUT", round(patience * 1000)),
+            ):
+                if hasattr(socket, name):  # not on every system
+                    own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,171 @@
+"""The one table of paths: what each means over HTTP and to WebSockets, who may, and how its errors look.
+
+Surfaces make the routes; the composition root puts them together. Nothing here knows a path.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from holdfast.admission.auth import Authenticator
+from holdfast.admission.jwks import KeysPending
+from holdfast.admission.origins import cors_headers, preflight_headers
+from holdfast.admission.principal import Principal
+from holdfast.errors import HoldfastError, InvalidRequest, MethodNotAllowed, NotFound
+from holdfast.server.handshakes import Handshakes, SocketSurface
+from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
+from holdfast.server.listener.http import HttpConnection
+from holdfast.server.peers import Peers
+
+#: Answers one request of a caller whom the route's guard has let through; the text is what the path's one group
+#: matched.
+Handler: TypeAlias = Callable[[Request, Exchange, Principal, str], Awaitable[None]]
+
+
+class Guard(enum.Enum):
+    """Who may use a route. Each but PUBLIC also keeps to the allowed origins, and answers preflights."""
+
+    PUBLIC = enum.auto()  # anyone, also without a credential
+    CALLER = enum.auto()  # whoever has a credential
+    SERVER = enum.auto()  # a server's credential, not one for browsers
+    ADMIN = enum.auto()  # the admin key alone
+
+    def check(self, principal: Principal) -> None:
+        """Raises `Forbidden` or `Unauthorized`."""
+        if self is Guard.SERVER:
+            principal.require_server()
+        elif self is Guard.ADMIN:
+            principal.require_admin()
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """One path. `pattern` has at most one group. `methods` answer HTTP, `socket` opens WebSockets.
+
+    `dialect` is the API whose errors the path's clients read, None where it belongs to none.
+    """
+
+    pattern: re.Pattern[str]
+    methods: Mapping[str, Handler] = field(default_factory=dict)
+    socket: SocketSurface | None = None
+    guard: Guard = Guard.CALLER
+    dialect: ErrorShape | None = None
+
+
+#: Of public paths, where nobody is asked who they are.
+_ANYONE = Principal("")
+
+
+class Router:
+    """The application behind the listener: finds the route, asks the guard, calls the handler.
+
+    `default` is the shape of errors where no route says another.
+    """
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        authenticator: Authenticator,
+        peers: Peers,
+        handshakes: Handshakes,
+        *,
+        default: ErrorShape,
+    ) -> None:
+        self.routes = tuple(routes)
+        self._authenticator = authenticator
+        self._peers = peers
+        self._handshakes = handshakes
+        self._default = default
+
+    def find(self, path: str) -> tuple[Route, str] | None:
+        """Return the first route of a path, and what its group matched."""
+        for route in self.routes:
+            match = route.pattern.fullmatch(path)
+            if match is not None:
+                return route, match[1] if match.groups() else ""
+        return None
+
+    # -- the listener's side --
+
+    @property
+    def is_draining(self) -> bool:
+        return self._peers.is_draining
+
+    def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
+        return self._peers.admit(connection)
+
+    def connection_lost(self, connection: HttpConnection) -> None:
+        self._peers.discard(connection)
+
+    def answer_finished(self, connection: HttpConnection) -> None:
+        self._peers.check_settled()
+
+    def shape_of(self, path: str | None) -> ErrorShape:
+        found = None if path is None else self.find(path)
+        return self._shape(None if found is None else found[0])
+
+    def _shape(self, route: Route | None) -> ErrorShape:
+        return self._default if route is None or route.dialect is None else route.dialect
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        found = self.find(request.path)
+        if found is None:
+            raise NotFound(f"there is nothing at {request.path[:200]}")
+        route, argument = found
+        exchange.shape = self._shape(route)
+        is_public = route.guard is Guard.PUBLIC
+        if not is_public:
+            if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
+                self._preflight(request, exchange, route.methods)
+                return
+            exchange.headers += cors_headers(self._authenticator.check_origin(request.headers))
+        handler = route.methods.get("GET" if request.method == "HEAD" else request.method)
+        if handler is None:
+            _refuse_method(request, exchange, route.methods)
+            return
+        principal = _ANYONE if is_public else await self._authenticate(request, route.guard)
+        if principal.key_id is not None:
+            exchange.secret = (principal.key_id, principal.generation)
+        await handler(request, exchange, principal, argument)
+
+    async def _authenticate(self, request: Request, guard: Guard) -> Principal:
+        authenticate = self._authenticator.authenticate
+        try:
+            principal = authenticate(request.headers, request.query)
+        except KeysPending as pending:
+            await pending.wait()
+            try:
+                principal = authenticate(request.headers, request.query)
+            except KeysPending as again:
+                raise again.refusal() from again
+        guard.check(principal)
+        return principal
+
+    def _preflight(self, request: Request, exchange: Exchange, methods: Collection[str]) -> None:
+        """Tell a browser what its page may send. It asks without credentials: the Origin alone decides."""
+        origin = self._authenticator.check_origin(request.headers)
+        if origin is None:
+            raise InvalidRequest("a preflight needs an Origin header", param="origin")
+        requested = (request.header(b"access-control-request-headers") or "").encode("latin-1")
+        exchange.respond(204, preflight_headers(origin, methods, requested))
+
+    def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
+        found = self.find(request.path)
+        route = None if found is None else found[0]
+        if route is None or route.socket is None:
+            sockets = ", ".join(other.pattern.pattern for other in self.routes if other.socket is not None)
+            error = NotFound(f"there is no WebSocket at {request.path[:200]}; try {sockets}")
+            connection.refuse(*error_response(error, self._shape(route)))
+            return
+        self._handshakes.begin(route.socket, self._shape(route), request, connection, rest)
+
+
+def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:
+    """RFC 9110 section 15.5.6: the answer says which methods there are."""
+    allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
+    error = MethodNotAllowed(f"{request.path[:200]} takes {allowed}, not {request.method}")
+    exchange.refuse(error, headers=[(b"allow", allowed.encode())])

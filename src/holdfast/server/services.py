@@ -1,0 +1,74 @@
+"""What a surface is given to serve its paths, and what it gives back: routes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from holdfast.config import Config
+from holdfast.core.http.request import Headers
+from holdfast.generation.launcher import Launcher
+from holdfast.observe.events import Observer
+from holdfast.server.delivery.flusher import Flusher
+from holdfast.server.delivery.sse import SseDelivery
+from holdfast.server.listener.websocket import Liveness
+from holdfast.server.peers import Peers
+from holdfast.server.router import Route
+from holdfast.streams.directory import Directory
+from holdfast.timers import Timers
+
+
+class SurfaceLimits(msgspec.Struct, frozen=True):
+    """Bounds and times of a client's conversation. Sizes are in bytes, times in seconds."""
+
+    max_message: int
+    max_streams: int
+    log_bytes: int
+    hello_timeout: float
+    detach_grace: float
+    detach_grace_http: float
+    liveness: Liveness
+
+    @classmethod
+    def of(cls, config: Config) -> SurfaceLimits:
+        server, streams = config.server, config.streams
+        return cls(
+            max_message=server.max_body,
+            max_streams=server.max_streams_per_session,
+            log_bytes=streams.log_bytes,
+            hello_timeout=server.hello_timeout,
+            detach_grace=streams.detach_grace,
+            detach_grace_http=streams.detach_grace_http,
+            liveness=Liveness(server.ping_interval, server.ping_timeout),
+        )
+
+
+def _no_headers(tenant: str, key: str | None) -> Headers:
+    return []
+
+
+@dataclass(slots=True)
+class Services:
+    """The objects of one process that surfaces share. `limits` alone changes, with the configuration.
+
+    `rate_headers` tells a tenant and key what is left of their limits. `clock` gives Unix seconds.
+    """
+
+    launcher: Launcher
+    directory: Directory
+    timers: Timers
+    flusher: Flusher
+    sse: SseDelivery
+    peers: Peers
+    observer: Observer
+    limits: SurfaceLimits
+    rate_headers: Callable[[str, str | None], Headers] = _no_headers
+    clock: Callable[[], float] = time.time
+
+
+#: Something that clients can speak with: a function or a class that makes its routes.
+Surface: TypeAlias = Callable[[Services], Iterable[Route]]
