@@ -54,7 +54,7 @@ async def test_slow_stream_does_not_hold_up_others_on_its_connection() -> None:
         del stuck.wake
         while not stuck.ended.is_set():
             stuck.wake(stuck.cursor)
-            stuck.stream.relieve()
+            stuck.stream.resume_source()
             await asyncio.sleep(0)
         assert await stuck.outcome() == COMPLETED
 

@@ -73,7 +73,7 @@ class Generation:
             self._waits_since = now
             stream = self.stream
             self._observer.observe(RequestQueued(stream.id, stream.origin.request_id, position))
-        self.stream.move(position)
+        self.stream.wait_at(position)
 
     # -- the stream's side --
 

@@ -1,0 +1,8 @@
+"""What happens to requests and connections, told as it happens.
+
+    events        frozen records of a request's and a connection's life, and the `Observer` that is told
+    request_log   the first observer: the lines of the log
+
+Metrics, a ledger and traces are observers too. An observer is called in the turn of the event: it notes it and
+returns; what it raises is logged and harms nobody.
+"""

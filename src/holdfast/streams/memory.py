@@ -8,11 +8,12 @@ from typing import Protocol
 #: Even when memory is short a running stream may keep this much, so that it moves at all.
 MIN_SHARE = 64 * 1024
 #: Memory counts as short until use has fallen below this part of the bound.
-_RELIEF = 0.9
+_ENOUGH = 0.9
 
 
 class Waiting(Protocol):
-    def relieve(self) -> None: ...
+    def resume_source(self) -> None:
+        """Memory is free again: go on."""
 
 
 class LogMemory:
@@ -44,7 +45,7 @@ class LogMemory:
 
     def free(self, size: int) -> None:
         self.used -= size
-        if self.is_short and self.used < self.limit * _RELIEF:
+        if self.is_short and self.used < self.limit * _ENOUGH:
             self.is_short = False
             for stream in list(self.waiting):
-                stream.relieve()
+                stream.resume_source()

@@ -133,7 +133,7 @@ class Stream:
         self._readers[cursor] = reader
         self._is_awaited = False
         self._attendance.returned(position.seq)
-        self.relieve()  # the place that it took over may have been what held the provider
+        self.resume_source()  # the place that it took over may have been what held the provider
         return cursor
 
     def detach(self, cursor: Cursor) -> None:
@@ -143,7 +143,7 @@ class Stream:
         cursor.close()
         if not self._readers:
             self._attendance.keeps_running = True
-        self.relieve()
+        self.resume_source()
 
     def release(self, cursor: Cursor) -> None:
         """A reader is done with this cursor, and its place need not be kept."""
@@ -151,7 +151,7 @@ class Stream:
             return
         cursor.close()
         if self._readers:
-            self.relieve()
+            self.resume_source()
         else:
             self._reader_left()
 
@@ -198,14 +198,14 @@ class Stream:
             self._abandon()
         elif is_abandoned or attendance.is_awaiting:
             attendance.begin(self._grace_over)
-        self.relieve()
+        self.resume_source()
 
     def _grace_over(self) -> None:
         if not self._readers and not self._attendance.keeps_running and not self.is_ended:
             logger.info("stream %s: nobody read it for %g s; cancelled", self.id, self._attendance.grace)
             self._abandon()
         else:
-            self.relieve()
+            self.resume_source()
 
     def _abandon(self) -> None:
         if self.source is not None:
@@ -213,8 +213,8 @@ class Stream:
 
     # -- the source's side --
 
-    def move(self, position: int | None) -> None:
-        """The stream waits in the queue, where its position is this; None where it waits no more."""
+    def wait_at(self, position: int | None) -> None:
+        """Note the position in the queue where the stream waits, and tell its readers; None: it waits no more."""
         self.queue_position = position
         if position is not None:
             for cursor, reader in self._readers.items():
@@ -284,8 +284,8 @@ class Stream:
         """Bytes that are accepted and not visible yet."""
         return 0
 
-    def relieve(self) -> None:
-        """A reader moved, or memory is free again: let the source go on where the log has room."""
+    def resume_source(self) -> None:
+        """Let a source that waits go on, where the log has room: a reader has advanced, or memory is free again."""
         memory = self._memory
         if self in memory.waiting:
             memory.free(self.log.trim())

@@ -120,7 +120,7 @@ class Outlet:
 
     def advanced(self, cursor: Cursor) -> None:
         """The client has acknowledged entries or given credit: there may be room in the log, or more to send."""
-        self.streams[cursor].relieve()
+        self.streams[cursor].resume_source()
         if cursor.is_ready:
             self._ready[cursor] = None
 
@@ -233,4 +233,4 @@ class Outlet:
                 self._conversation.end_written(stream)
                 self.release(cursor)
             elif consumes:
-                self.streams[cursor].relieve()
+                self.streams[cursor].resume_source()

@@ -162,7 +162,7 @@ class SseReader:
             self._stream.release(cursor)
             exchange.end()
         else:
-            self._stream.relieve()
+            self._stream.resume_source()
         return cursor.position - start
 
     def _refuse(self, end: EndBody) -> None:
