@@ -285,7 +285,7 @@ class Stream:
         return 0
 
     def resume_source(self) -> None:
-        """Let a source that waits go on, where the log has room: a reader has advanced, or memory is free again."""
+        """Let a waiting source go on where the log has room: a reader has advanced, or memory is free."""
         memory = self._memory
         if self in memory.waiting:
             memory.free(self.log.trim())
