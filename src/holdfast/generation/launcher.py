@@ -74,8 +74,9 @@ class _Request(NamedTuple):
 
     @property
     def digest(self) -> bytes:
-        """Over a session the same bytes ask for a stream that over HTTP ask for a whole answer."""
-        return self.ask.digest + (b"stream" if self.ask.stream else b"whole")
+        """The same bytes ask for something else of another API, or over a session, where they are streamed."""
+        ask = self.ask
+        return b"%b %b %b" % (ask.digest, ask.dialect.encode(), b"stream" if ask.stream else b"whole")
 
 
 class Launcher:
@@ -137,11 +138,13 @@ class Launcher:
         request = _Request(principal, dialect, ask, terms)
 
         def answer(claimed: Claimed | HoldfastError) -> None:
+            result: Started | HoldfastError
             try:
-                done(self._answer(request, claimed))
+                result = self._answer(request, claimed)
             except HoldfastError as exc:
                 self._observer.observe(RequestRefused(request.caller, ask.model, terms.request_id, exc))
-                done(exc)
+                result = exc
+            done(result)  # outside: what the surface raises is its own
 
         self._directory.claim(
             principal.owner, terms.request_id, model=ask.model, digest=request.digest, done=answer
