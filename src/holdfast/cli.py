@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from holdfast import terminal
 from holdfast.admission import command as keys
-from holdfast.client import terminal
 from holdfast.config import Config, check, load
 from holdfast.errors import ConfigError
 from holdfast.version import __version__

@@ -104,7 +104,7 @@ def test_package_exports_what_it_names() -> None:
 
 
 def test_import_of_the_package_loads_no_client_library() -> None:
-    program = "import holdfast, holdfast.client.terminal, json, sys; print(json.dumps(sorted(sys.modules)))"
+    program = "import holdfast, holdfast.terminal, json, sys; print(json.dumps(sorted(sys.modules)))"
     modules = set(json.loads(subprocess.check_output([sys.executable, "-c", program])))
     assert modules.isdisjoint({"websockets", "asyncio", "holdfast.client.aio"})
 

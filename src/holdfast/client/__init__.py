@@ -6,7 +6,6 @@
     config         what a client is told about its gateway
     runner         keeps one session connected: reconnects, backs off, gives up
     connections, conversation, link   which connection is used, one connection's part of a session, its WebSocket
-    terminal       `holdfast chat` and `holdfast tail`
 
 What a session says and expects is `core.session`'s matter. The SDK imports `core` and `errors`, and nothing else.
 """
