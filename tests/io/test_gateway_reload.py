@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from pathlib import Path
@@ -188,10 +187,18 @@ async def test_changed_file_is_found_without_a_signal(running, providers):
     await eventually(lambda: running.gateway.launcher.models == ["found"])
 
 
-async def test_file_that_is_gone_for_a_moment_changes_nothing(running, providers):
+async def test_file_that_is_gone_for_a_moment_changes_nothing(running, providers, monkeypatch):
+    look, looks = running.file._signature, 0
+
+    def counted():
+        nonlocal looks
+        looks += 1
+        return look()
+
     running.file.follow(running.gateway, interval=0.05)
     running.path.unlink()
-    await asyncio.sleep(0.2)
+    monkeypatch.setattr(running.file, "_signature", counted)
+    await eventually(lambda: looks == 2)  # at the second look the first has been dealt with
     assert running.gateway.launcher.models == ["demo"]
     running.write(text(providers[0], model="back"))
     await eventually(lambda: running.gateway.launcher.models == ["back"])

@@ -14,29 +14,12 @@ import pytest
 from holdfast import StreamingAIClient, WebSocketConfig
 from tests.support.gateway_client import Http, Session, answer, chat, content
 from tests.support.relay import Relay
+from tests.support.virtual_clock import VirtualClock
 from tests.support.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hi"}]
 #: A provider may be silent for as long as it likes.
 PATIENT = {"timeouts": {"first_byte": 7200, "idle": 7200, "total": 7200}}
-
-
-class VirtualClock:
-    """Lets the loop's clock jump. Between two jumps sockets get the real time that they need."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._offset = 0.0
-        real = loop.time
-        loop.time = lambda: real() + self._offset  # type: ignore[method-assign]
-
-    async def pass_time(self, seconds: float, *, step: float) -> None:
-        while seconds > 0:
-            self._offset += min(step, seconds)
-            seconds -= step
-            # A ping goes out, is answered, and the answer is read: each a few turns of the loop.
-            for _ in range(20):
-                await asyncio.sleep(0)
-            await asyncio.sleep(0.003)
 
 
 @pytest.fixture

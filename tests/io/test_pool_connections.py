@@ -64,9 +64,10 @@ async def test_slow_stream_over_http1_stops_the_provider() -> None:
         stuck = world.stream(tokens=100_000)
         stuck.wake = lambda cursor: None  # type: ignore[method-assign]
         await eventually(lambda: stuck.stream.log.bytes >= stuck.stream.log.max_bytes, "a full log")
-        await asyncio.sleep(0.1)
+        assert await world.stream().outcome() == COMPLETED
         size = stuck.stream.log.bytes
-        await asyncio.sleep(0.1)
+        # While another answer comes, which takes half a second, nothing of this one does.
+        assert await slow(world, tokens=25).outcome() == COMPLETED
         assert stuck.stream.log.bytes == size < 1_000_000
         stuck.stream.cancel()
         await world.is_at_rest()
