@@ -349,9 +349,12 @@ async def test_gateway_that_breaks_the_protocol_is_left_and_the_stream_resumed(
 async def test_gateway_that_keeps_breaking_the_protocol_is_given_up(
     gateway: ScriptedGateway, make_client: MakeClient
 ) -> None:
+    async def connected(number: int) -> None:
+        await gateway.until(lambda: len(gateway.connections) == number)
+
     async def break_all() -> None:
         for number in range(1, 4):
-            await gateway.until(lambda number=number: len(gateway.connections) == number)
+            await connected(number)
             await gateway.last.socket.send("rubbish")
 
     client = make_client(max_retries=2)
