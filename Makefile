@@ -48,7 +48,7 @@ contracts: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
-	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage report $(if $(ARGS),--fail-under=0)
 
 $(VENV)/.bench: $(VENV)/.gateway requirements/bench.lock
 	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements/bench.lock

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -12,31 +11,13 @@ import pytest
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
 from holdfast_tools.simulate.server import SimulatedProvider
-
-
-@dataclass
-class Path:
-    """The whole path: `gateway` serves the model `demo` from `provider`."""
-
-    gateway: Gateway
-    provider: SimulatedProvider
-
-    @property
-    def url(self) -> str:
-        return self.gateway.url
-
-    @property
-    def ws_url(self) -> str:
-        return self.gateway.url.replace("http", "ws", 1) + "/v1/ws/stream"
-
-
-MakePath = Callable[..., Awaitable[Path]]
+from tests.support.gateway_path import GatewayPath, MakePath
 
 
 @pytest.fixture
 async def make_path() -> AsyncIterator[MakePath]:
     """Make gateways with given `server`, `streams`, `provider` and `model` settings; all are closed at the end."""
-    paths: list[Path] = []
+    paths: list[GatewayPath] = []
 
     async def make(
         *,
@@ -45,7 +26,7 @@ async def make_path() -> AsyncIterator[MakePath]:
         provider: dict[str, object] | None = None,
         model: dict[str, object] | None = None,
         **config: object,
-    ) -> Path:
+    ) -> GatewayPath:
         simulated = SimulatedProvider()
         await simulated.start()
         settings = Config(
@@ -63,7 +44,7 @@ async def make_path() -> AsyncIterator[MakePath]:
         except BaseException:
             await simulated.aclose()
             raise
-        paths.append(Path(gateway, simulated))
+        paths.append(GatewayPath(gateway, simulated))
         return paths[-1]
 
     yield make
@@ -71,7 +52,7 @@ async def make_path() -> AsyncIterator[MakePath]:
         await close_path(path)
 
 
-async def close_path(path: Path) -> None:
+async def close_path(path: GatewayPath) -> None:
     """Close, and assert that no task, connection, log, lease or place in the queue is left."""
     await path.gateway.aclose()
     await path.provider.aclose()
@@ -91,6 +72,6 @@ async def close_path(path: Path) -> None:
 
 
 @pytest.fixture
-async def path(make_path: MakePath) -> Path:
+async def path(make_path: MakePath) -> GatewayPath:
     """A gateway with default settings."""
     return await make_path()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import sqlite3
 import stat
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from holdfast.admission import keys as keys_module
 from holdfast.admission.key_store import KeyStore, NewKey, read_active
 from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, hash_key, parse_hash
 from holdfast.admission.principal import Principal
@@ -17,7 +18,7 @@ from holdfast.config.limits import LimitConfig
 from holdfast.errors import ConfigError, InternalError, InvalidRequest, NotFound
 
 
-def entry(key_id="k", generation=1, expires=None):
+def entry(key_id: str = "k", generation: int = 1, expires: float | None = None) -> tuple[bytes, Key]:
     key, hashed = create_key()
     principal = Principal("t", key_id=key_id, generation=generation)
     return key.encode(), Key(parse_hash(hashed), principal, expires)
@@ -26,7 +27,7 @@ def entry(key_id="k", generation=1, expires=None):
 # -- the table -----------------------------------------------------------------------------------------
 
 
-def test_key_is_random_and_hashed():
+def test_key_is_random_and_hashed() -> None:
     key, hashed = create_key()
     assert key.startswith("hf_")
     assert len(key) == 3 + 43  # 256 bits in base64
@@ -35,12 +36,12 @@ def test_key_is_random_and_hashed():
 
 
 @pytest.mark.parametrize("text", ["", "sha256:", "sha256:" + "0" * 63, "sha256:" + "G" * 64, "md5:" + "0" * 64])
-def test_text_that_is_no_hash_is_refused_without_repeating_it(text):
+def test_text_that_is_no_hash_is_refused_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"^expected `sha256:` and 64 hex digits$"):
         parse_hash(text)
 
 
-def test_key_is_found_while_it_is_in_the_table():
+def test_key_is_found_while_it_is_in_the_table() -> None:
     table = KeyTable()
     token, key = entry()
     assert table.find(token, 0) is None
@@ -52,8 +53,9 @@ def test_key_is_found_while_it_is_in_the_table():
     assert table.find(token, 0) is None
 
 
-def test_removed_secret_is_reported_once():
-    table, removed = KeyTable(), []
+def test_removed_secret_is_reported_once() -> None:
+    table = KeyTable()
+    removed: list[set[tuple[str, int]]] = []
     table.on_removed = removed.append
     (_, one), (_, two) = entry("one"), entry("two")
     table.replace("store", KeySet([one, two], 0))
@@ -63,8 +65,9 @@ def test_removed_secret_is_reported_once():
     assert removed == [{("one", 1)}]
 
 
-def test_expired_secret_is_refused_at_once_and_reported_when_swept():
-    table, removed = KeyTable(), []
+def test_expired_secret_is_refused_at_once_and_reported_when_swept() -> None:
+    table = KeyTable()
+    removed: list[set[tuple[str, int]]] = []
     table.on_removed = removed.append
     token, key = entry(expires=10.0)
     table.replace("store", KeySet([key], 0))
@@ -76,16 +79,16 @@ def test_expired_secret_is_refused_at_once_and_reported_when_swept():
     assert len(table) == 0
 
 
-def test_lookup_of_unknown_and_of_wrong_key_does_the_same_work(monkeypatch):
+def test_lookup_of_unknown_and_of_wrong_key_does_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes time is one hash, one look into a table by it, and one comparison of whole digests."""
     compared = []
-    compare = keys_module.hmac.compare_digest
+    compare = hmac.compare_digest
 
-    def record(a, b):
+    def record(a: bytes, b: bytes) -> bool:
         compared.append((len(a), len(b)))
         return compare(a, b)
 
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", record)
+    monkeypatch.setattr(hmac, "compare_digest", record)
     table = KeyTable()
     token, key = entry()
     table.replace("store", KeySet([key], 0))
@@ -95,7 +98,7 @@ def test_lookup_of_unknown_and_of_wrong_key_does_the_same_work(monkeypatch):
         assert compared == [(32, 32)]
 
 
-def test_repr_holds_no_hash():
+def test_repr_holds_no_hash() -> None:
     _, key = entry()
     assert key.digest.hex() not in repr(key)
     assert repr(key.digest) not in repr(key)
@@ -107,38 +110,44 @@ def test_repr_holds_no_hash():
 class Clock:
     now = 1000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-def store(tmp_path, clock):
+def store(tmp_path: Path, clock: Clock) -> KeyStore:
     store = KeyStore(tmp_path / "keys.db", clock=clock)
     store.prepare()
     return store
 
 
-def active(store):
+def active(store: KeyStore) -> set[tuple[tuple[str, int], float | None]]:
     with closing(store.connect()) as connection:
         return {(key.id, key.expires) for key in read_active(connection)}
 
 
-def found(store, key):
+def found(store: KeyStore, key: str) -> Key | None:
     with closing(store.connect()) as connection:
         table = KeyTable()
         table.replace("store", KeySet(read_active(connection), store._clock()))
     return table.find(key.encode(), store._clock())
 
 
-def test_created_key_is_found_with_what_it_may_do(store):
+def principal_of(store: KeyStore, key: str) -> Principal:
+    known = found(store, key)
+    assert known is not None
+    return known.principal
+
+
+def test_created_key_is_found_with_what_it_may_do(store: KeyStore) -> None:
     limits = LimitConfig(requests_per_minute=60)
     record, key = store.create(NewKey("web", tenant="acme", models=["demo"], max_tokens=5, limits=limits))
-    principal = found(store, key).principal
+    principal = principal_of(store, key)
     assert (principal.tenant, principal.key_id, principal.generation) == ("acme", record.id, 1)
     assert (principal.scopes.models, principal.scopes.max_tokens) == ({"demo"}, 5)
     assert principal.limits == limits
@@ -146,7 +155,7 @@ def test_created_key_is_found_with_what_it_may_do(store):
     assert (record.created, record.revoked, record.rotated) == (1000.0, None, None)
 
 
-def test_file_holds_no_key_and_is_its_owners_alone(store):
+def test_file_holds_no_key_and_is_its_owners_alone(store: KeyStore) -> None:
     _, key = store.create(NewKey("web"))
     for path in store.path.parent.iterdir():
         assert key.encode() not in path.read_bytes()
@@ -154,7 +163,7 @@ def test_file_holds_no_key_and_is_its_owners_alone(store):
     assert stat.S_IMODE(os.stat(store.path).st_mode) == 0o600
 
 
-def test_revoked_key_is_not_found_and_stays_listed(store, clock):
+def test_revoked_key_is_not_found_and_stays_listed(store: KeyStore, clock: Clock) -> None:
     record, key = store.create(NewKey("web"))
     clock.now = 1001.0
     assert store.revoke(record.id).revoked == 1001.0
@@ -166,19 +175,19 @@ def test_revoked_key_is_not_found_and_stays_listed(store, clock):
         store.rotate(record.id, grace=0)
 
 
-def test_rotated_key_has_both_secrets_until_the_grace_ends(store, clock):
+def test_rotated_key_has_both_secrets_until_the_grace_ends(store: KeyStore, clock: Clock) -> None:
     record, old = store.create(NewKey("web"))
     rotated, new = store.rotate(record.id, grace=60)
     assert (rotated.id, rotated.generation, rotated.previous_expires) == (record.id, 2, 1060.0)
-    assert found(store, old).principal.generation == 1
-    assert found(store, new).principal.generation == 2
+    assert principal_of(store, old).generation == 1
+    assert principal_of(store, new).generation == 2
     clock.now = 1060.0
     assert found(store, old) is None
     assert found(store, new) is not None
     assert store.list()[0].previous_expires is None
 
 
-def test_second_rotation_ends_the_oldest_secret(store):
+def test_second_rotation_ends_the_oldest_secret(store: KeyStore) -> None:
     record, first = store.create(NewKey("web"))
     _, second = store.rotate(record.id, grace=60)
     _, third = store.rotate(record.id, grace=60)
@@ -186,14 +195,14 @@ def test_second_rotation_ends_the_oldest_secret(store):
     assert len(active(store)) == 2
 
 
-def test_rotation_without_grace_ends_the_old_secret_at_once(store):
+def test_rotation_without_grace_ends_the_old_secret_at_once(store: KeyStore) -> None:
     record, old = store.create(NewKey("web"))
     store.rotate(record.id, grace=0)
     assert found(store, old) is None
 
 
 @pytest.mark.parametrize("grace", [-1, 31 * 86400, float("nan"), float("inf")])
-def test_impossible_grace_is_refused(store, grace):
+def test_impossible_grace_is_refused(store: KeyStore, grace: float) -> None:
     record, key = store.create(NewKey("web"))
     with pytest.raises(InvalidRequest):
         store.rotate(record.id, grace=grace)
@@ -212,42 +221,42 @@ def test_impossible_grace_is_refused(store, grace):
         NewKey("x", max_tokens=0),
     ],
 )
-def test_key_with_impossible_fields_is_refused(store, new):
+def test_key_with_impossible_fields_is_refused(store: KeyStore, new: NewKey) -> None:
     with pytest.raises(InvalidRequest):
         store.create(new)
     assert store.list() == []
 
 
 @pytest.mark.parametrize("call", ["revoke", "rotate"])
-def test_unknown_key_is_refused_and_not_repeated_raw(store, call):
+def test_unknown_key_is_refused_and_not_repeated_raw(store: KeyStore, call: str) -> None:
     arguments = {"grace": 0.0} if call == "rotate" else {}
     with pytest.raises(NotFound) as caught:
         getattr(store, call)("key_\r\nforged", **arguments)
     assert "\n" not in caught.value.message
 
 
-def test_store_that_is_no_database_is_refused(tmp_path):
+def test_store_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys.db"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(ConfigError, match=r"keys\.db: cannot be used as a key store"):
         KeyStore(path).prepare()
 
 
-def test_store_of_another_version_is_refused(store):
+def test_store_of_another_version_is_refused(store: KeyStore) -> None:
     with closing(sqlite3.connect(store.path)) as connection:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(ConfigError, match="another version"):
         store.prepare()
 
 
-def test_absent_store_is_made_only_where_asked_for(tmp_path):
+def test_absent_store_is_made_only_where_asked_for(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "keys.db")
     with pytest.raises(ConfigError, match="there is no such key store"):
         store.prepare(create=False)
     assert not store.path.exists()
 
 
-def test_store_that_breaks_later_is_an_error_of_its_own(store):
+def test_store_that_breaks_later_is_an_error_of_its_own(store: KeyStore) -> None:
     store.path.write_bytes(b"broken" * 1000)
     with pytest.raises(InternalError, match="the key store cannot be used"):
         store.list()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from holdfast.admission.origins import OriginRules, cors_headers, preflight_headers
 from holdfast.admission.principal import Principal, Scopes
+from holdfast.dialects.ask import Bounds
 from holdfast.dialects.chat import CHAT
 from holdfast.errors import Forbidden, Unauthorized
 
 
-def bounds(body):
+def bounds(body: dict[str, Any]) -> Bounds:
     request = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **body}
     return CHAT.parse(json.dumps(request).encode()).bounds
 
@@ -20,7 +22,7 @@ def bounds(body):
 NARROW = Principal("t", scopes=Scopes(models=frozenset({"small"}), max_tokens=100))
 
 
-def test_model_outside_the_scope_is_refused_by_name():
+def test_model_outside_the_scope_is_refused_by_name() -> None:
     with pytest.raises(Forbidden, match="does not allow the model 'large'") as caught:
         NARROW.authorize("large", bounds({"max_tokens": 1}), 0)
     assert caught.value.param == "model"
@@ -35,7 +37,7 @@ def test_model_outside_the_scope_is_refused_by_name():
         {"max_tokens": 1, "max_completion_tokens": None},
     ],
 )
-def test_request_within_the_scope_is_let_through(body):
+def test_request_within_the_scope_is_let_through(body: dict[str, Any]) -> None:
     NARROW.authorize("small", bounds(body), 0)
 
 
@@ -57,23 +59,23 @@ def test_request_within_the_scope_is_let_through(body):
         {"max_tokens": 1, "n": "2"},
     ],
 )
-def test_request_beyond_the_token_scope_is_refused(body):
+def test_request_beyond_the_token_scope_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(Forbidden):
         NARROW.authorize("small", bounds(body), 0)
 
 
-def test_principal_without_scopes_may_ask_for_everything():
+def test_principal_without_scopes_may_ask_for_everything() -> None:
     Principal("t").authorize("any", bounds({"max_tokens": 10**9}), 0)
 
 
-def test_expired_token_is_refused():
+def test_expired_token_is_refused() -> None:
     principal = Principal("t", expires=10.0)
     principal.authorize("any", bounds({}), 9.0)
     with pytest.raises(Unauthorized, match="expired"):
         principal.authorize("any", bounds({}), 10.0)
 
 
-def test_tenant_owns_what_its_subjects_own_and_not_the_other_way_round():
+def test_tenant_owns_what_its_subjects_own_and_not_the_other_way_round() -> None:
     tenant, ann, bob = Principal("t"), Principal("t", subject="ann"), Principal("t", subject="bob")
     other = Principal("t2", subject="ann")
     assert tenant.owner.may_read(ann.owner)
@@ -87,7 +89,7 @@ def test_tenant_owns_what_its_subjects_own_and_not_the_other_way_round():
 RULES = OriginRules(["https://app.example", "http://localhost:3000"], is_local=False)
 
 
-def allowed(rules, origin, host="api.example"):
+def allowed(rules: OriginRules, origin: str, host: str = "api.example") -> bool:
     try:
         return rules.check({b"origin": origin.encode("latin-1"), b"host": host.encode()}) == origin
     except Forbidden:
@@ -105,7 +107,7 @@ def allowed(rules, origin, host="api.example"):
         ("https://API.example", "api.EXAMPLE"),
     ],
 )
-def test_listed_and_own_origins_may_call(origin, host):
+def test_listed_and_own_origins_may_call(origin: str, host: str) -> None:
     assert allowed(RULES, origin, host)
 
 
@@ -125,20 +127,20 @@ def test_listed_and_own_origins_may_call(origin, host):
         ("\xff", "api.example"),
     ],
 )
-def test_other_origins_may_not_call(origin, host):
+def test_other_origins_may_not_call(origin: str, host: str) -> None:
     assert not allowed(RULES, origin, host)
 
 
-def test_star_lets_every_origin_in():
+def test_star_lets_every_origin_in() -> None:
     assert allowed(OriginRules(["*"], is_local=False), "https://any.example")
 
 
-def test_client_without_origin_is_no_page():
+def test_client_without_origin_is_no_page() -> None:
     assert RULES.check({b"host": b"api.example"}) is None
     assert cors_headers(None) == []
 
 
-def test_preflight_repeats_only_what_can_be_header_names():
+def test_preflight_repeats_only_what_can_be_header_names() -> None:
     headers = dict(preflight_headers("https://app.example", ["POST", "GET"], b"authorization, x-stainless-os"))
     assert headers[b"access-control-allow-headers"] == b"authorization, x-stainless-os"
     assert headers[b"access-control-allow-methods"] == b"GET, POST"

@@ -36,13 +36,13 @@ def read(payloads: list[bytes], *, script: Script | None = None, ends: bool = Tr
     return tally
 
 
-def test_whole_answer_is_found_whole():
+def test_whole_answer_is_found_whole() -> None:
     tally = read(tokens(*range(TOKENS)))
     assert (tally.tokens, tally.events, tally.answers, tally.faults, tally.errors) == (TOKENS, TOKENS, 1, {}, [])
 
 
 @given(st.lists(st.integers(min_value=1, max_value=TOKENS - 1), max_size=8))
-def test_any_grouping_of_events_into_reads_gives_the_same_counts(cuts):
+def test_any_grouping_of_events_into_reads_gives_the_same_counts(cuts: list[int]) -> None:
     events = tokens(*range(TOKENS))
     bounds = [0, *sorted(set(cuts)), TOKENS]
     grouped = [b"".join(events[a:b]) for a, b in itertools.pairwise(bounds)]
@@ -51,7 +51,7 @@ def test_any_grouping_of_events_into_reads_gives_the_same_counts(cuts):
     assert tally.gap.total == TOKENS - 1
 
 
-def test_tokens_that_a_gateway_joined_or_cut_are_the_same_text():
+def test_tokens_that_a_gateway_joined_or_cut_are_the_same_text() -> None:
     text = "".join(token(SEED, number) for number in range(TOKENS))
     tally = read([event(text[:5]), event(text[5:100]), event(text[100:])])
     assert (tally.tokens, tally.events, tally.faults) == (TOKENS, 3, {})
@@ -69,24 +69,24 @@ def test_tokens_that_a_gateway_joined_or_cut_are_the_same_text():
         ([1, *range(2, TOKENS)], {"lost": 1}),
     ],
 )
-def test_planted_fault_is_found(numbers, faults):
+def test_planted_fault_is_found(numbers: list[int], faults: dict[str, int]) -> None:
     tally = read(tokens(*numbers))
     assert tally.faults == faults
     assert tally.errors
 
 
-def test_answers_that_were_mixed_up_are_found():
+def test_answers_that_were_mixed_up_are_found() -> None:
     tally = read([event(token(SEED + 1, number)) for number in range(TOKENS)], ends=False)
     # One word in 64 is the same by chance.
     assert tally.foreign >= TOKENS * 3 // 4
     assert tally.tokens + tally.foreign == TOKENS
 
 
-def test_fault_is_found_within_one_read():
+def test_fault_is_found_within_one_read() -> None:
     assert read([b"".join(tokens(*range(10), *range(12, TOKENS)))]).faults == {"lost": 2}
 
 
-def test_loss_and_late_arrival_in_two_windows_add_up():
+def test_loss_and_late_arrival_in_two_windows_add_up() -> None:
     answer, first, second = Answer(0, Script(SEED, TOKENS)), Tally(), Tally()
     answer.receive(b"".join(tokens(0, 2)), 1, first)
     answer.receive(b"".join(tokens(1, *range(3, TOKENS))), 2, second)
@@ -96,7 +96,7 @@ def test_loss_and_late_arrival_in_two_windows_add_up():
     assert first.faults == {"reordered": 1}
 
 
-def test_skipped_or_repeated_sequence_number_is_found():
+def test_skipped_or_repeated_sequence_number_is_found() -> None:
     for numbers, wanted in (([(0, 3), (3, 1)], 0), ([(0, 3), (4, 1)], 1), ([(0, 3), (2, 1)], 1), ([(1, 1)], 1)):
         tally, answer = Tally(), Answer(0, None)
         for first, count in numbers:
@@ -104,7 +104,7 @@ def test_skipped_or_repeated_sequence_number_is_found():
         assert tally.misnumbered == wanted
 
 
-def test_text_of_a_real_model_is_counted_with_its_quotes():
+def test_text_of_a_real_model_is_counted_with_its_quotes() -> None:
     tally = read([event('say \\"hi\\"'), event("\\\\"), event("")], script=None, ends=False)
     answer, plain = Answer(0, None), Tally()
     for payload in (event('say \\"content\\": \\"x\\"'), event("\\\\"), event("")):
@@ -114,7 +114,7 @@ def test_text_of_a_real_model_is_counted_with_its_quotes():
     assert tally.foreign  # which is no text of the simulated provider
 
 
-def test_what_the_simulated_provider_writes_is_what_is_expected_and_timed():
+def test_what_the_simulated_provider_writes_is_what_is_expected_and_timed() -> None:
     request = ChatRequest("demo", [Message("user", "hi")], sim=Simulation(tokens=TOKENS, seed=SEED))
     provided = Provided(request, answer_id="1", created=1)
     stream = provided.opening(500) + provided.content(0, TOKENS, 600) + provided.closing(700)
@@ -123,7 +123,7 @@ def test_what_the_simulated_provider_writes_is_what_is_expected_and_timed():
     assert tally.latency.quantile(0.5) == pytest.approx(1000 - 600, rel=1 / 64)
 
 
-def test_script_is_made_as_far_as_it_is_read_and_no_further():
+def test_script_is_made_as_far_as_it_is_read_and_no_further() -> None:
     script = Script(SEED, 10_000)
     assert script.text == b""
     script.grow(10)

@@ -84,13 +84,13 @@ def sse_body() -> bytes:
 
 
 @given(cut_lists, cut_lists)
-def test_any_chunks_and_any_reads_of_sse_give_the_same(chunk_cuts, read_cuts):
+def test_any_chunks_and_any_reads_of_sse_give_the_same(chunk_cuts: list[int], read_cuts: list[int]) -> None:
     response = HEAD + chunked(pieces(sse_body(), chunk_cuts))
     tally = asyncio.run(read_sse(pieces(response, read_cuts)))
     assert (tally.tokens, tally.answers, tally.failed, tally.faults) == (TOKENS, 1, 0, {})
 
 
-def test_sse_byte_by_byte():
+def test_sse_byte_by_byte() -> None:
     response = HEAD + chunked([sse_body()])
     tally = asyncio.run(read_sse([response[at : at + 1] for at in range(len(response))]))
     assert (tally.tokens, tally.answers, tally.failed, tally.faults) == (TOKENS, 1, 0, {})
@@ -103,13 +103,13 @@ def test_sse_byte_by_byte():
         (b'data: {"error":{"message":"out of order"}}\n\n', "out of order"),
     ],
 )
-def test_sse_that_ends_without_done_is_a_failure(body, error):
+def test_sse_that_ends_without_done_is_a_failure(body: bytes, error: str) -> None:
     tally = asyncio.run(read_sse([HEAD + chunked([body])]))
     assert (tally.answers, tally.failed) == (0, 1)
     assert error in tally.errors[0]
 
 
-def test_skipped_id_of_sse_is_found():
+def test_skipped_id_of_sse_is_found() -> None:
     body = sse_body().replace(b"id: 1-5\n", b"id: 1-6\n").replace(b"id: 1-31\n", b"id: 1-40\n")
     tally = asyncio.run(
         read_sse([HEAD + chunked([body[:4000]]).removesuffix(b"0\r\n\r\n"), chunked([body[4000:]])])
@@ -183,20 +183,20 @@ def session_frames(grouping: list[int]) -> bytes:
 
 
 @given(st.lists(st.integers(min_value=1, max_value=40), min_size=1, max_size=6), cut_lists)
-def test_any_messages_and_any_reads_of_a_session_give_the_same(grouping, cuts):
+def test_any_messages_and_any_reads_of_a_session_give_the_same(grouping: list[int], cuts: list[int]) -> None:
     tally, transport = asyncio.run(read_session(session_frames(grouping), cuts))
     assert (tally.tokens, tally.answers, tally.failed, tally.faults) == (TOKENS, 1, 0, {})
     assert b'"ack"' in transport.written  # the end is acknowledged at once
     assert tally.setup.total == 1
 
 
-def test_missing_entry_of_a_session_is_found_in_text_and_number():
+def test_missing_entry_of_a_session_is_found_in_text_and_number() -> None:
     frames = session_frames([1]).replace(text_frame(SESSION_FRAMING.entries(b"st_1", 1, 9, entries()[9:10])), b"")
     tally, _ = asyncio.run(read_session(frames, []))
     assert tally.faults == {"lost": 1, "misnumbered": 1}
 
 
-def test_stream_that_ends_incomplete_is_a_failure_with_its_reason():
+def test_stream_that_ends_incomplete_is_a_failure_with_its_reason() -> None:
     end = m.End("st_1", 0, "incomplete", error=ErrorBody("upstream_reset", "the provider hung up"))
     tally, _ = asyncio.run(read_session(text_frame(m.encode(end)), []))
     assert (tally.answers, tally.failed) == (0, 1)
@@ -211,13 +211,13 @@ def end_frame(seq: int) -> bytes:
     return text_frame(m.encode(m.End("st_1", seq, "completed")))
 
 
-def test_doubled_entry_of_a_session_is_found_in_text_and_number():
+def test_doubled_entry_of_a_session_is_found_in_text_and_number() -> None:
     frames = session_frames([1]).replace(entry_frame(9), entry_frame(9) * 2)
     tally, _ = asyncio.run(read_session(frames, []))
     assert tally.faults == {"doubled": 1, "misnumbered": 1}
 
 
-def test_another_token_under_the_right_number_is_found():
+def test_another_token_under_the_right_number_is_found() -> None:
     frames = session_frames([1]).replace(entry_frame(9), entry_frame(9, entries()[12]))
     tally, _ = asyncio.run(read_session(frames, []))
     assert "misnumbered" not in tally.faults
@@ -226,13 +226,13 @@ def test_another_token_under_the_right_number_is_found():
 
 
 @pytest.mark.parametrize("off", [-1, 1])
-def test_end_of_a_session_under_another_number_is_found(off):
+def test_end_of_a_session_under_another_number_is_found(off: int) -> None:
     frames = session_frames([1]).removesuffix(end_frame(len(entries()))) + end_frame(len(entries()) + off)
     tally, _ = asyncio.run(read_session(frames, []))
     assert (tally.answers, tally.faults) == (1, {"misnumbered": 1})
 
 
-def test_session_that_is_cut_asks_for_what_comes_after_and_finds_it_whole():
+def test_session_that_is_cut_asks_for_what_comes_after_and_finds_it_whole() -> None:
     frames = session_frames([1])
     first, second = frames[: frames.index(entry_frame(9))], frames[frames.index(entry_frame(9)) :]
     tally, transport = asyncio.run(read_cut_session(first, second))
@@ -244,7 +244,7 @@ def test_session_that_is_cut_asks_for_what_comes_after_and_finds_it_whole():
 @pytest.mark.parametrize(
     ("begins", "faults"), [(7, {"doubled": 2, "misnumbered": 1}), (11, {"lost": 2, "misnumbered": 1})]
 )
-def test_session_that_comes_back_at_another_entry_is_found(begins, faults):
+def test_session_that_comes_back_at_another_entry_is_found(begins: int, faults: dict[str, int]) -> None:
     frames = session_frames([1])
     first, second = frames[: frames.index(entry_frame(9))], frames[frames.index(entry_frame(begins)) :]
     tally, _ = asyncio.run(read_cut_session(first, second))

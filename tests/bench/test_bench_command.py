@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import json
 import socket
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from holdfast_tools.bench import command
 from holdfast_tools.bench.plan import Pace, Plan
 from holdfast_tools.bench.tally import Tally
 from holdfast_tools.bench.workers import started
+from tests.support.gateway_path import GatewayPath, MakePath
 
 KEY = "hf_" + "k" * 40
 SHORT = ["--seconds", "0.3", "--streams", "6", "--tokens", "5", "--rate", "1000"]
@@ -31,7 +33,7 @@ async def bench(*arguments: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def no_key(monkeypatch):
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOLDFAST_API_KEY", raising=False)
 
 
@@ -47,7 +49,9 @@ def no_key(monkeypatch):
     ],
     ids=lambda how: "-".join(how[1:]),
 )
-async def test_every_token_is_checked_by_each_transport(path, capsys, tmp_path, how):
+async def test_every_token_is_checked_by_each_transport(
+    path: GatewayPath, capsys: pytest.CaptureFixture[str], tmp_path: Path, how: tuple[str, ...]
+) -> None:
     file = tmp_path / "out.json"
     assert await bench("--url", f"{path.url}/v1", *SHORT, *how, "--json", str(file)) == 0
     record = json.loads(file.read_text())
@@ -59,12 +63,16 @@ async def test_every_token_is_checked_by_each_transport(path, capsys, tmp_path, 
     assert f"every one of {record['tokens']} tokens arrived exactly once and in order" in out
 
 
-async def test_model_that_is_not_simulated_is_checked_by_numbers(path, capsys):
+async def test_model_that_is_not_simulated_is_checked_by_numbers(
+    path: GatewayPath, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await bench("--url", f"{path.url}/v1", *SHORT, "--no-simulated") == 0
     assert "every sequence number exactly once" in capsys.readouterr().out
 
 
-async def test_key_comes_from_the_environment_and_goes_nowhere_else(make_path, monkeypatch, tmp_path, capsys):
+async def test_key_comes_from_the_environment_and_goes_nowhere_else(
+    make_path: MakePath, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     path = await make_path(keys={"bench": KeyConfig(hash=f"sha256:{digest}")})
     monkeypatch.setenv("BENCH_KEY", KEY)
@@ -78,12 +86,14 @@ async def test_key_comes_from_the_environment_and_goes_nowhere_else(make_path, m
     assert "--api-key-env" in error
 
 
-async def test_unknown_model_is_named_with_those_that_there_are(path, capsys):
+async def test_unknown_model_is_named_with_those_that_there_are(
+    path: GatewayPath, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await bench("--url", f"{path.url}/v1", *SHORT, "--model", "gpt-9") == 1
     assert "no model 'gpt-9'; it has demo" in capsys.readouterr().err
 
 
-def test_nobody_listening_is_said(capsys):
+def test_nobody_listening_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as sock:  # bound, and never listening
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
@@ -100,26 +110,30 @@ def test_nobody_listening_is_said(capsys):
         (["--api-key-env", "NOT_SET_AT_ALL"], "NOT_SET_AT_ALL"),
     ],
 )
-def test_option_that_cannot_be_used_is_named(capsys, arguments, named):
+def test_option_that_cannot_be_used_is_named(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
     assert main(["bench", *arguments]) == 2
     assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--streams", "0"], ["--seconds", "0"], ["--rate", "inf"]])
-def test_number_out_of_range_is_refused(capsys, arguments):
+def test_number_out_of_range_is_refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", *arguments])
     assert arguments[0] in capsys.readouterr().err
 
 
-async def test_refused_stream_is_a_failure_with_its_reason(make_path, capsys):
+async def test_refused_stream_is_a_failure_with_its_reason(
+    make_path: MakePath, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = await make_path(provider={"retry_budget": {"ratio": 0, "floor": 0}})
     await path.provider.aclose()
     assert await bench("--url", f"{path.url}/v1", *SHORT, "--transport", "sse") == 1
     assert "upstream_connect_error" in capsys.readouterr().err
 
 
-async def test_fresh_connections_and_the_prompt_steer_the_provider(path):
+async def test_fresh_connections_and_the_prompt_steer_the_provider(path: GatewayPath) -> None:
     plan = Plan(
         url=f"{path.url}/v1",
         streams=3,

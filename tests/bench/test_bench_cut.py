@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from holdfast_tools.bench.countdown import Countdown
-from holdfast_tools.bench.plan import Pace, Plan
+from holdfast_tools.bench.plan import Pace, Plan, Transport
 from holdfast_tools.bench.tally import Tally
 from holdfast_tools.bench.workers import Workers, started
+from tests.support.gateway_path import GatewayPath, MakePath
 
 TOKENS = 200
 PACE = Pace(interval_ms=4, ttft_ms=0)
@@ -30,7 +31,7 @@ async def run(plan: Plan, *, cuts: int, away: float = 0.02, processes: int = 1) 
 
 
 @pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_streams_that_are_cut_go_on_where_they_were_cut(path, transport):
+async def test_streams_that_are_cut_go_on_where_they_were_cut(path: GatewayPath, transport: Transport) -> None:
     plan = Plan(
         url=f"{path.url}/v1",
         transport=transport,
@@ -49,7 +50,7 @@ async def test_streams_that_are_cut_go_on_where_they_were_cut(path, transport):
     assert total.first_token.total == 4
 
 
-async def test_session_with_several_streams_brings_all_of_them_back(path):
+async def test_session_with_several_streams_brings_all_of_them_back(path: GatewayPath) -> None:
     plan = Plan(url=f"{path.url}/v1", streams=6, sockets=2, tokens=TOKENS, pace=PACE, once=True)
     total, (cut,) = await run(plan, cuts=1)
     assert (total.faults, total.failed, total.answers) == ({}, 0, 6)
@@ -57,7 +58,7 @@ async def test_session_with_several_streams_brings_all_of_them_back(path):
 
 
 @pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_answer_that_is_over_before_its_cut_is_a_failure(path, transport):
+async def test_answer_that_is_over_before_its_cut_is_a_failure(path: GatewayPath, transport: Transport) -> None:
     plan = Plan(
         url=f"{path.url}/v1",
         transport=transport,
@@ -77,7 +78,7 @@ async def test_answer_that_is_over_before_its_cut_is_a_failure(path, transport):
     assert "too short" in cut.errors[0]
 
 
-async def test_stream_that_does_not_end_in_time_is_a_failure(path):
+async def test_stream_that_does_not_end_in_time_is_a_failure(path: GatewayPath) -> None:
     plan = Plan(url=f"{path.url}/v1", tokens=TOKENS, pace=Pace(interval_ms=1000, ttft_ms=0), once=True)
 
     def work() -> Tally:
@@ -90,7 +91,7 @@ async def test_stream_that_does_not_end_in_time_is_a_failure(path):
     assert tally.errors == ["1 streams had not ended after 0.05 s"]
 
 
-async def test_streams_that_are_cut_while_answers_follow_each_other_lose_nothing(path):
+async def test_streams_that_are_cut_while_answers_follow_each_other_lose_nothing(path: GatewayPath) -> None:
     plan = Plan(url=f"{path.url}/v1", streams=8, sockets=2, tokens=5, pace=Pace(interval_ms=1, ttft_ms=1))
 
     def work() -> Tally:
@@ -104,7 +105,7 @@ async def test_streams_that_are_cut_while_answers_follow_each_other_lose_nothing
     assert (total.faults, total.failed) == ({}, 0), total.errors
 
 
-async def test_idle_sessions_answer_pings_and_come_back_within_their_time(make_path):
+async def test_idle_sessions_answer_pings_and_come_back_within_their_time(make_path: MakePath) -> None:
     path = await make_path(server={"ping_interval": 0.1, "ping_timeout": 0.1})
     plan = Plan(url=f"{path.url}/v1", streams=0, idle=5, addresses=3)
 
@@ -112,7 +113,7 @@ async def test_idle_sessions_answer_pings_and_come_back_within_their_time(make_p
         with started(plan, processes=2) as workers:
             first, more = workers.wait_until_ready(), workers.add(idle=4)
             _, window = workers.windows(1, 0.3)
-            return first, more, window, workers.cut(over=0.1), len(path.gateway.sessions.open)
+            return first, more, window, workers.cut(over=0.1), path.gateway.peers.statistics().conversations
 
     first, more, window, cut, left = await asyncio.to_thread(work)
     assert left == 9
@@ -122,7 +123,7 @@ async def test_idle_sessions_answer_pings_and_come_back_within_their_time(make_p
     assert cut.seconds >= 0.05  # the last ones of each process come when most of the time is over
 
 
-async def test_added_streams_begin_before_the_answer_comes(path):
+async def test_added_streams_begin_before_the_answer_comes(path: GatewayPath) -> None:
     plan = Plan(url=f"{path.url}/v1", streams=0, tokens=TOKENS, pace=PACE)
 
     def work() -> Tally:
@@ -134,13 +135,13 @@ async def test_added_streams_begin_before_the_answer_comes(path):
     assert (tally.opened, tally.first_token.total, tally.failed) == (2, 6, 0)
 
 
-def test_load_that_polls_cannot_be_cut():
+def test_load_that_polls_cannot_be_cut() -> None:
     plan = Plan(url="http://127.0.0.1:1/v1", transport="long-poll")
     with pytest.raises(ValueError, match="long-poll holds no connection"):
         Workers(plan, []).cut()
 
 
-async def test_gateway_that_is_gone_when_the_load_comes_back_is_a_failure(make_path):
+async def test_gateway_that_is_gone_when_the_load_comes_back_is_a_failure(make_path: MakePath) -> None:
     path = await make_path()
     plan = Plan(url=f"{path.url}/v1", streams=0, idle=2)
 
@@ -154,7 +155,7 @@ async def test_gateway_that_is_gone_when_the_load_comes_back_is_a_failure(make_p
     assert tally.failed >= 2
 
 
-async def test_countdown_waits_for_the_last_and_no_longer():
+async def test_countdown_waits_for_the_last_and_no_longer() -> None:
     countdown = Countdown()
     await countdown.wait(0.01)  # nothing is expected
     countdown.expect(2)

@@ -36,7 +36,7 @@ while True: sock.accept()
 """
 
 
-def test_children_count_as_part_of_the_tree_and_end_with_it():
+def test_children_count_as_part_of_the_tree_and_end_with_it() -> None:
     port = free_port()
     with serving([sys.executable, "-c", PARENT, str(port)], CORE, port) as server:
         members = tree(server.pid)
@@ -52,14 +52,14 @@ def test_children_count_as_part_of_the_tree_and_end_with_it():
     assert not is_running(child)
 
 
-def test_process_that_ends_at_once_is_shown_with_what_it_said():
+def test_process_that_ends_at_once_is_shown_with_what_it_said() -> None:
     port = free_port()
     command = [sys.executable, "-c", "import sys; sys.exit('no such option')"]
     with pytest.raises(ProcessFailed, match="status 1: no such option"), serving(command, CORE, port):
         pass
 
 
-def test_holdfast_that_does_not_start_is_shown_with_what_it_said(tmp_path):
+def test_holdfast_that_does_not_start_is_shown_with_what_it_said(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     with (
         pytest.raises(ProcessFailed, match=r"holdfast serve ended with status 2: .*missing\.toml"),
@@ -68,21 +68,21 @@ def test_holdfast_that_does_not_start_is_shown_with_what_it_said(tmp_path):
         pass
 
 
-def test_gateway_with_a_key_takes_it_and_no_other_caller():
+def test_gateway_with_a_key_takes_it_and_no_other_caller() -> None:
     with adapter.start(None, CORE, has_key=True, settings={"server": {"max_connections": 7}}) as gateway:
         url = f"{gateway.url}/models"
         assert httpx.get(url, headers=gateway.headers).status_code == 200
         assert httpx.get(url).status_code == 401
 
 
-def test_simulated_provider_listens_when_it_is_given_and_is_gone_afterwards():
+def test_simulated_provider_listens_when_it_is_given_and_is_gone_afterwards() -> None:
     with simulated_provider(CORE) as provider:
         assert tree(provider.pid) == [provider.pid]
         assert provider.url == f"http://127.0.0.1:{provider.port}/v1"
     assert not Path(f"/proc/{provider.pid}").exists()
 
 
-def test_gateways_are_found_by_name_and_absent_ones_are_said(monkeypatch):
+def test_gateways_are_found_by_name_and_absent_ones_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ADAPTERS["caddy"], "available", lambda: "caddy is not installed")
     adapters, notes = found(["direct", "caddy"])
     assert adapters == {"direct": direct}

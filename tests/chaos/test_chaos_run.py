@@ -26,7 +26,7 @@ FAULTS = [
 
 
 @pytest.mark.timeout(150)
-async def test_short_run_loses_doubles_and_reorders_nothing(tmp_path):
+async def test_short_run_loses_doubles_and_reorders_nothing(tmp_path: Path) -> None:
     schedule = tmp_path / "schedule.json"
     schedule.write_text(json.dumps({"seed": 145, "seconds": 4.0, "width": 1, "faults": FAULTS}))
     process = await asyncio.create_subprocess_exec(
@@ -53,7 +53,7 @@ async def test_short_run_loses_doubles_and_reorders_nothing(tmp_path):
     assert "gateway kill 1" in output, output
 
 
-def test_worker_goes_on_where_a_killed_one_stopped(tmp_path):
+def test_worker_goes_on_where_a_killed_one_stopped(tmp_path: Path) -> None:
     path = tmp_path / "client.jsonl"
     journal = Journal(path)
     streams = {}
@@ -80,17 +80,17 @@ def test_worker_goes_on_where_a_killed_one_stopped(tmp_path):
     ]
 
 
-def test_schedule_follows_from_its_seed():
+def test_schedule_follows_from_its_seed() -> None:
     assert make_schedule(3, 60, 4) == make_schedule(3, 60, 4)
     assert make_schedule(3, 60, 4) != make_schedule(4, 60, 4)
     assert request_plan(3, "sdk", 5) == request_plan(3, "sdk", 5)
 
 
-def test_schedule_can_be_written_and_read():
+def test_schedule_can_be_written_and_read() -> None:
     schedule = make_schedule(3, 600, 4)
     assert json.loads(json.dumps(schedule)) == schedule
 
 
-def test_ten_minutes_have_every_kind_of_fault():
+def test_ten_minutes_have_every_kind_of_fault() -> None:
     kinds = {(fault["target"], fault["kind"]) for fault in make_schedule(1, 600, 4)["faults"]}
     assert len(kinds) == 17

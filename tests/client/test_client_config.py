@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import ssl
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
 
 import pytest
 
 import holdfast
 from holdfast import ConfigError, WebSocketConfig
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +96,7 @@ def test_package_exports_what_it_names() -> None:
         assert name in dir(holdfast)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         holdfast.nonsense  # noqa: B018
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert holdfast.__version__ == project["version"]
+    assert holdfast.__version__ == importlib.metadata.version("holdfast")
 
 
 def test_import_of_the_package_loads_no_client_library() -> None:

@@ -30,6 +30,7 @@ from holdfast import (
 from holdfast.core.session import messages as m
 from holdfast.errors import HelloTimeout, InvalidMessage
 from tests.support.scripted_gateway import MakeClient, Script, ScriptedGateway, answers, words
+from tests.support.virtual_clock import VirtualClock
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -348,9 +349,12 @@ async def test_gateway_that_breaks_the_protocol_is_left_and_the_stream_resumed(
 async def test_gateway_that_keeps_breaking_the_protocol_is_given_up(
     gateway: ScriptedGateway, make_client: MakeClient
 ) -> None:
+    async def connected(number: int) -> None:
+        await gateway.until(lambda: len(gateway.connections) == number)
+
     async def break_all() -> None:
         for number in range(1, 4):
-            await gateway.until(lambda number=number: len(gateway.connections) == number)
+            await connected(number)
             await gateway.last.socket.send("rubbish")
 
     client = make_client(max_retries=2)
@@ -404,17 +408,17 @@ async def test_connection_that_answers_pings_is_kept(gateway: ScriptedGateway, m
 
 
 async def test_any_bytes_are_a_sign_of_life(gateway: ScriptedGateway, make_client: MakeClient) -> None:
-    client = make_client(ping_interval=0.1, ping_timeout=0.1)
+    clock = VirtualClock(asyncio.get_running_loop())
+    client = make_client(ping_interval=20.0, ping_timeout=10.0)
     await client.connect()
     await gateway.until(lambda: "welcome" in gateway.last.sent)
     gateway.last.is_mute = True
-    loop = asyncio.get_running_loop()
-    stop = loop.time() + 0.5
-    while loop.time() < stop:  # frames of the WebSocket layer, and no message
+    for _ in range(10):  # frames of the WebSocket layer, and no message
+        await clock.pass_time(15.0, step=5.0)
         await (await gateway.last.socket.ping())
-        await asyncio.sleep(0.02)
     assert client.state is ConnectionState.OPEN
     assert not gateway.of_type(m.Ping)
+    await clock.pass_time(30.0, step=5.0)
     await gateway.until(lambda: gateway.open_count == 0)  # nothing comes any more
     assert gateway.of_type(m.Ping)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import pytest
 
@@ -262,6 +263,10 @@ async def test_two_tasks_that_read_one_stream_are_told(
         assert await first == "a"
 
 
+def cancelled(generation: Generation) -> Callable[[], bool]:
+    return lambda: generation.is_cancelled
+
+
 async def test_entry_that_is_not_json_fails_its_own_stream_only(
     gateway: ScriptedGateway, client: StreamingAIClient
 ) -> None:
@@ -279,7 +284,7 @@ async def test_entry_that_is_not_json_fails_its_own_stream_only(
             with pytest.raises(ProtocolError, match="not JSON") as caught:
                 await anext(stream)
             assert caught.value.partial == "a"
-        await gateway.until(lambda generation=generation: generation.is_cancelled)
+        await gateway.until(cancelled(generation))
     assert len(gateway.connections) == 1
 
 

@@ -67,9 +67,9 @@ class EchoProtocol(asyncio.Protocol):
         if isinstance(verdict, UpgradeAccepted):
             self.transport.write(switching_protocols(verdict))
             return True
-        fields = [b"HTTP/1.1 %d -" % verdict.status, b"connection: close", b"content-length: 0"]
-        fields += [name + b": " + value for name, value in verdict.headers if name != b"connection"]
-        self.transport.write(b"\r\n".join(fields) + b"\r\n\r\n")
+        answer = [b"HTTP/1.1 %d -" % verdict.status, b"connection: close", b"content-length: 0"]
+        answer += [name + b": " + value for name, value in verdict.headers if name != b"connection"]
+        self.transport.write(b"\r\n".join(answer) + b"\r\n\r\n")
         self.transport.close()
         return False
 

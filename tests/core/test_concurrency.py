@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ class Endpoint:
 
     def __init__(self, *, measured: bool = True, **limits: float) -> None:
         """With `measured` the baseline is GOOD, and its first measurement is over."""
-        settings = {"min": 2, "max": 100, "initial": 10, "baseline_interval": INTERVAL} | limits
+        settings: dict[str, Any] = {"min": 2, "max": 100, "initial": 10, "baseline_interval": INTERVAL} | limits
         self.limit = GradientLimit(GradientLimits(**settings), rng=random.Random(1))
         self.now = 0.0
         if measured:
@@ -26,7 +27,7 @@ class Endpoint:
             self.light_window(GOOD)
 
     def fill(self) -> list[Flight]:
-        flights = []
+        flights: list[Flight] = []
         while (flight := self.limit.acquire()) is not None:
             flight.begin(self.now)
             flights.append(flight)
@@ -54,7 +55,7 @@ class Endpoint:
             flight.release(self.now)
 
 
-def test_first_window_is_the_baseline_and_is_checked_at_half_the_load():
+def test_first_window_is_the_baseline_and_is_checked_at_half_the_load() -> None:
     endpoint = Endpoint(measured=False)
     assert (endpoint.limit.limit, endpoint.limit.baseline, endpoint.limit.recent) == (10, None, None)
     endpoint.window(GOOD)
@@ -64,7 +65,7 @@ def test_first_window_is_the_baseline_and_is_checked_at_half_the_load():
     assert endpoint.limit.is_measuring
 
 
-def test_limit_grows_by_its_root_while_it_is_used_to_the_full():
+def test_limit_grows_by_its_root_while_it_is_used_to_the_full() -> None:
     endpoint = Endpoint()
     assert endpoint.limit.limit == 10
     endpoint.window(GOOD)
@@ -74,7 +75,7 @@ def test_limit_grows_by_its_root_while_it_is_used_to_the_full():
     assert endpoint.limit.limit == 100
 
 
-def test_limit_does_not_grow_while_it_is_not_used():
+def test_limit_does_not_grow_while_it_is_not_used() -> None:
     endpoint = Endpoint()
     for _ in range(20):
         before = endpoint.limit._window
@@ -89,7 +90,7 @@ def test_limit_does_not_grow_while_it_is_not_used():
     assert endpoint.limit.limit == 10
 
 
-def test_lateness_lowers_the_limit_by_the_gradient_smoothed():
+def test_lateness_lowers_the_limit_by_the_gradient_smoothed() -> None:
     endpoint = Endpoint()
     endpoint.window(LATE)
     gradient = 1.5 * GOOD / LATE
@@ -97,13 +98,13 @@ def test_lateness_lowers_the_limit_by_the_gradient_smoothed():
     assert endpoint.limit.baseline == pytest.approx(GOOD)
 
 
-def test_one_window_takes_no_more_than_a_quarter_however_late():
+def test_one_window_takes_no_more_than_a_quarter_however_late() -> None:
     endpoint = Endpoint()
     endpoint.window(1000.0)
     assert endpoint.limit._limit == pytest.approx(7.5)
 
 
-def test_limit_never_falls_below_its_minimum():
+def test_limit_never_falls_below_its_minimum() -> None:
     endpoint = Endpoint(min=8)
     ttft = LATE
     for _ in range(10):
@@ -112,14 +113,14 @@ def test_limit_never_falls_below_its_minimum():
         assert endpoint.limit.limit >= 8
 
 
-def test_lateness_under_light_load_is_the_new_baseline():
+def test_lateness_under_light_load_is_the_new_baseline() -> None:
     endpoint = Endpoint()
     endpoint.light_window(BAD)
     assert endpoint.limit.limit == 10
     assert endpoint.limit.baseline == pytest.approx(BAD)
 
 
-def test_lateness_that_less_load_does_not_heal_is_the_new_baseline_and_gives_the_limit_back():
+def test_lateness_that_less_load_does_not_heal_is_the_new_baseline_and_gives_the_limit_back() -> None:
     endpoint = Endpoint(initial=40)
     limits = []
     while endpoint.limit.baseline == pytest.approx(GOOD):
@@ -130,7 +131,7 @@ def test_lateness_that_less_load_does_not_heal_is_the_new_baseline_and_gives_the
     assert endpoint.limit.baseline == pytest.approx(BAD)
 
 
-def test_lateness_that_less_load_heals_leaves_the_baseline():
+def test_lateness_that_less_load_heals_leaves_the_baseline() -> None:
     endpoint = Endpoint(initial=40)
     late = BAD
     while endpoint.limit.limit > 5:
@@ -143,7 +144,7 @@ def test_lateness_that_less_load_heals_leaves_the_baseline():
     assert endpoint.limit.limit < 30
 
 
-def test_lateness_that_halving_has_healed_in_part_is_watched_for_another_half():
+def test_lateness_that_halving_has_healed_in_part_is_watched_for_another_half() -> None:
     endpoint = Endpoint(initial=64, min=1)
     for ttft in (8.0, 8.0, 8.0, 4.0):  # the limit is half now, and so is the lateness
         endpoint.window(ttft)
@@ -155,7 +156,7 @@ def test_lateness_that_halving_has_healed_in_part_is_watched_for_another_half():
     assert endpoint.limit.baseline == pytest.approx(4.0)
 
 
-def test_answers_much_sooner_are_the_new_baseline_at_once_and_slowly_otherwise():
+def test_answers_much_sooner_are_the_new_baseline_at_once_and_slowly_otherwise() -> None:
     endpoint = Endpoint()
     endpoint.window(0.18)
     assert endpoint.limit.baseline == pytest.approx(GOOD + 0.05 * (0.18 - GOOD))
@@ -163,14 +164,14 @@ def test_answers_much_sooner_are_the_new_baseline_at_once_and_slowly_otherwise()
     assert endpoint.limit.baseline == pytest.approx(0.1)
 
 
-def test_baseline_does_not_creep_up_with_what_is_tolerated():
+def test_baseline_does_not_creep_up_with_what_is_tolerated() -> None:
     endpoint = Endpoint()
     for _ in range(200):
         endpoint.window(GOOD * 1.4)
     assert endpoint.limit.baseline == pytest.approx(GOOD * 1.1)
 
 
-def test_instant_answers_are_no_division_by_zero():
+def test_instant_answers_are_no_division_by_zero() -> None:
     endpoint = Endpoint()
     endpoint.window(0.0)
     endpoint.window(0.0)
@@ -180,7 +181,7 @@ def test_instant_answers_are_no_division_by_zero():
     assert endpoint.limit.limit >= 2
 
 
-def test_milliseconds_are_not_late():
+def test_milliseconds_are_not_late() -> None:
     endpoint = Endpoint()
     endpoint.window(0.001)
     before = endpoint.limit._limit
@@ -200,7 +201,7 @@ def due(endpoint: Endpoint) -> None:
     assert endpoint.limit.is_measuring
 
 
-def test_measurement_lowers_the_load_by_half_one_place_for_two():
+def test_measurement_lowers_the_load_by_half_one_place_for_two() -> None:
     endpoint = Endpoint(initial=20)
     endpoint.now += INTERVAL * 1.2
     flights = endpoint.fill()
@@ -214,7 +215,7 @@ def test_measurement_lowers_the_load_by_half_one_place_for_two():
         assert endpoint.limit.limit == max(20 - (released + 1) // 2, 10)
 
 
-def test_measurement_that_shows_no_difference_gives_the_limit_back():
+def test_measurement_that_shows_no_difference_gives_the_limit_back() -> None:
     endpoint = Endpoint(initial=20)
     due(endpoint)
     before = endpoint.limit._limit
@@ -224,7 +225,7 @@ def test_measurement_that_shows_no_difference_gives_the_limit_back():
     assert endpoint.limit.baseline == pytest.approx(GOOD * 0.9)
 
 
-def test_measurement_goes_on_for_as_long_as_answers_get_sooner():
+def test_measurement_goes_on_for_as_long_as_answers_get_sooner() -> None:
     endpoint = Endpoint(measured=False, initial=64, min=2)
     ttft = {64: 8.0, 32: 4.0, 16: 2.0, 8: 1.0, 4: 1.0}
     endpoint.window(8.0)
@@ -237,7 +238,7 @@ def test_measurement_goes_on_for_as_long_as_answers_get_sooner():
     assert endpoint.limit.limit == 16
 
 
-def test_measurement_ends_at_the_minimum():
+def test_measurement_ends_at_the_minimum() -> None:
     endpoint = Endpoint(measured=False, initial=8, min=3)
     for ttft in (8.0, 8.0):
         endpoint.window(ttft)
@@ -250,7 +251,7 @@ def test_measurement_ends_at_the_minimum():
     assert endpoint.limit.limit == 6
 
 
-def test_measurement_that_took_long_is_not_repeated_soon():
+def test_measurement_that_took_long_is_not_repeated_soon() -> None:
     """Where answers run for minutes the load takes that long to fall, and the next measurement is put off."""
     endpoint = Endpoint(initial=20)
     due(endpoint)
@@ -263,7 +264,7 @@ def test_measurement_that_took_long_is_not_repeated_soon():
     assert endpoint.now - measured_at >= 900.0
 
 
-def test_overload_ends_a_measurement():
+def test_overload_ends_a_measurement() -> None:
     endpoint = Endpoint(initial=20)
     due(endpoint)
     (flight, *others) = endpoint.fill()
@@ -279,7 +280,7 @@ def test_overload_ends_a_measurement():
 # -- overload --------------------------------------------------------------------------------------------
 
 
-def test_overload_lowers_the_limit_once_for_what_was_in_flight_together():
+def test_overload_lowers_the_limit_once_for_what_was_in_flight_together() -> None:
     endpoint = Endpoint(initial=20)
     flights = endpoint.fill()
     for flight in flights:
@@ -289,7 +290,7 @@ def test_overload_lowers_the_limit_once_for_what_was_in_flight_together():
     assert endpoint.limit.in_flight == 0
 
 
-def test_overload_again_lowers_it_again_down_to_the_minimum():
+def test_overload_again_lowers_it_again_down_to_the_minimum() -> None:
     endpoint = Endpoint(initial=20, min=5)
     seen = []
     for _ in range(5):
@@ -299,7 +300,7 @@ def test_overload_again_lowers_it_again_down_to_the_minimum():
     assert seen == [14, 9, 6, 5, 5]
 
 
-def test_overload_under_light_load_counts_half_the_limit():
+def test_overload_under_light_load_counts_half_the_limit() -> None:
     endpoint = Endpoint(initial=20)
     flight = endpoint.limit.acquire()
     assert flight is not None
@@ -307,7 +308,7 @@ def test_overload_under_light_load_counts_half_the_limit():
     assert endpoint.limit.limit == 7
 
 
-def test_limit_recovers_after_an_overload():
+def test_limit_recovers_after_an_overload() -> None:
     endpoint = Endpoint(initial=20)
     for flight in endpoint.fill():
         flight.release(endpoint.now, is_overload=True)
@@ -319,7 +320,7 @@ def test_limit_recovers_after_an_overload():
 def whole_answers(endpoint: Endpoint, count: int, *, at_once: int = 1000) -> None:
     """Answers that are not streamed: they have no first token."""
     while count > 0:
-        flights = []
+        flights: list[Flight] = []
         while len(flights) < at_once and (flight := endpoint.limit.acquire()) is not None:
             flights.append(flight)
         endpoint.now += 10.0
@@ -328,7 +329,7 @@ def whole_answers(endpoint: Endpoint, count: int, *, at_once: int = 1000) -> Non
         count -= len(flights)
 
 
-def test_limit_recovers_after_an_overload_with_answers_that_are_not_streamed():
+def test_limit_recovers_after_an_overload_with_answers_that_are_not_streamed() -> None:
     endpoint = Endpoint(initial=20)
     for flight in endpoint.fill():
         flight.release(endpoint.now, is_overload=True)
@@ -338,13 +339,13 @@ def test_limit_recovers_after_an_overload_with_answers_that_are_not_streamed():
     assert endpoint.limit.recent == pytest.approx(GOOD)
 
 
-def test_answers_that_are_not_streamed_do_not_let_an_unused_limit_grow():
+def test_answers_that_are_not_streamed_do_not_let_an_unused_limit_grow() -> None:
     endpoint = Endpoint(initial=20)
     whole_answers(endpoint, 200, at_once=10)
     assert endpoint.limit.limit == 20
 
 
-def test_answers_that_are_not_streamed_say_nothing_beside_those_that_are():
+def test_answers_that_are_not_streamed_say_nothing_beside_those_that_are() -> None:
     endpoint = Endpoint()
     first, *others = endpoint.fill()
     endpoint.now += BAD
@@ -354,7 +355,7 @@ def test_answers_that_are_not_streamed_say_nothing_beside_those_that_are():
     assert endpoint.limit.limit == 10
 
 
-def test_measurement_without_streamed_answers_is_given_up():
+def test_measurement_without_streamed_answers_is_given_up() -> None:
     endpoint = Endpoint(initial=20)
     due(endpoint)
     assert endpoint.limit.limit < 20
@@ -369,7 +370,7 @@ def test_measurement_without_streamed_answers_is_given_up():
 # -- flights ---------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_granted_at_the_limit():
+def test_nothing_is_granted_at_the_limit() -> None:
     endpoint = Endpoint()
     assert len(endpoint.fill()) == 10
     assert endpoint.limit.is_full
@@ -377,7 +378,7 @@ def test_nothing_is_granted_at_the_limit():
     assert endpoint.limit.in_flight == 10
 
 
-def test_release_counts_once():
+def test_release_counts_once() -> None:
     endpoint = Endpoint()
     flights = endpoint.fill()
     for _ in range(2):
@@ -388,7 +389,7 @@ def test_release_counts_once():
     assert endpoint.limit._samples == []
 
 
-def test_answer_to_what_was_not_begun_is_no_sample_and_only_the_first_answer_is():
+def test_answer_to_what_was_not_begun_is_no_sample_and_only_the_first_answer_is() -> None:
     endpoint = Endpoint()
     flight = endpoint.limit.acquire()
     assert flight is not None
@@ -401,7 +402,7 @@ def test_answer_to_what_was_not_begun_is_no_sample_and_only_the_first_answer_is(
     assert endpoint.limit._samples == [pytest.approx(GOOD)]
 
 
-def test_answer_to_what_was_begun_in_an_earlier_window_is_no_sample():
+def test_answer_to_what_was_begun_in_an_earlier_window_is_no_sample() -> None:
     endpoint = Endpoint()
     early = endpoint.limit.acquire()
     assert early is not None
@@ -415,6 +416,6 @@ def test_answer_to_what_was_begun_in_an_earlier_window_is_no_sample():
     "limits",
     [{"min": 0}, {"min": 30}, {"initial": 200, "max": 100}, {"tolerance": 0.9}],
 )
-def test_limits_that_contradict_each_other_are_refused(limits):
+def test_limits_that_contradict_each_other_are_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected 1 <= min <= initial <= max and tolerance >= 1"):
         GradientLimit(GradientLimits(**limits), rng=random.Random(1))

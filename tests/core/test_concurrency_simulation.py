@@ -7,6 +7,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def middle(limits: list[int]) -> int:
     return sorted(limits)[len(limits) // 2]
 
 
-def near(capacity: int) -> pytest.approx:
+def near(capacity: int) -> Any:
     return pytest.approx(capacity, rel=0.2, abs=1)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from holdfast.core.http.connection import (
@@ -63,7 +65,8 @@ def test_request_is_written_whole() -> None:
 
 
 def test_request_of_which_nothing_was_handed_over_was_not_processed_and_never_will_be() -> None:
-    for end in (lambda c: c.receive_eof()[:1], lambda c: c.close()):
+    ways: list[Callable[[Http1Connection], list[Event]]] = [lambda c: c.receive_eof()[:1], lambda c: c.close()]
+    for end in ways:
         connection = connection_with_request()
         connection.receive_data(OK_3)
         connection.send_request(b"GET", b"https", b"a.example", b"/", [])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from holdfast.core.http.connection import (
@@ -451,11 +453,12 @@ def test_eof_fails_all_streams_and_then_the_connection() -> None:
 
 
 def test_request_of_which_nothing_was_handed_over_was_not_processed_and_never_will_be() -> None:
-    for end, goodbye in (
+    ways: list[tuple[Callable[[Peer], list[Event]], list[int]]] = [
         (lambda peer: peer.client.receive_eof(), []),
         (lambda peer: peer.client.close(), [GOAWAY]),
         (lambda peer: peer.send(frame(PUSH_PROMISE, 0, 1)), [GOAWAY]),
-    ):
+    ]
+    for end, goodbye in ways:
         peer = Peer()
         first = peer.request()
         peer.sent()

@@ -41,7 +41,7 @@ def test_repeated_fields_shrink_and_changing_ones_stay_out_of_the_table() -> Non
 def test_secrets_are_never_indexed() -> None:
     encoder, decoder = RequestEncoder(), Decoder()
     for _ in range(3):
-        fields = decoder.decode(encoder.encode(REQUEST), raw=True)
+        fields = list(decoder.decode(encoder.encode(REQUEST), raw=True))
         assert isinstance(fields[2], NeverIndexedHeaderTuple)
 
 

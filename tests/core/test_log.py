@@ -34,7 +34,7 @@ def read_all(cursor: Cursor, max_bytes: int = 1000) -> list[dict[str, Any]]:
 
 def seqs(messages: list[dict[str, Any]]) -> list[int]:
     """The sequence numbers of all entries in order, the end's included."""
-    found = []
+    found: list[int] = []
     for message in messages:
         count = len(message["data"]) if message["type"] == "events" else 1
         found += range(message["seq"], message["seq"] + count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ class Story:
         self.closed: list[Member] = []
         self.now = 0.0
 
-    def act(self, actions: list) -> list:
+    def act(self, actions: list[Any]) -> list[Any]:
         for action in actions:
             if isinstance(action, Open):
                 self.dials.append(action.member)
@@ -77,7 +78,7 @@ class Story:
     def end(self, waiter: PoolRequest, *, keep_alive: float | None = None) -> None:
         self.act(self.pool.released(self.lent.pop(waiter), self.now, keep_alive=keep_alive))
 
-    def at(self, now: float) -> list:
+    def at(self, now: float) -> list[Any]:
         self.now = now
         return self.act(self.pool.handle_timeout(now))
 

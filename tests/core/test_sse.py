@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.sse import EventSplitter, EventTooLarge, SseEvent, write_event
+from holdfast.core.sse import EventSplitter, EventTooLarge, SseEvent, write_entries, write_event
 
 
 def inside() -> EventSplitter:
@@ -276,3 +276,10 @@ def test_id_or_name_with_a_line_end_is_refused(bad: bytes) -> None:
 def test_id_with_nul_is_refused() -> None:
     with pytest.raises(ValueError, match="NUL"):
         write_event(b"", id=b"a\0")
+
+
+@pytest.mark.parametrize("payload", [b'{"a":1}', b'{"a":\n1}', b'{"a":\r1}'])
+def test_entries_are_written_as_events_that_carry_their_epoch_and_number(payload: bytes) -> None:
+    assert write_entries(2, 9, [payload, b"{}"]) == (
+        write_event(payload, id=b"2-9") + write_event(b"{}", id=b"2-10")
+    )

@@ -240,7 +240,7 @@ class ServerRunner:
         match event:
             case server.HelloReceived():
                 streams = [json.loads(m.encode(resume)) for resume in event.streams]
-                fields = {"client": event.client, "session": event.session, "streams": streams}
+                fields: dict[str, Any] = {"client": event.client, "session": event.session, "streams": streams}
                 return without_nothing({"event": "hello", **fields})
             case server.CreateReceived():
                 fields = {"request_id": event.request_id, "credit": event.credit}

@@ -10,6 +10,7 @@ from holdfast.core.websocket.handshake import (
     accept_token,
     check_upgrade,
     is_upgrade_request,
+    offered_subprotocols,
     switching_protocols,
 )
 
@@ -164,3 +165,8 @@ def test_answer_with_a_subprotocol_that_was_not_offered_is_refused() -> None:
 def test_answer_with_a_header_that_would_break_it_is_refused(name: bytes, value: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         switching_protocols(UpgradeAccepted(KEY, []), headers=[(name, value)])
+
+
+def test_offered_subprotocols_are_read_whatever_the_verdict_will_be() -> None:
+    given = [(b"sec-websocket-protocol", b"holdfast.v1, holdfast.v1"), (b"sec-websocket-protocol", b"a b")]
+    assert offered_subprotocols(given) == ["holdfast.v1", "holdfast.v1", "a b"]

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -23,8 +24,11 @@ route = ["openai/gpt-4o"]
 """
 
 
+WriteConfig = Callable[[str], str]
+
+
 @pytest.fixture
-def config(tmp_path):
+def config(tmp_path: Path) -> WriteConfig:
     """Writes a configuration file."""
 
     def write(text: str) -> str:
@@ -35,7 +39,7 @@ def config(tmp_path):
     return write
 
 
-def test_check_of_a_valid_file_says_what_is_in_it(config):
+def test_check_of_a_valid_file_says_what_is_in_it(config: WriteConfig) -> None:
     result = run("check", "--config", config(GOOD))
     assert (result.returncode, result.stderr) == (0, "")
     assert "valid" in result.stdout
@@ -59,7 +63,9 @@ def test_check_of_a_valid_file_says_what_is_in_it(config):
         (GOOD + '[server]\nhost = "0.0.0.0"\n', ["server.host", "holdfast keys create"]),
     ],
 )
-def test_check_of_a_wrong_file_names_file_key_and_what_is_right(config, capsys, text, says):
+def test_check_of_a_wrong_file_names_file_key_and_what_is_right(
+    config: WriteConfig, capsys: pytest.CaptureFixture[str], text: str, says: list[str]
+) -> None:
     """In this process, because there are many."""
     path = config(text)
     assert main(["check", "--config", path]) == 2
@@ -72,27 +78,27 @@ def test_check_of_a_wrong_file_names_file_key_and_what_is_right(config, capsys, 
     assert "secret-key" not in output.err
 
 
-def test_serve_refuses_a_wrong_file_in_the_words_of_check(config):
+def test_serve_refuses_a_wrong_file_in_the_words_of_check(config: WriteConfig) -> None:
     path = config("[server]\nport = 99999")
     checked, served = run("check", "--config", path), run("serve", "--port", "0", "--config", path)
     assert "server.port" in served.stderr
     assert (served.returncode, served.stdout, served.stderr) == (2, "", checked.stderr)
 
 
-def test_check_of_a_file_that_is_not_there_says_so():
+def test_check_of_a_file_that_is_not_there_says_so() -> None:
     result = run("check", "--config", "nowhere.toml")
     assert result.returncode == 2
     assert "nowhere.toml: cannot be read: No such file" in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve", "--prot", "1"]])
-def test_wrong_usage_exits_with_2_and_the_usage(arguments):
+def test_wrong_usage_exits_with_2_and_the_usage(arguments: list[str]) -> None:
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert "usage: holdfast" in result.stderr
 
 
-def test_key_that_was_created_opens_the_gateway_that_has_its_hash(config, tmp_path):
+def test_key_that_was_created_opens_the_gateway_that_has_its_hash(config: WriteConfig, tmp_path: Path) -> None:
     result = run("keys", "create", "app")
     assert result.returncode == 0
     key = result.stdout.strip()
@@ -106,14 +112,14 @@ def test_key_that_was_created_opens_the_gateway_that_has_its_hash(config, tmp_pa
             assert client.get(f"{server.url}/v1/models", headers=headers).status_code == 200
 
 
-def test_key_of_an_impossible_name_is_refused(capsys):
+def test_key_of_an_impossible_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "create", "a.b]"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert "letters, digits" in output.err
 
 
-def test_serve_refuses_an_open_address_without_keys():
+def test_serve_refuses_an_open_address_without_keys() -> None:
     result = run("serve", "--port", "0", "--host", "0.0.0.0")
     assert (result.returncode, result.stdout) == (2, "")
     assert "server.host is '0.0.0.0', but there are no [keys]" in result.stderr
@@ -121,14 +127,14 @@ def test_serve_refuses_an_open_address_without_keys():
     assert "Traceback" not in result.stderr
 
 
-def test_serve_takes_an_open_address_with_keys(config, tmp_path):
+def test_serve_takes_an_open_address_with_keys(config: WriteConfig, tmp_path: Path) -> None:
     snippet = run("keys", "create").stderr.partition("[keys.")[2]
     with serve("--host", "0.0.0.0", "--config", config(f"[keys.{snippet}"), cwd=tmp_path) as server:
         assert server.url == f"http://127.0.0.1:{server.port}"
         assert httpx.get(f"{server.url}/healthz", trust_env=False).status_code == 200
 
 
-def test_serve_on_a_port_in_use_says_so():
+def test_serve_on_a_port_in_use_says_so() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -141,7 +147,7 @@ def test_serve_on_a_port_in_use_says_so():
     assert "Traceback" not in result.stderr
 
 
-def test_simulate_serves_what_its_greeting_says_and_stops(tmp_path):
+def test_simulate_serves_what_its_greeting_says_and_stops(tmp_path: Path) -> None:
     with Server("simulate", "--port", "0", cwd=tmp_path, last_line="Ctrl-C") as server:
         models = httpx.get(f"{server.url}/v1/models", trust_env=False).json()
         assert [model["id"] for model in models["data"]] == ["demo"]
@@ -150,5 +156,5 @@ def test_simulate_serves_what_its_greeting_says_and_stops(tmp_path):
     assert seconds < 2
 
 
-def test_command_is_the_one_of_this_environment():
+def test_command_is_the_one_of_this_environment() -> None:
     assert Path(COMMAND[0]).exists()

@@ -11,10 +11,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import httpx
 import pytest
+from httpx import Response
 
 from holdfast import SyncStreamingAIClient, WebSocketConfig
 from holdfast_tools.simulate.text import text
@@ -24,20 +28,20 @@ ROOT = Path(__file__).parents[2]
 HELLO = [{"role": "user", "content": "hi"}]
 
 
-def sim(**fields):
+def sim(**fields: Any) -> dict[str, Any]:
     return {"interval_ms": 0, "ttft_ms": 0, "seed": 7, **fields}
 
 
-def body(**fields):
+def body(**fields: Any) -> dict[str, Any]:
     return {"model": "demo", "messages": HELLO, "stream": True, "sim": sim(**fields)}
 
 
-def head_of(request):
+def head_of(request: bytes) -> bytes:
     return b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(request)
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path: Path) -> Iterator[Server]:
     with serve(cwd=tmp_path) as server:
         yield server
         assert server.errors == "" or "WARNING" in server.errors
@@ -45,7 +49,7 @@ def server(tmp_path):
 
 
 @contextlib.contextmanager
-def streaming(url, **fields):
+def streaming(url: str, **fields: Any) -> Iterator[tuple[Response, Iterator[str]]]:
     """A streamed completion that has begun."""
     with (
         httpx.Client(trust_env=False, timeout=DEADLINE) as client,
@@ -56,7 +60,7 @@ def streaming(url, **fields):
         yield response, lines
 
 
-def contents(events):
+def contents(events: Iterable[str]) -> str:
     """The text of SSE lines; they must end as a completion does."""
     payloads = [line[6:] for line in events if line.startswith("data: ")]
     assert payloads[-1] == "[DONE]"
@@ -67,7 +71,7 @@ def contents(events):
 # -- the greeting --------------------------------------------------------------------------------------
 
 
-def greeting_part(greeting, name):
+def greeting_part(greeting: str, name: str) -> str:
     """What stands behind a name of the greeting, as it would be copied."""
     start = greeting.index(f"\n  {name}") + 1
     lines = greeting[start:].split("\n")
@@ -77,12 +81,12 @@ def greeting_part(greeting, name):
     return "\n".join(command)
 
 
-def greeting_snippet(greeting):
+def greeting_snippet(greeting: str) -> str:
     start = greeting.index("\n\n", greeting.index("\n  Python")) + 2
     return greeting[start : greeting.index("\n\nCtrl-C")]
 
 
-def test_greeting_works_as_it_stands(tmp_path):
+def test_greeting_works_as_it_stands(tmp_path: Path) -> None:
     """Without keys and with, and all of it at once, because the demo takes its time."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -109,7 +113,7 @@ def test_greeting_works_as_it_stands(tmp_path):
     assert python == keyed_python == (answer, "")
 
 
-def start_greeting(server, names, cwd, **variables):
+def start_greeting(server: Server, names: list[str], cwd: Path, **variables: str) -> list[subprocess.Popen[str]]:
     """Start these commands of a greeting, and its Python lines."""
     commands = [["sh", "-c", greeting_part(server.greeting, name)] for name in names]
     return [
@@ -130,7 +134,7 @@ def start_greeting(server, names, cwd, **variables):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_idle_gateway_ends_within_two_seconds_of_a_signal(server, number):
+def test_idle_gateway_ends_within_two_seconds_of_a_signal(server: Server, number: Signals) -> None:
     with socket.create_connection(("127.0.0.1", server.port)):  # an idle connection does not hold it
         assert httpx.get(f"{server.url}/readyz", trust_env=False).status_code == 200
         status, seconds = server.stop(number)
@@ -138,7 +142,7 @@ def test_idle_gateway_ends_within_two_seconds_of_a_signal(server, number):
     assert seconds < 2
 
 
-def test_killed_gateway_is_found_again_and_says_that_its_streams_are_lost(tmp_path):
+def test_killed_gateway_is_found_again_and_says_that_its_streams_are_lost(tmp_path: Path) -> None:
     with serve(cwd=tmp_path) as first:
         with streaming(first.url, tokens=1_000_000, interval_ms=5) as (response, _):
             stream = response.headers["holdfast-stream-id"]
@@ -155,7 +159,7 @@ def test_killed_gateway_is_found_again_and_says_that_its_streams_are_lost(tmp_pa
 # -- the process under load ----------------------------------------------------------------------------
 
 
-def test_reader_that_stops_does_not_make_the_process_grow(tmp_path):
+def test_reader_that_stops_does_not_make_the_process_grow(tmp_path: Path) -> None:
     (tmp_path / "holdfast.toml").write_text("[streams]\nlog_bytes = 1048576\n")
     request = json.dumps(body(tokens=400_000)).encode()  # an answer of about 100 MB
     with serve("--config", "holdfast.toml", cwd=tmp_path) as server, socket.socket() as blocked:
@@ -176,7 +180,7 @@ def test_reader_that_stops_does_not_make_the_process_grow(tmp_path):
     assert grown < 24 * 1024 * 1024
 
 
-def test_clients_that_leave_right_behind_their_request_leave_nothing(tmp_path):
+def test_clients_that_leave_right_behind_their_request_leave_nothing(tmp_path: Path) -> None:
     """Also where request and end of the connection are seen in one turn of the loop."""
     with Server("simulate", "--port", "0", cwd=tmp_path, last_line="Ctrl-C") as provider:
         (tmp_path / "holdfast.toml").write_text(
@@ -209,7 +213,7 @@ def test_clients_that_leave_right_behind_their_request_leave_nothing(tmp_path):
 # -- the listener's WebSocket --------------------------------------------------------------------------
 
 
-def test_echo_server_of_the_gateways_listener_passes_the_conformance_suite(tmp_path):
+def test_echo_server_of_the_gateways_listener_passes_the_conformance_suite(tmp_path: Path) -> None:
     """Its codec is put through all of it elsewhere; here it is about the way to and from the sockets."""
     command = f"{sys.executable} {ROOT / 'tests' / 'conformance' / 'echo_gateway.py'}"
     selected = "in_one_write or handshake or vanish"

@@ -14,6 +14,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 
 import pytest
 from websockets.asyncio.client import connect
@@ -50,8 +51,11 @@ class Command:
             return await self.process.wait()
 
 
+Serve = Callable[..., Awaitable[Command]]
+
+
 @pytest.fixture
-async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Command]]]:
+async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     processes = []
 
     async def start(config: str = "") -> Command:
@@ -75,13 +79,13 @@ async def serve(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Command
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_idle_gateway_exits_at_once_and_cleanly(serve, number):
+async def test_idle_gateway_exits_at_once_and_cleanly(serve: Serve, number: Signals) -> None:
     gateway = await serve()
     gateway.process.send_signal(number)
     assert await gateway.exit_code() == 0
 
 
-async def test_sigterm_lets_a_running_stream_finish(serve):
+async def test_sigterm_lets_a_running_stream_finish(serve: Serve) -> None:
     gateway = await serve()
     async with StreamingAIClient(WebSocketConfig(gateway.url)) as client:
         stream = client.stream_chat(HELLO, model="demo", sim={"tokens": 100, "interval_ms": 10, "seed": 3})
@@ -95,7 +99,7 @@ async def test_sigterm_lets_a_running_stream_finish(serve):
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_second_signal_ends_running_streams_as_incomplete(serve, second):
+async def test_second_signal_ends_running_streams_as_incomplete(serve: Serve, second: Signals) -> None:
     gateway = await serve()
     async with connect(f"{gateway.url}/v1/ws/stream".replace("http", "ws", 1), proxy=None) as socket:
         sim = {"tokens": 100_000, "interval_ms": 10}
@@ -116,7 +120,7 @@ async def test_second_signal_ends_running_streams_as_incomplete(serve, second):
     assert await gateway.exit_code() == 0
 
 
-async def test_drain_timeout_ends_running_streams_as_incomplete(serve):
+async def test_drain_timeout_ends_running_streams_as_incomplete(serve: Serve) -> None:
     gateway = await serve("drain_timeout = 0.5\n")
     async with StreamingAIClient(WebSocketConfig(gateway.url)) as client:
         stream = client.stream_chat(HELLO, model="demo", sim={"tokens": 100_000, "interval_ms": 10})
@@ -130,7 +134,7 @@ async def test_drain_timeout_ends_running_streams_as_incomplete(serve):
     assert await gateway.exit_code() == 0
 
 
-async def test_sighup_reloads_and_an_invalid_file_is_refused(serve, tmp_path):
+async def test_sighup_reloads_and_an_invalid_file_is_refused(serve: Serve, tmp_path: Path) -> None:
     model = '\n[providers.a]\nbase_url = "http://127.0.0.1:9/v1"\n[models.{}]\nroute = ["a/a"]\n'
     gateway = await serve(model.format("first"))
 
@@ -142,6 +146,7 @@ async def test_sighup_reloads_and_an_invalid_file_is_refused(serve, tmp_path):
     for config, line in ((model.format("second"), b"was reloaded"), ("nonsense", b"the old one stays")):
         (tmp_path / "holdfast.toml").write_text(f"[server]\nport = 0\n{config}")
         gateway.process.send_signal(signal.SIGHUP)
+        assert gateway.process.stderr is not None
         async with asyncio.timeout(10):
             while line not in await gateway.process.stderr.readline():
                 pass

@@ -221,7 +221,7 @@ async def test_models_that_share_a_provider_are_served_in_turn(world: World) -> 
             accepted = await session.create(f"w-{number}", chat(QUICK, model=model))
             names[accepted["stream"]] = model
         await session.send(type="cancel", stream=first["stream"])
-        order = []
+        order: list[str] = []
         while len(order) < 5:
             message = await session.receive()
             if message["type"] == "end" and message["stream"] in names:
@@ -339,7 +339,7 @@ async def test_failover_to_an_endpoint_at_its_limit_waits_and_is_served(world: W
         assert (await ask(world.url, "POST", COMPLETIONS, chat(QUICK))).status == 200
         assert (world.asked("a"), world.asked("b")) == (2, 2)
         await session.send(type="cancel", stream=first["stream"])
-        ends = {}
+        ends: dict[str, dict[str, Any]] = {}
         while len(ends) < 2:
             message = await session.receive()
             if message["type"] == "end":
@@ -392,7 +392,7 @@ async def test_request_waits_no_longer_than_its_endpoints_are_tried(world: World
         await session.create("r-0", chat(ENDLESS))
         failing = await session.create("r-1", chat(BEGUN | {"fault": {"kind": "reset", "after_tokens": 1}}))
         second = await session.create("r-2", chat(QUICK))
-        ends = {}
+        ends: dict[str, str] = {}
         while len(ends) < 2:
             message = await session.receive()
             if message["type"] == "end":

@@ -8,7 +8,9 @@ import random
 import ssl
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +23,7 @@ from holdfast import (
     StreamEnd,
     StreamingAIClient,
     SyncStreamingAIClient,
+    TextStream,
     Unauthorized,
     UnknownModel,
     UnknownStream,
@@ -31,34 +34,36 @@ from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast_tools.simulate.certificate import self_signed
 from tests.support.gateway_client import answer
-from tests.support.relay import Cut, Relay
+from tests.support.gateway_path import GatewayPath, MakePath
+from tests.support.relay import Cut, Direction, Relay
 
 HELLO = [{"role": "user", "content": "hi"}]
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("python_*.py"))
 
 
-def sim(tokens, seed=7, **fields):
+def sim(tokens: int, seed: int = 7, **fields: Any) -> dict[str, Any]:
     return {"tokens": tokens, "seed": seed, "interval_ms": 0, "ttft_ms": 0, **fields}
 
 
-def config(url, **settings):
+def config(url: str, **settings: Any) -> WebSocketConfig:
     return WebSocketConfig(url, **{"initial_backoff": 0.005, "max_backoff": 0.05, **settings})
 
 
 @pytest.fixture
-async def client(path):
+async def client(path: GatewayPath) -> AsyncIterator[StreamingAIClient]:
     async with StreamingAIClient(config(path.url)) as client:
         yield client
 
 
-async def test_stream_chat_yields_the_whole_answer(path, client):
+async def test_stream_chat_yields_the_whole_answer(path: GatewayPath, client: StreamingAIClient) -> None:
     stream = client.stream_chat(HELLO, model="demo", temperature=0.7, max_tokens=2048, sim=sim(300))
     assert "".join([text async for text in stream]) == answer(300)
     assert stream.finish_reason == "stop"
+    assert stream.usage is not None
     assert stream.usage.completion_tokens == 300
 
 
-async def test_events_yield_every_entry_once(path, client):
+async def test_events_yield_every_entry_once(path: GatewayPath, client: StreamingAIClient) -> None:
     events = [event async for event in client.events(HELLO, model="demo", sim=sim(50))]
     chunks = [event for event in events if isinstance(event, Chunk)]
     assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
@@ -70,14 +75,14 @@ async def test_events_yield_every_entry_once(path, client):
 
 @pytest.mark.parametrize("window", [1024, 256 * 1024])
 @pytest.mark.parametrize("seed", range(3))
-async def test_cuts_at_random_bytes_lose_and_double_nothing(path, seed, window):
+async def test_cuts_at_random_bytes_lose_and_double_nothing(path: GatewayPath, seed: int, window: int) -> None:
     rng = random.Random(seed)
 
-    def plan(number):
-        direction = "up" if number % 3 == 2 else "down"
+    def plan(number: int) -> Cut | None:
+        direction: Direction = "up" if number % 3 == 2 else "down"
         return Cut(direction, offset=rng.randrange(2000)) if number < 12 else None
 
-    async def read(client, number):
+    async def read(client: StreamingAIClient, number: int) -> str:
         stream = client.stream_chat(HELLO, model="demo", user=str(number), sim=sim(40, number, interval_ms=2))
         return "".join([text async for text in stream])
 
@@ -92,7 +97,7 @@ async def test_cuts_at_random_bytes_lose_and_double_nothing(path, seed, window):
     assert statistics.requests_by_key == {str(number): 1 for number in range(5)}
 
 
-async def test_break_cancels_the_request_at_the_provider(path, client):
+async def test_break_cancels_the_request_at_the_provider(path: GatewayPath, client: StreamingAIClient) -> None:
     async for _ in client.stream_chat(HELLO, model="demo", sim=sim(1_000_000, interval_ms=1)):
         break
     statistics = await path.provider.until(lambda s: s.cancelled == 1)
@@ -100,10 +105,13 @@ async def test_break_cancels_the_request_at_the_provider(path, client):
     assert client.state is ConnectionState.OPEN
 
 
-async def test_cancel_by_id_from_another_client_reaches_the_provider(path, client):
+async def test_cancel_by_id_from_another_client_reaches_the_provider(
+    path: GatewayPath, client: StreamingAIClient
+) -> None:
     stream = client.stream_chat(HELLO, model="demo", sim=sim(1_000_000, interval_ms=1))
     await anext(stream)
     async with StreamingAIClient(config(path.url)) as other:
+        assert stream.id is not None
         await other.cancel(stream.id)
         await path.provider.until(lambda s: s.cancelled == 1)
         with pytest.raises(Cancelled):
@@ -113,10 +121,13 @@ async def test_cancel_by_id_from_another_client_reaches_the_provider(path, clien
             await other.cancel("st_none")
 
 
-async def test_second_client_reads_a_running_and_an_ended_stream_whole(path, client):
+async def test_second_client_reads_a_running_and_an_ended_stream_whole(
+    path: GatewayPath, client: StreamingAIClient
+) -> None:
     async with StreamingAIClient(config(path.url)) as other:
         stream = client.stream_chat(HELLO, model="demo", sim=sim(60, interval_ms=2))
         first = await anext(stream)
+        assert stream.id is not None
         running = asyncio.create_task(collect(other.attach(stream.id)))
         assert first + await collect(stream) == answer(60)
         assert await running == answer(60)
@@ -124,11 +135,11 @@ async def test_second_client_reads_a_running_and_an_ended_stream_whole(path, cli
         assert answer(60).endswith(await collect(other.attach(stream.id, after=30)))
 
 
-async def collect(stream):
+async def collect(stream: TextStream) -> str:
     return "".join([text async for text in stream])
 
 
-async def test_unread_stream_holds_up_no_other_and_loses_nothing(make_path):
+async def test_unread_stream_holds_up_no_other_and_loses_nothing(make_path: MakePath) -> None:
     path = await make_path(streams={"log_bytes": 64 * 1024})
     async with StreamingAIClient(config(path.url, stream_window=4096)) as client:
         slow = client.stream_chat(HELLO, model="demo", sim=sim(5000, 1))
@@ -137,26 +148,26 @@ async def test_unread_stream_holds_up_no_other_and_loses_nothing(make_path):
         assert first + await collect(slow) == answer(5000, 1)
 
 
-async def test_same_request_id_is_one_generation(path, client):
-    ask = {"model": "demo", "sim": sim(20), "request_id": "the-same"}
+async def test_same_request_id_is_one_generation(path: GatewayPath, client: StreamingAIClient) -> None:
+    ask: dict[str, Any] = {"model": "demo", "sim": sim(20), "request_id": "the-same"}
     assert await collect(client.stream_chat(HELLO, **ask)) == answer(20)
     async with StreamingAIClient(config(path.url)) as other:
         assert await collect(other.stream_chat(HELLO, **ask)) == answer(20)
     assert (await path.provider.until(lambda s: s.streaming == 0)).requests == 1
 
 
-async def test_errors_are_typed(path, client):
+async def test_errors_are_typed(path: GatewayPath, client: StreamingAIClient) -> None:
     with pytest.raises(UnknownModel):
         await collect(client.stream_chat(HELLO, model="nonsense"))
     with pytest.raises(InvalidRequest):
-        await collect(client.stream_chat("nonsense", model="demo"))
+        await collect(client.stream_chat(cast(Any, "nonsense"), model="demo"))
     refused = sim(5, fault={"kind": "status", "status": 418})
     with pytest.raises(UpstreamStatus) as caught:
         await collect(client.stream_chat(HELLO, model="demo", sim=refused))
     assert caught.value.status == 418
 
 
-async def test_api_key_is_checked_at_the_handshake(make_path):
+async def test_api_key_is_checked_at_the_handshake(make_path: MakePath) -> None:
     key, hashed = create_key()
     path = await make_path(keys={"web": KeyConfig(hash=hashed)})
     async with StreamingAIClient(config(path.url, api_key=key)) as client:
@@ -167,7 +178,9 @@ async def test_api_key_is_checked_at_the_handshake(make_path):
                 await client.connect()
 
 
-async def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_not_retried(make_path, tmp_path):
+async def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_not_retried(
+    make_path: MakePath, tmp_path: Path
+) -> None:
     cert, key = self_signed()
     (tmp_path / "cert.pem").write_bytes(cert)
     (tmp_path / "key.pem").write_bytes(key)
@@ -178,14 +191,16 @@ async def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_not_re
         async for _ in client.stream_chat(HELLO, model="demo", sim=sim(1_000_000, interval_ms=1)):
             break
         await path.provider.until(lambda s: s.cancelled == 1)
-    states = []
+    states: list[ConnectionState] = []
     async with StreamingAIClient(config(path.url), on_state=states.append) as client:
         with pytest.raises(ConnectionLost, match="CERTIFICATE_VERIFY_FAILED"):
             await client.connect()
         assert states == [ConnectionState.CONNECTING, ConnectionState.DISCONNECTED]
 
 
-async def test_gateway_that_lost_its_streams_is_told_apart_from_a_cut(path, make_path):
+async def test_gateway_that_lost_its_streams_is_told_apart_from_a_cut(
+    path: GatewayPath, make_path: MakePath
+) -> None:
     other = await make_path()
     ports = [path.gateway.port, other.gateway.port]
     relay = Relay(ports[0], lambda number: Cut("down", messages=5) if number == 0 else None)
@@ -199,8 +214,8 @@ async def test_gateway_that_lost_its_streams_is_told_apart_from_a_cut(path, make
     assert caught.value.partial
 
 
-async def test_synchronous_client_streams_and_cancels(path):
-    def use():
+async def test_synchronous_client_streams_and_cancels(path: GatewayPath) -> None:
+    def use() -> None:
         with SyncStreamingAIClient(config(path.url)) as client:
             assert "".join(client.stream_chat(HELLO, model="demo", sim=sim(300))) == answer(300)
             for _ in client.stream_chat(HELLO, model="demo", sim=sim(1_000_000, interval_ms=1)):
@@ -211,7 +226,7 @@ async def test_synchronous_client_streams_and_cancels(path):
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
-async def test_example_runs(path, example):
+async def test_example_runs(path: GatewayPath, example: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-W", "error", str(example)),
@@ -224,5 +239,5 @@ async def test_example_runs(path, example):
     assert len(out.split()) > 3
 
 
-def test_there_are_examples():
+def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 5

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
-from tests.support.gateway_client import Http, Session, answer, ask, chat, dial, read_stream, unharmed, whole
+from tests.support.gateway_client import (
+    Http,
+    Response,
+    Session,
+    answer,
+    ask,
+    chat,
+    dial,
+    read_stream,
+    unharmed,
+    whole,
+)
+from tests.support.gateway_path import GatewayPath, MakePath
 
 COMPLETIONS = "/v1/chat/completions"
 KEYS = {name: create_key() for name in ("blue", "green", "blue-too")}
 
 
-def bearer(name):
+def bearer(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {KEYS[name][0]}"}
 
 
 @pytest.fixture
-async def keyed(make_path):
+async def keyed(make_path: MakePath) -> GatewayPath:
     """A gateway with two tenants; `blue` has two keys."""
     tenants = {"blue": None, "green": None, "blue-too": "blue"}
     return await make_path(
@@ -29,7 +42,7 @@ async def keyed(make_path):
     )
 
 
-async def refused_handshake(url, *, query="", **headers):
+async def refused_handshake(url: str, *, query: str = "", **headers: Any) -> Response:
     """The answer to a WebSocket handshake that is refused."""
     async with await Http.open(url) as http:
         http.request(
@@ -59,7 +72,7 @@ async def refused_handshake(url, *, query="", **headers):
         {"authorization": "Basic dXNlcjpwdw==", "x-api-key": KEYS["blue"][0]},
     ],
 )
-async def test_known_key_is_let_in(keyed, headers):
+async def test_known_key_is_let_in(keyed: GatewayPath, headers: dict[str, str]) -> None:
     assert (await ask(keyed.url, "POST", COMPLETIONS, chat({"tokens": 1}), **headers)).status == 200
     async with await Session.open(keyed.url, additional_headers=headers) as session:
         await session.create("r-1", chat({"tokens": 1}))
@@ -84,7 +97,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("headers", WRONG)
-async def test_missing_or_wrong_key_is_refused(keyed, headers):
+async def test_missing_or_wrong_key_is_refused(keyed: GatewayPath, headers: dict[str, str]) -> None:
     for method, target in [("POST", COMPLETIONS), ("GET", "/v1/models"), ("GET", "/v1/streams/st_1")]:
         response = await ask(keyed.url, method, target, chat({"tokens": 1}), **headers)
         assert (response.status, response.error["code"]) == (401, "unauthorized")
@@ -96,15 +109,15 @@ async def test_missing_or_wrong_key_is_refused(keyed, headers):
 
 
 @pytest.mark.parametrize("target", ["/healthz", "/readyz"])
-async def test_health_needs_no_key(keyed, target):
+async def test_health_needs_no_key(keyed: GatewayPath, target: str) -> None:
     assert (await ask(keyed.url, "GET", target)).status == 200
 
 
-async def test_key_is_asked_for_before_the_body_is_judged(keyed):
+async def test_key_is_asked_for_before_the_body_is_judged(keyed: GatewayPath) -> None:
     assert (await ask(keyed.url, "POST", COMPLETIONS, b"rubbish")).status == 401
 
 
-async def test_websocket_client_sees_the_status_of_its_refusal(keyed):
+async def test_websocket_client_sees_the_status_of_its_refusal(keyed: GatewayPath) -> None:
     with pytest.raises(InvalidStatus) as caught:
         await dial(keyed.url)
     assert caught.value.response.status_code == 401
@@ -114,7 +127,7 @@ async def test_websocket_client_sees_the_status_of_its_refusal(keyed):
 # -- tenants -------------------------------------------------------------------------------------------
 
 
-async def test_stream_of_another_tenant_is_answered_like_an_unknown_one(keyed):
+async def test_stream_of_another_tenant_is_answered_like_an_unknown_one(keyed: GatewayPath) -> None:
     created = await ask(keyed.url, "POST", COMPLETIONS, chat({"tokens": 3}), **bearer("blue"))
     stream = created.headers["holdfast-stream-id"]
     for method, query in [("GET", ""), ("GET", "?live=none"), ("GET", "?live=long-poll"), ("DELETE", "")]:
@@ -127,8 +140,7 @@ async def test_stream_of_another_tenant_is_answered_like_an_unknown_one(keyed):
         assert whole(await read_stream(keyed.url, stream, **bearer(name))) == answer(3)
 
 
-async def test_session_of_another_tenant_cannot_touch_a_stream(keyed):
-    hello = {"session": None, "streams": []}
+async def test_session_of_another_tenant_cannot_touch_a_stream(keyed: GatewayPath) -> None:
     async with (
         await Session.open(keyed.url, additional_headers=bearer("blue")) as blue,
         await Session.open(keyed.url, additional_headers=bearer("green")) as green,
@@ -142,7 +154,7 @@ async def test_session_of_another_tenant_cannot_touch_a_stream(keyed):
             assert foreign | {"stream": ""} == unknown | {"stream": ""}
             assert foreign["code"] == "unknown_stream"
         await green.send(type="cancel", request_id="r-1")
-        hello = {"session": blue.welcome["session"], "streams": [{"stream": stream}]}
+        hello: dict[str, Any] = {"session": blue.welcome["session"], "streams": [{"stream": stream}]}
         async with await Session.open(keyed.url, hello=hello, additional_headers=bearer("green")) as thief:
             assert thief.welcome["streams"][0]["error"]["code"] == "unknown_stream"
             assert "resumed" not in thief.welcome
@@ -187,12 +199,12 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("headers", LOCAL)
-async def test_local_page_may_call_without_keys(path, headers):
+async def test_local_page_may_call_without_keys(path: GatewayPath, headers: dict[str, str]) -> None:
     assert (await ask(path.url, "GET", "/v1/models", **headers)).status == 200
 
 
 @pytest.mark.parametrize("headers", FOREIGN)
-async def test_foreign_page_may_not_call_without_keys(path, headers):
+async def test_foreign_page_may_not_call_without_keys(path: GatewayPath, headers: dict[str, str]) -> None:
     async with unharmed(path.url):
         before = path.gateway.directory.statistics().created
         response = await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}), **headers)
@@ -203,7 +215,7 @@ async def test_foreign_page_may_not_call_without_keys(path, headers):
         assert path.gateway.directory.statistics().created == before
 
 
-async def test_foreign_origin_with_a_key_is_let_in(keyed):
+async def test_foreign_origin_with_a_key_is_let_in(keyed: GatewayPath) -> None:
     headers = {**bearer("blue"), "origin": "https://example.com"}
     assert (await ask(keyed.url, "GET", "/v1/models", host="example.com", **headers)).status == 200
 
@@ -212,7 +224,7 @@ async def test_foreign_origin_with_a_key_is_let_in(keyed):
 
 
 @pytest.mark.parametrize("name", ["api_key", "token", "access_token", "KEY", "Authorization", "%61pi_key"])
-async def test_credential_in_the_url_is_refused_and_not_repeated(keyed, name):
+async def test_credential_in_the_url_is_refused_and_not_repeated(keyed: GatewayPath, name: str) -> None:
     secret = KEYS["blue"][0]
     param = name.replace("%61", "a")
     for response in await asyncio.gather(

@@ -7,11 +7,17 @@ import itertools
 import json
 import socket
 import time
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
 
 from holdfast.core.entries import Owner
+from holdfast.core.log import Log
+from holdfast.errors import HoldfastError
+from holdfast.streams.directory import Directory
+from holdfast.streams.stream import Stream
 from tests.support.gateway_client import (
     DEADLINE,
     Http,
@@ -24,6 +30,7 @@ from tests.support.gateway_client import (
     stream_of,
     whole,
 )
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -38,14 +45,14 @@ FEWER = 8_000
 
 
 @pytest.fixture
-async def path(make_path):
+async def path(make_path: MakePath) -> GatewayPath:
     # The idle timeout is far shorter than the readers pause.
     return await make_path(
         streams={"log_bytes": LOG_BYTES}, provider={"timeouts": {"first_byte": 0.3, "idle": 0.3}}
     )
 
 
-def narrow_socket(port):
+def narrow_socket(port: int) -> socket.socket:
     """A connected socket with the smallest receive buffer."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -57,30 +64,31 @@ def narrow_socket(port):
 class Blocked:
     """A reader of a long answer, which it does not read until `resume`."""
 
-    def __init__(self, path):
+    def __init__(self, path: GatewayPath) -> None:
         self.path = path
         self.stream = ""
+        self.resume: Callable[[], Awaitable[str]]
 
-    async def wait_until_full(self):
+    async def wait_until_full(self) -> None:
         await eventually(lambda: self.log.bytes >= LOG_BYTES, "a full log")
 
     @property
-    def log(self):
+    def log(self) -> Log:
         return stream_of(self.path.gateway, self.stream).log
 
 
 @asynccontextmanager
-async def without_credit(path):
+async def without_credit(path: GatewayPath) -> AsyncIterator[Blocked]:
     async with await Session.open(path.url) as session:
         blocked = Blocked(path)
         blocked.stream = (await session.create("r-1", chat({"tokens": TOKENS}), credit=1000))["stream"]
-        got = []
+        got: list[Any] = []
         size = 0
         while size <= 1000 - 300:
             got += await session.entries(1, start=len(got))
             size = sum(len(json.dumps(entry, separators=(",", ":"), ensure_ascii=False)) for entry in got)
 
-        async def resume():
+        async def resume() -> str:
             await session.send(type="credit", stream=blocked.stream, bytes=2**30)
             return await read_and_ack(session, blocked.stream, got)
 
@@ -89,20 +97,20 @@ async def without_credit(path):
 
 
 @asynccontextmanager
-async def without_ack(path):
+async def without_ack(path: GatewayPath) -> AsyncIterator[Blocked]:
     """It reads all that comes, but keeps its acknowledgements."""
     async with await Session.open(path.url) as session:
         blocked = Blocked(path)
         blocked.stream = (await session.create("r-1", chat({"tokens": TOKENS})))["stream"]
 
-        async def resume():
+        async def resume() -> str:
             return await read_and_ack(session, blocked.stream, [])
 
         blocked.resume = resume
         yield blocked
 
 
-async def read_and_ack(session, stream, got):
+async def read_and_ack(session: Session, stream: str, got: list[dict[str, Any]]) -> str:
     while (message := await session.receive())["type"] != "end":
         assert message["seq"] == len(got)
         got += [message["data"]] if message["type"] == "event" else message["data"]
@@ -112,14 +120,14 @@ async def read_and_ack(session, stream, got):
 
 
 @asynccontextmanager
-async def unread_websocket(path):
+async def unread_websocket(path: GatewayPath) -> AsyncIterator[Blocked]:
     """Its socket is not read at all."""
     async with await Session.open(path.url, sock=narrow_socket(path.gateway.port)) as session:
         blocked = Blocked(path)
         blocked.stream = (await session.create("r-1", chat({"tokens": TOKENS})))["stream"]
         session.socket.transport.pause_reading()
 
-        async def resume():
+        async def resume() -> str:
             session.socket.transport.resume_reading()
             return await read_and_ack(session, blocked.stream, [])
 
@@ -129,13 +137,13 @@ async def unread_websocket(path):
 
 
 @asynccontextmanager
-async def unread_sse(path):
+async def unread_sse(path: GatewayPath) -> AsyncIterator[Blocked]:
     async with Http(*await asyncio.open_connection(sock=narrow_socket(path.gateway.port), limit=4096)) as http:
         blocked = Blocked(path)
         http.request("POST", "/v1/chat/completions", chat({"tokens": TOKENS}))
         blocked.stream = (await http.head()).headers["holdfast-stream-id"]
 
-        async def resume():
+        async def resume() -> str:
             events = [event async for event in http.events()]
             assert [event.seq for event in events] == list(range(len(events)))
             assert events[-1].data == "[DONE]"
@@ -145,12 +153,16 @@ async def unread_sse(path):
         yield blocked
 
 
-async def paced_gaps(path, tokens):
+Kind = Callable[[GatewayPath], AbstractAsyncContextManager[Blocked]]
+
+
+async def paced_gaps(path: GatewayPath, tokens: int) -> list[float]:
     """Read a paced stream on a connection of its own; return the seconds between its tokens, sorted."""
     async with await Session.open(path.url) as session:
         request = chat({"tokens": tokens, "interval_ms": 5})
         stream = (await session.create(f"paced-{time.monotonic_ns()}", request))["stream"]
-        got, times = [], []
+        got: list[Any] = []
+        times: list[float] = []
         while (message := await session.receive())["type"] != "end":
             got += [message["data"]] if message["type"] == "event" else message["data"]
             times.append(time.monotonic())
@@ -160,13 +172,13 @@ async def paced_gaps(path, tokens):
 
 
 @pytest.mark.parametrize("kind", [without_credit, without_ack, unread_websocket, unread_sse])
-async def test_reader_that_stops_holds_the_provider_back_and_nobody_else(path, kind):
+async def test_reader_that_stops_holds_the_provider_back_and_nobody_else(path: GatewayPath, kind: Kind) -> None:
     alone = await paced_gaps(path, 60)
     async with kind(path) as blocked:
         await blocked.wait_until_full()
         most = 0
 
-        async def watch():
+        async def watch() -> None:
             nonlocal most
             while True:
                 most = max(most, path.gateway.directory.statistics().log_bytes)
@@ -188,14 +200,14 @@ async def test_reader_that_stops_holds_the_provider_back_and_nobody_else(path, k
 
 
 @pytest.mark.parametrize("kind", [without_credit, unread_websocket, unread_sse])
-async def test_reader_that_stops_and_leaves_frees_the_provider(make_path, kind):
+async def test_reader_that_stops_and_leaves_frees_the_provider(make_path: MakePath, kind: Kind) -> None:
     path = await make_path(streams={"log_bytes": LOG_BYTES, "detach_grace": 0.1})
     async with kind(path) as blocked:
         await blocked.wait_until_full()
     assert (await path.provider.until(lambda s: s.streaming == 0)).cancelled == 1
 
 
-async def test_stream_that_was_cancelled_while_it_was_held_back_ends_for_its_reader(path):
+async def test_stream_that_was_cancelled_while_it_was_held_back_ends_for_its_reader(path: GatewayPath) -> None:
     async with without_ack(path) as blocked:
         await blocked.wait_until_full()
         response = await ask(path.url, "DELETE", f"/v1/streams/{blocked.stream}")
@@ -208,18 +220,20 @@ async def test_stream_that_was_cancelled_while_it_was_held_back_ends_for_its_rea
 # -- who holds whom ------------------------------------------------------------------------------------
 
 
-async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
+async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path: GatewayPath) -> None:
     """What held the provider was the slow reader alone; the fast one has nothing left to move by."""
     async with await Http.open(path.url) as fast, await Session.open(path.url) as slow:
         # The keep-alive comment, and so the head with the stream's id, would come too late: it is looked up.
         fast.request("POST", "/v1/chat/completions", chat({"tokens": FEWER, "ttft_ms": 100}), idempotency_key="k")
         directory = path.gateway.directory
         await eventually(lambda: found(directory) is not None)
-        await slow.attach(found(directory).id)
+        stream = found(directory)
+        assert isinstance(stream, Stream)
+        await slow.attach(stream.id)
         await fast.head()
         events = []
 
-        async def read():
+        async def read() -> None:
             async for event in fast.events():
                 events.append(event)
 
@@ -232,12 +246,12 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path):
     assert content([event.data for event in events[:-1]]) == answer(FEWER)
 
 
-async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path):
+async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
         log = stream_of(path.gateway, stream).log
         await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
-        got = []
+        got: list[Any] = []
         while len(got) < log.next:
             got += await session.entries(1, start=len(got))
         # It never acknowledged anything; the new place says what it has.
@@ -246,12 +260,12 @@ async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path):
 
 
 @pytest.mark.parametrize("how", ["hello", "attach"])
-async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path, how):
+async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path: GatewayPath, how: str) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
         log = stream_of(path.gateway, stream).log
         await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
-        got = []
+        got: list[Any] = []
         while len(got) < log.next:
             got += await session.entries(1, start=len(got))
         await session.drop()
@@ -263,7 +277,7 @@ async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path
         assert await read_and_ack(session, stream, got) == answer(FEWER)
 
 
-async def test_client_that_was_detached_from_a_full_log_finds_it_whole(path):
+async def test_client_that_was_detached_from_a_full_log_finds_it_whole(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 2_000}), credit=0))["stream"]
         log = stream_of(path.gateway, stream).log
@@ -275,7 +289,7 @@ async def test_client_that_was_detached_from_a_full_log_finds_it_whole(path):
     assert whole(await read_stream(path.url, stream)) == answer(2_000)
 
 
-async def test_late_reader_of_a_trimmed_log_is_refused_not_served_a_part(path):
+async def test_late_reader_of_a_trimmed_log_is_refused_not_served_a_part(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 2_000})))["stream"]
         await read_and_ack(session, stream, [])
@@ -290,7 +304,7 @@ async def test_late_reader_of_a_trimmed_log_is_refused_not_served_a_part(path):
     whole(await read_stream(path.url, stream, query=f"?after={log.first - 1}"), start=log.first)
 
 
-async def test_credit_is_kept_to_the_byte_of_one_entry(path):
+async def test_credit_is_kept_to_the_byte_of_one_entry(path: GatewayPath) -> None:
     """A reader is sent no entry beyond the one that uses its credit up."""
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 20}), credit=1))["stream"]
@@ -306,17 +320,17 @@ async def test_credit_is_kept_to_the_byte_of_one_entry(path):
     assert content(got + rest) == answer(20)
 
 
-async def _position(path, stream):
+async def _position(path: GatewayPath, stream: str) -> int:
     (cursor,) = stream_of(path.gateway, stream).log.cursors
     return cursor.position
 
 
-def found(directory):
+def found(directory: Directory) -> Stream | HoldfastError | None:
     """The stream of the request id `k`, None before it is known."""
-    answers = []
+    answers: list[Stream | HoldfastError | None] = []
     directory.find_request(Owner("local"), "k", answers.append)
     return answers[0]
 
 
-def _raw(path, stream, seq):
+def _raw(path: GatewayPath, stream: str, seq: int) -> bytes:
     return stream_of(path.gateway, stream).log.slice(seq, 1)[0]

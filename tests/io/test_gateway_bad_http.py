@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.support.gateway_client import DEADLINE, Http, Session, answer, ask, chat, content, dial, unharmed
+from tests.support.gateway_client import (
+    DEADLINE,
+    Http,
+    Response,
+    Session,
+    answer,
+    ask,
+    chat,
+    content,
+    dial,
+    unharmed,
+)
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/chat/completions"
@@ -16,24 +31,31 @@ GOOD = json.dumps(chat({"tokens": 2}, stream=False)).encode()
 HOST = b"host: localhost\r\n"
 
 
+@dataclass
+class Busy(GatewayPath):
+    """A path on which a stream runs. `created` is how many streams the test itself creates."""
+
+    created: int = 0
+
+
 @pytest.fixture
-async def busy(make_path):
+async def busy(make_path: MakePath) -> AsyncIterator[Busy]:
     """A gateway with short timeouts; a stream runs on it, and must still run unharmed after the test."""
     path = await make_path(server={"header_timeout": 0.2, "body_timeout": 0.2, "max_body": 1 << 20})
-    async with unharmed(path.url):
-        yield path
-    statistics = path.gateway.directory.statistics()
-    assert statistics.created == 1 + getattr(path, "created", 0)
+    busy = Busy(path.gateway, path.provider)
+    async with unharmed(busy.url):
+        yield busy
+    assert busy.gateway.directory.statistics().created == 1 + busy.created
 
 
-async def exchange(path, data):
+async def exchange(path: GatewayPath, data: bytes) -> bytes:
     """Write bytes on a new connection, and return all that comes back until the gateway ends it."""
     async with await Http.open(path.url) as http, asyncio.timeout(DEADLINE):
         http.send(data)
         return await http.reader.read()
 
 
-async def refusal(path, data):
+async def refusal(path: GatewayPath, data: bytes) -> Response:
     """Write bytes on a new connection; they must be answered by one error, and the connection be closed."""
     async with await Http.open(path.url) as http:
         http.send(data)
@@ -77,7 +99,9 @@ MESSAGES = [{"role": "user", "content": "hi"}]
         ({"model": "demo", "messages": MESSAGES, "stream_options": []}, "stream_options", "expected `object"),
     ],
 )
-async def test_body_that_is_no_chat_request_is_refused(busy, body, param, says):
+async def test_body_that_is_no_chat_request_is_refused(
+    busy: Busy, body: bytes | dict[str, Any], param: str | None, says: str
+) -> None:
     async with await Http.open(busy.url) as http:
         response = await http.ask("POST", COMPLETIONS, body)
         assert response.status == 400
@@ -89,19 +113,19 @@ async def test_body_that_is_no_chat_request_is_refused(busy, body, param, says):
         assert (await http.ask("GET", "/healthz")).json() == {"status": "ok"}
 
 
-async def test_unknown_model_is_refused_by_a_short_message(busy):
+async def test_unknown_model_is_refused_by_a_short_message(busy: Busy) -> None:
     response = await ask(busy.url, "POST", COMPLETIONS, chat(model="m" * 10_000))
     assert (response.status, response.error["code"], response.error["param"]) == (404, "model_not_found", "model")
     assert len(response.error["message"]) < 300
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_policy_for_disconnects_that_does_not_exist_is_refused(busy, stream):
+async def test_policy_for_disconnects_that_does_not_exist_is_refused(busy: Busy, stream: bool) -> None:
     response = await ask(busy.url, "POST", COMPLETIONS, chat(stream=stream), holdfast_on_disconnect="maybe")
     assert (response.status, response.error["param"]) == (400, "holdfast-on-disconnect")
 
 
-async def test_20_mb_body_with_a_length_is_refused_readably(path):
+async def test_20_mb_body_with_a_length_is_refused_readably(path: GatewayPath) -> None:
     """The client sends all of it before it reads, as most do: the answer must not be lost in a reset."""
     async with await Http.open(path.url) as http, asyncio.timeout(DEADLINE):
         http.send(b"POST %b HTTP/1.1\r\n%bcontent-length: 20000000\r\n\r\n" % (COMPLETIONS.encode(), HOST))
@@ -112,7 +136,7 @@ async def test_20_mb_body_with_a_length_is_refused_readably(path):
     await eventually(lambda: not path.gateway.peers)
 
 
-async def test_20_mb_body_in_chunks_is_refused_readably(path):
+async def test_20_mb_body_in_chunks_is_refused_readably(path: GatewayPath) -> None:
     async with await Http.open(path.url) as http, asyncio.timeout(DEADLINE):
         http.send(b"POST %b HTTP/1.1\r\n%btransfer-encoding: chunked\r\n\r\n" % (COMPLETIONS.encode(), HOST))
         for _ in range(20):
@@ -123,13 +147,13 @@ async def test_20_mb_body_in_chunks_is_refused_readably(path):
     await eventually(lambda: not path.gateway.peers)
 
 
-async def test_too_large_body_does_not_harm_a_running_stream(busy):
+async def test_too_large_body_does_not_harm_a_running_stream(busy: Busy) -> None:
     async with await Http.open(busy.url) as http:
         http.request("POST", COMPLETIONS, b" " * ((1 << 20) + 1))
         await assert_too_large(http, "1048576")
 
 
-async def assert_too_large(http, limit):
+async def assert_too_large(http: Http, limit: str) -> None:
     response = await http.response()
     assert (response.status, response.error["code"]) == (413, "payload_too_large")
     assert limit in response.error["message"]
@@ -137,7 +161,7 @@ async def assert_too_large(http, limit):
     assert await http.is_closed()
 
 
-async def test_body_as_large_as_allowed_is_taken(busy):
+async def test_body_as_large_as_allowed_is_taken(busy: Busy) -> None:
     busy.created = 1
     body = GOOD[:-1] + b" " * ((1 << 20) - len(GOOD)) + b"}"
     assert len(body) == 1 << 20
@@ -150,7 +174,7 @@ async def test_body_as_large_as_allowed_is_taken(busy):
 @pytest.mark.parametrize(
     "target", ["/", "/v1", "/v1/nothing", "/v1/streams/", "/v1/streams/a/b", "/v1/%00", "/v1/%ff"]
 )
-async def test_unknown_path_is_not_found(busy, target):
+async def test_unknown_path_is_not_found(busy: Busy, target: str) -> None:
     response = await ask(busy.url, "GET", target)
     assert (response.status, response.error["code"]) == (404, "not_found")
 
@@ -167,7 +191,9 @@ async def test_unknown_path_is_not_found(busy, target):
         ("POST", "/healthz", "GET, HEAD"),
     ],
 )
-async def test_method_that_a_path_does_not_take_is_refused(busy, method, target, allow):
+async def test_method_that_a_path_does_not_take_is_refused(
+    busy: Busy, method: str, target: str, allow: str
+) -> None:
     response = await ask(busy.url, method, target, b"")
     assert (response.status, response.error["code"]) == (405, "method_not_allowed")
     # RFC 9110 section 15.5.6: the answer must say what is allowed.
@@ -175,7 +201,7 @@ async def test_method_that_a_path_does_not_take_is_refused(busy, method, target,
 
 
 @pytest.mark.parametrize("target", ["/healthz", "/readyz", "/v1/models"])
-async def test_head_is_answered_without_a_body(busy, target):
+async def test_head_is_answered_without_a_body(busy: Busy, target: str) -> None:
     async with await Http.open(busy.url) as http:
         http.request("HEAD", target)
         head = await http.response(has_body=False)
@@ -187,7 +213,7 @@ async def test_head_is_answered_without_a_body(busy, target):
 @pytest.mark.parametrize(
     "upgrade", [b"", b" HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade"]
 )
-async def test_query_with_hundreds_of_parameters_is_refused(busy, upgrade):
+async def test_query_with_hundreds_of_parameters_is_refused(busy: Busy, upgrade: bytes) -> None:
     query = b"&".join(b"p%d=1" % number for number in range(200))
     response = await refusal(
         busy, b"GET /v1/ws/stream?%b%b\r\n\r\n" % (query, upgrade or b" HTTP/1.1\r\n" + HOST[:-2])
@@ -197,7 +223,7 @@ async def test_query_with_hundreds_of_parameters_is_refused(busy, upgrade):
 
 
 @pytest.mark.parametrize("target", [b"http://localhost/healthz", b"http://user:pw@localhost:1/healthz?x=1"])
-async def test_target_in_absolute_form_is_taken(busy, target):
+async def test_target_in_absolute_form_is_taken(busy: Busy, target: bytes) -> None:
     data = await exchange(busy, b"GET %b HTTP/1.1\r\n%bconnection: close\r\n\r\n" % (target, HOST))
     assert data.startswith(b"HTTP/1.1 200 OK\r\n")
     assert data.endswith(b'{"status":"ok"}')
@@ -206,7 +232,7 @@ async def test_target_in_absolute_form_is_taken(busy, target):
 # -- heads that are wrong ------------------------------------------------------------------------------
 
 
-def post(*lines, body=GOOD):
+def post(*lines: bytes, body: bytes = GOOD) -> bytes:
     return b"\r\n".join([b"POST %b HTTP/1.1" % COMPLETIONS.encode(), b"host: localhost", *lines, b"", body])
 
 
@@ -271,19 +297,19 @@ SMUGGLED = b"0\r\n\r\nPOST %b HTTP/1.1\r\n%b%b\r\n\r\n%b" % (COMPLETIONS.encode(
         post(CHUNKED, body=b"2\r\n{}\r\n0\r\nx y: z\r\n\r\n"),
     ],
 )
-async def test_bytes_that_are_no_valid_request_are_refused(busy, data):
+async def test_bytes_that_are_no_valid_request_are_refused(busy: Busy, data: bytes) -> None:
     response = await refusal(busy, data)
     assert (response.status, response.error["code"]) == (400, "invalid_request")
     assert response.error["message"]
 
 
 @pytest.mark.parametrize("line", [b"GET /healthz", b"GET /healthz HTTP/2.0"])
-async def test_other_versions_of_http_are_refused(busy, line):
+async def test_other_versions_of_http_are_refused(busy: Busy, line: bytes) -> None:
     response = await refusal(busy, b"%b\r\n%b\r\n" % (line, HOST))
     assert (response.status, response.error["code"]) == (505, "invalid_request")
 
 
-async def test_methods_that_are_unknown_to_the_parser_are_refused(busy):
+async def test_methods_that_are_unknown_to_the_parser_are_refused(busy: Busy) -> None:
     response = await refusal(busy, b"BREW / HTTP/1.1\r\n" + HOST + b"\r\n")
     assert response.status == 400
 
@@ -299,7 +325,7 @@ async def test_methods_that_are_unknown_to_the_parser_are_refused(busy):
     ],
 )
 @pytest.mark.parametrize("pieces", [1, 7])
-async def test_head_that_is_too_large_is_refused(busy, data, pieces):
+async def test_head_that_is_too_large_is_refused(busy: Busy, data: bytes, pieces: int) -> None:
     async with await Http.open(busy.url) as http:
         step = len(data) // pieces + 1
         for start in range(0, len(data), step):
@@ -311,12 +337,12 @@ async def test_head_that_is_too_large_is_refused(busy, data, pieces):
         assert await http.is_closed()
 
 
-async def test_head_just_below_the_bound_is_taken(busy):
+async def test_head_just_below_the_bound_is_taken(busy: Busy) -> None:
     data = b"GET /healthz HTTP/1.1\r\n" + HOST + b"connection: close\r\nx: " + b"a" * 32_000 + b"\r\n\r\n"
     assert (await exchange(busy, data)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_trailers_are_no_headers(busy):
+async def test_trailers_are_no_headers(busy: Busy) -> None:
     """RFC 9110 section 6.5.1: trailer fields must not be merged, or they slip past whoever checks headers."""
     busy.created = 1
     body = b"%x\r\n%b\r\n0\r\nholdfast-on-disconnect: nonsense\r\n\r\n" % (len(GOOD), GOOD)
@@ -325,7 +351,7 @@ async def test_trailers_are_no_headers(busy):
         assert (await http.response()).status == 200
 
 
-async def test_trailers_without_end_are_refused(busy):
+async def test_trailers_without_end_are_refused(busy: Busy) -> None:
     async with await Http.open(busy.url) as http:
         http.send(post(CHUNKED, body=b"%x\r\n%b\r\n0\r\n" % (len(GOOD), GOOD)))
         try:
@@ -341,23 +367,23 @@ async def test_trailers_without_end_are_refused(busy):
 # -- slow and silent clients ---------------------------------------------------------------------------
 
 
-async def test_client_that_sends_nothing_is_disconnected(busy):
+async def test_client_that_sends_nothing_is_disconnected(busy: Busy) -> None:
     assert await exchange(busy, b"") == b""
     await eventually(lambda: len(busy.gateway.peers) == 1)
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET /healthz HTTP/1.1\r\n" + HOST, b"GET /healthz HTTP/1.1\r\nx: a"])
-async def test_head_that_does_not_end_times_out(busy, sent):
+async def test_head_that_does_not_end_times_out(busy: Busy, sent: bytes) -> None:
     response = await refusal(busy, sent)
     assert (response.status, response.error["code"]) == (408, "invalid_request")
     assert "head" in response.error["message"]
 
 
-async def test_head_that_drips_times_out(busy):
+async def test_head_that_drips_times_out(busy: Busy) -> None:
     """Slow loris: each byte is progress, and yet the whole takes too long."""
     async with await Http.open(busy.url) as http:
 
-        async def drip():
+        async def drip() -> None:
             for byte in b"GET /healthz HTTP/1.1\r\n" + HOST + b"x: " + b"a" * 100_000:
                 http.send(bytes((byte,)))
                 await asyncio.sleep(0.01)
@@ -371,20 +397,20 @@ async def test_head_that_drips_times_out(busy):
 
 
 @pytest.mark.parametrize("line", [LENGTH, CHUNKED])
-async def test_body_that_does_not_come_times_out(busy, line):
+async def test_body_that_does_not_come_times_out(busy: Busy, line: bytes) -> None:
     response = await refusal(busy, post(line, body=b"2\r\n{" if line == CHUNKED else b"{"))
     assert (response.status, response.error["code"]) == (408, "invalid_request")
     assert "body" in response.error["message"]
 
 
-async def test_idle_connection_is_closed_without_a_word(make_path):
+async def test_idle_connection_is_closed_without_a_word(make_path: MakePath) -> None:
     path = await make_path(server={"keep_alive_timeout": 0.1})
     async with await Http.open(path.url) as http:
         assert (await http.ask("GET", "/healthz")).status == 200
         assert await http.is_closed()
 
 
-async def test_client_that_hangs_up_in_the_middle_of_its_request_leaves_nothing(busy):
+async def test_client_that_hangs_up_in_the_middle_of_its_request_leaves_nothing(busy: Busy) -> None:
     for data in (b"", b"GE", post(LENGTH, body=b"{"), post(CHUNKED, body=b"5\r\n{")):
         async with await Http.open(busy.url) as http:
             http.send(data)
@@ -392,7 +418,7 @@ async def test_client_that_hangs_up_in_the_middle_of_its_request_leaves_nothing(
     await eventually(lambda: len(busy.gateway.peers) == 1)
 
 
-async def test_connections_beyond_the_limit_are_refused(make_path):
+async def test_connections_beyond_the_limit_are_refused(make_path: MakePath) -> None:
     path = await make_path(server={"max_connections": 2})
     async with await Http.open(path.url) as first, await Session.open(path.url):
         assert (await first.ask("GET", "/healthz")).status == 200
@@ -407,7 +433,7 @@ async def test_connections_beyond_the_limit_are_refused(make_path):
 # -- the odd, but legal --------------------------------------------------------------------------------
 
 
-async def test_pipelined_requests_are_answered_in_order(busy):
+async def test_pipelined_requests_are_answered_in_order(busy: Busy) -> None:
     busy.created = 1
     targets = [b"/healthz", b"/nothing", b"/v1/models", b"/readyz"]
     heads = b"".join(b"GET %b HTTP/1.1\r\n%b\r\n" % (target, HOST) for target in targets)
@@ -417,7 +443,7 @@ async def test_pipelined_requests_are_answered_in_order(busy):
     assert statuses == [200, 404, 200, 200, 200, 200, 404, 200, 200]
 
 
-async def test_request_behind_a_stream_waits_for_its_end(busy):
+async def test_request_behind_a_stream_waits_for_its_end(busy: Busy) -> None:
     busy.created = 1
     async with await Http.open(busy.url) as http:
         http.request("POST", COMPLETIONS, chat({"tokens": 5, "interval_ms": 10}))
@@ -427,7 +453,7 @@ async def test_request_behind_a_stream_waits_for_its_end(busy):
         assert (await http.response()).json() == {"status": "ok"}
 
 
-async def test_pipeline_without_end_is_refused_behind_the_answer(busy):
+async def test_pipeline_without_end_is_refused_behind_the_answer(busy: Busy) -> None:
     busy.created = 1
     async with await Http.open(busy.url) as http:
         http.request("POST", COMPLETIONS, chat({"tokens": 50, "interval_ms": 2}))
@@ -440,7 +466,7 @@ async def test_pipeline_without_end_is_refused_behind_the_answer(busy):
         assert await http.is_closed()
 
 
-async def test_rubbish_behind_a_request_is_refused_behind_its_answer(busy):
+async def test_rubbish_behind_a_request_is_refused_behind_its_answer(busy: Busy) -> None:
     async with await Http.open(busy.url) as http:
         http.send(b"GET /healthz HTTP/1.1\r\n%b\r\nrubbish\r\n\r\n" % HOST)
         assert (await http.response()).status == 200
@@ -448,7 +474,7 @@ async def test_rubbish_behind_a_request_is_refused_behind_its_answer(busy):
         assert await http.is_closed()
 
 
-async def test_large_bodies_do_not_pile_up_behind_an_answer(busy):
+async def test_large_bodies_do_not_pile_up_behind_an_answer(busy: Busy) -> None:
     busy.created = 1
     async with await Http.open(busy.url) as http:
         http.request("POST", COMPLETIONS, chat({"tokens": 5, "fault": {"kind": "stall"}}))
@@ -463,28 +489,28 @@ async def test_large_bodies_do_not_pile_up_behind_an_answer(busy):
         assert await http.is_closed()
 
 
-async def test_http_1_0_gets_whole_answers_and_a_closed_connection(busy):
+async def test_http_1_0_gets_whole_answers_and_a_closed_connection(busy: Busy) -> None:
     data = await exchange(busy, b"GET /healthz HTTP/1.0\r\n\r\n")
     assert data.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"connection: close" in data
     assert data.endswith(b'{"status":"ok"}')
 
 
-async def test_http_1_0_stream_ends_with_the_connection(busy):
+async def test_http_1_0_stream_ends_with_the_connection(busy: Busy) -> None:
     busy.created = 1
     body = json.dumps(chat({"tokens": 3})).encode()
-    head = b"POST %b HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % (COMPLETIONS.encode(), len(body))
-    head, _, events = (await exchange(busy, head + body)).partition(b"\r\n\r\n")
+    request = b"POST %b HTTP/1.0\r\ncontent-length: %d\r\n\r\n" % (COMPLETIONS.encode(), len(body))
+    head, _, answered = (await exchange(busy, request + body)).partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head
     assert b"connection: close" in head
-    *events, done, rest = events.decode().split("\n\n")
+    *events, done, rest = answered.decode().split("\n\n")
     assert content([event.split("\ndata: ")[1] for event in events]) == answer(3)
     assert done.endswith("data: [DONE]")
     assert rest == ""
 
 
 @pytest.mark.parametrize("path_", [b"/healthz", b"/v1/models"])
-async def test_upgrade_to_h2c_is_not_taken_up(busy, path_):
+async def test_upgrade_to_h2c_is_not_taken_up(busy: Busy, path_: bytes) -> None:
     lines = b"upgrade: h2c\r\nconnection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
     async with await Http.open(busy.url) as http:
         for _ in range(2):
@@ -492,7 +518,7 @@ async def test_upgrade_to_h2c_is_not_taken_up(busy, path_):
         assert [(await http.response()).status for _ in range(4)] == [200] * 4
 
 
-async def test_post_that_offers_h2c_is_answered(busy):
+async def test_post_that_offers_h2c_is_answered(busy: Busy) -> None:
     busy.created = 1
     lines = (LENGTH, b"upgrade: h2c", b"connection: upgrade, http2-settings", b"http2-settings: AAMAAABkAAQAAP__")
     async with await Http.open(busy.url) as http:
@@ -501,7 +527,7 @@ async def test_post_that_offers_h2c_is_answered(busy):
         assert (await http.response()).json() == {"status": "ok"}
 
 
-async def test_upgrade_that_names_websocket_among_others_is_taken(busy):
+async def test_upgrade_that_names_websocket_among_others_is_taken(busy: Busy) -> None:
     lines = b"upgrade: h2c, websocket\r\nconnection: keep-alive, upgrade\r\nsec-websocket-version: 13\r\n"
     key = b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     async with await Http.open(busy.url) as http:
@@ -509,7 +535,7 @@ async def test_upgrade_that_names_websocket_among_others_is_taken(busy):
         assert (await http.head()).status == 101
 
 
-async def test_expectation_is_met_before_the_body_comes(busy):
+async def test_expectation_is_met_before_the_body_comes(busy: Busy) -> None:
     busy.created = 1
     async with await Http.open(busy.url) as http:
         http.send(post(LENGTH, b"expect: 100-continue", body=b""))
@@ -518,7 +544,7 @@ async def test_expectation_is_met_before_the_body_comes(busy):
         assert (await http.response()).status == 200
 
 
-async def test_expectation_of_a_too_large_body_is_refused(busy):
+async def test_expectation_of_a_too_large_body_is_refused(busy: Busy) -> None:
     response = await refusal(busy, post(b"content-length: 20000000", b"expect: 100-continue", body=b""))
     assert (response.status, response.error["code"]) == (413, "payload_too_large")
 
@@ -538,7 +564,9 @@ async def test_expectation_of_a_too_large_body_is_refused(busy):
         (b"/v1/nothing", b"upgrade: websocket\r\nconnection: upgrade\r\n", 404),
     ],
 )
-async def test_handshake_that_is_incomplete_is_refused(busy, target, lines, status):
+async def test_handshake_that_is_incomplete_is_refused(
+    busy: Busy, target: bytes, lines: bytes, status: int
+) -> None:
     async with await Http.open(busy.url) as http:
         http.send(b"GET %b HTTP/1.1\r\n%b%b\r\n" % (target, HOST, lines))
         response = await http.response()
@@ -548,7 +576,7 @@ async def test_handshake_that_is_incomplete_is_refused(busy, target, lines, stat
         assert (response.headers["upgrade"], response.headers["sec-websocket-version"]) == ("websocket", "13")
 
 
-async def test_handshake_over_http_1_0_or_by_post_is_refused(busy):
+async def test_handshake_over_http_1_0_or_by_post_is_refused(busy: Busy) -> None:
     upgrade = b"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
     key = b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
     for line, status in ((b"GET /v1/ws/stream HTTP/1.0", b"400"), (b"POST /v1/ws/stream HTTP/1.1", b"405")):
@@ -556,7 +584,7 @@ async def test_handshake_over_http_1_0_or_by_post_is_refused(busy):
         assert data.startswith(b"HTTP/1.1 " + status)
 
 
-async def test_handshake_behind_another_request_is_refused(busy):
+async def test_handshake_behind_another_request_is_refused(busy: Busy) -> None:
     """Its bytes could be an answer's; a client opens a connection for its handshake."""
     upgrade = b"upgrade: websocket\r\nconnection: upgrade\r\n"
     async with await Http.open(busy.url) as http:
@@ -565,7 +593,7 @@ async def test_handshake_behind_another_request_is_refused(busy):
         assert (await http.response()).status == 400
 
 
-async def test_websocket_to_a_path_without_one_is_refused(busy):
+async def test_websocket_to_a_path_without_one_is_refused(busy: Busy) -> None:
     with pytest.raises(InvalidStatus) as caught:
         await dial(busy.url + "/v1/nothing", additional_headers={})
     assert caught.value.response.status_code == 404

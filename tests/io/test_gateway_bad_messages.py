@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from holdfast.core.websocket.connection import frame_header, xor_mask
 from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, unharmed
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
-async def busy(make_path):
+async def busy(make_path: MakePath) -> AsyncIterator[GatewayPath]:
     """A gateway with tight bounds; a stream runs on it, and must still run unharmed after the test."""
     path = await make_path(server={"max_body": 1 << 20, "hello_timeout": 0.2, "max_streams_per_session": 3})
     async with unharmed(path.url):
@@ -22,13 +25,13 @@ async def busy(make_path):
 
 
 @pytest.fixture
-async def session(busy):
+async def session(busy: GatewayPath) -> AsyncIterator[Session]:
     """A session beside the one of the running stream."""
     async with await Session.open(busy.url) as session:
         yield session
 
 
-async def assert_alive(session):
+async def assert_alive(session: Session) -> None:
     """The session takes and answers messages, and streams."""
     await session.send(type="ping", t="alive")
     assert await session.receive() == {"type": "pong", "t": "alive"}
@@ -86,7 +89,9 @@ async def assert_alive(session):
         (b"\xff\x00", "binary"),
     ],
 )
-async def test_message_that_is_invalid_is_answered_and_the_session_goes_on(session, message, says):
+async def test_message_that_is_invalid_is_answered_and_the_session_goes_on(
+    session: Session, message: bytes | dict[str, Any] | str, says: str
+) -> None:
     await session.socket.send(json.dumps(message) if isinstance(message, dict) else message)
     error = await session.expect("error")
     assert error["code"] == "invalid_message"
@@ -96,7 +101,7 @@ async def test_message_that_is_invalid_is_answered_and_the_session_goes_on(sessi
     await assert_alive(session)
 
 
-async def test_sixteenth_invalid_message_ends_the_session(session):
+async def test_sixteenth_invalid_message_ends_the_session(session: Session) -> None:
     for _ in range(16):
         await session.socket.send("rubbish")
     for _ in range(16):
@@ -121,14 +126,16 @@ async def test_sixteenth_invalid_message_ends_the_session(session):
         '{"messages": 5',
     ],
 )
-async def test_first_message_that_is_invalid_ends_the_session(busy, negotiated, message):
+async def test_first_message_that_is_invalid_ends_the_session(
+    busy: GatewayPath, negotiated: bool, message: bytes | str
+) -> None:
     session = Session(await dial(busy.url, negotiated=negotiated))
     await session.socket.send(message)
     assert (await session.expect("error"))["code"] == "invalid_message"
     assert await session.closed() == (4400, "invalid_message")
 
 
-async def test_bare_payload_under_the_subprotocol_ends_the_session(busy):
+async def test_bare_payload_under_the_subprotocol_ends_the_session(busy: GatewayPath) -> None:
     session = Session(await dial(busy.url))
     await session.socket.send(json.dumps(chat({"tokens": 1})))
     assert "hello" in (await session.expect("error"))["message"]
@@ -144,7 +151,9 @@ async def test_bare_payload_under_the_subprotocol_ends_the_session(busy):
         ({"model": 5, "messages": []}, "invalid_request", "model"),
     ],
 )
-async def test_bare_payload_that_is_refused_may_be_followed_by_a_good_one(busy, payload, code, param):
+async def test_bare_payload_that_is_refused_may_be_followed_by_a_good_one(
+    busy: GatewayPath, payload: dict[str, Any], code: str, param: str
+) -> None:
     async with await Session.open_bare(busy.url) as session:
         await session.socket.send(json.dumps(payload))
         error = await session.expect("error")
@@ -172,7 +181,9 @@ async def test_bare_payload_that_is_refused_may_be_followed_by_a_good_one(busy, 
         ({"model": "nope", "messages": [{"role": "user", "content": "hi"}]}, "model_not_found", "model"),
     ],
 )
-async def test_create_that_cannot_be_served_is_refused_under_its_id(session, request_, code, param):
+async def test_create_that_cannot_be_served_is_refused_under_its_id(
+    session: Session, request_: dict[str, Any] | list[Any] | str | None, code: str, param: str
+) -> None:
     await session.send(type="create", request_id="r-1", request=request_)
     error = await session.expect("error")
     assert (error["code"], error["request_id"], error["param"]) == (code, "r-1", param)
@@ -192,7 +203,9 @@ async def test_create_that_cannot_be_served_is_refused_under_its_id(session, req
     ],
 )
 @pytest.mark.parametrize("how", ["attach", "hello"])
-async def test_cursor_that_cannot_be_served_is_refused_by_its_stream(busy, session, fields, code, how):
+async def test_cursor_that_cannot_be_served_is_refused_by_its_stream(
+    busy: GatewayPath, session: Session, fields: dict[str, Any], code: str, how: str
+) -> None:
     stream = (await session.create("r-1", chat({"tokens": 3})))["stream"]
     _, end = await session.read()
     assert end["seq"] == 5
@@ -215,11 +228,11 @@ async def test_cursor_that_cannot_be_served_is_refused_by_its_stream(busy, sessi
         assert content(entries) == answer(3)
 
 
-async def test_more_streams_than_a_session_may_read_are_refused_one_by_one(session):
+async def test_more_streams_than_a_session_may_read_are_refused_one_by_one(session: Session) -> None:
     stalled = {"tokens": 5, "fault": {"kind": "stall", "after_tokens": 0}}
     for number in range(4):
         await session.send(type="create", request_id=f"r-{number}", request=chat(stalled))
-    kinds = {}
+    kinds: dict[str, tuple[Any, ...]] = {}
     while len(kinds) < 4:
         message = await session.receive()
         if "request_id" in message:
@@ -235,7 +248,9 @@ async def test_more_streams_than_a_session_may_read_are_refused_one_by_one(sessi
     assert message["request_id"] == "r-3"
 
 
-async def test_hello_that_resumes_more_streams_than_allowed_is_refused_for_the_rest(busy, session):
+async def test_hello_that_resumes_more_streams_than_allowed_is_refused_for_the_rest(
+    busy: GatewayPath, session: Session
+) -> None:
     streams = []
     for number in range(5):
         streams.append((await session.create(f"r-{number}", chat({"tokens": 1})))["stream"])
@@ -257,14 +272,16 @@ async def test_hello_that_resumes_more_streams_than_allowed_is_refused_for_the_r
         {"type": "ping", "t": "alive", "unknown": {"field": []}},
     ],
 )
-async def test_message_that_crossed_an_end_or_holds_more_than_is_known_is_no_fault(session, message):
+async def test_message_that_crossed_an_end_or_holds_more_than_is_known_is_no_fault(
+    session: Session, message: dict[str, Any]
+) -> None:
     await session.send(**message)
     if message["type"] == "ping":
         assert await session.receive() == {"type": "pong", "t": "alive"}
     await assert_alive(session)
 
 
-async def test_ack_beyond_what_was_sent_counts_as_what_was_sent(make_path):
+async def test_ack_beyond_what_was_sent_counts_as_what_was_sent(make_path: MakePath) -> None:
     path = await make_path(streams={"log_bytes": 4096})
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 200, "interval_ms": 1})))["stream"]
@@ -281,7 +298,7 @@ async def test_ack_beyond_what_was_sent_counts_as_what_was_sent(make_path):
     assert content(entries) == answer(200)
 
 
-async def test_credit_beyond_its_bound_is_an_invalid_message_and_grants_nothing(session):
+async def test_credit_beyond_its_bound_is_an_invalid_message_and_grants_nothing(session: Session) -> None:
     stream = (await session.create("r-1", chat({"tokens": 3}), credit=0))["stream"]
     await session.send(type="credit", stream=stream, bytes=2**31 - 1)
     entries = await session.entries(5)
@@ -299,7 +316,7 @@ async def test_credit_beyond_its_bound_is_an_invalid_message_and_grants_nothing(
 # -- frames --------------------------------------------------------------------------------------------
 
 
-def frame(opcode, payload, *, fin=True, masked=True):
+def frame(opcode: int, payload: bytes, *, fin: bool = True, masked: bool = True) -> bytes:
     """A client's frame as bytes."""
     header = bytearray(frame_header(opcode, len(payload)))
     if not fin:
@@ -314,7 +331,7 @@ def frame(opcode, payload, *, fin=True, masked=True):
 HELLO = frame(1, b'{"type": "hello", "version": 1}')
 
 
-async def upgraded(path):
+async def upgraded(path: GatewayPath) -> Http:
     """A raw connection behind its handshake, without subprotocol."""
     http = await Http.open(path.url)
     http.request(
@@ -329,7 +346,7 @@ async def upgraded(path):
     return http
 
 
-async def next_frame(http):
+async def next_frame(http: Http) -> tuple[int, bytes]:
     """The next frame of the server: its opcode and payload."""
     async with asyncio.timeout(DEADLINE):
         first, length = await http.reader.readexactly(2)
@@ -339,7 +356,7 @@ async def next_frame(http):
         return first & 0x0F, await http.reader.readexactly(length)
 
 
-async def close_code_of(http):
+async def close_code_of(http: Http) -> int:
     """Read on to the Close frame, answer it, and let the gateway end the connection; return its code."""
     while (received := await next_frame(http))[0] != 8:
         pass
@@ -368,14 +385,16 @@ async def close_code_of(http):
         (b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", 1002),
     ],
 )
-async def test_frame_that_breaks_the_protocol_ends_its_connection(busy, data, code):
+async def test_frame_that_breaks_the_protocol_ends_its_connection(
+    busy: GatewayPath, data: bytes, code: int
+) -> None:
     async with await upgraded(busy) as http:
         http.send(HELLO + data)
         assert await close_code_of(http) == code
 
 
 @pytest.mark.parametrize("fragments", [1, 20])
-async def test_message_beyond_the_bound_is_refused_readably(path, fragments):
+async def test_message_beyond_the_bound_is_refused_readably(path: GatewayPath, fragments: int) -> None:
     """The client sends all 20 MB of it before it reads; the Close frame must not be lost in a reset."""
     size = 20_000_000 // fragments
     async with await upgraded(path) as http:
@@ -387,7 +406,7 @@ async def test_message_beyond_the_bound_is_refused_readably(path, fragments):
     await eventually(lambda: not path.gateway.peers)
 
 
-async def test_sdk_of_websockets_sees_why_its_message_was_refused(busy):
+async def test_sdk_of_websockets_sees_why_its_message_was_refused(busy: GatewayPath) -> None:
     async with await Session.open(busy.url) as session:
         try:
             await session.socket.send(" " * 5_000_000)
@@ -396,7 +415,7 @@ async def test_sdk_of_websockets_sees_why_its_message_was_refused(busy):
         assert (await session.closed())[0] == 1009
 
 
-async def test_fragmented_message_with_a_ping_in_between_is_taken(busy):
+async def test_fragmented_message_with_a_ping_in_between_is_taken(busy: GatewayPath) -> None:
     message = json.dumps(chat({"tokens": 1})).encode()
     pieces = [message[start : start + 7] for start in range(0, len(message), 7)]
     data = b"".join(
@@ -414,19 +433,19 @@ async def test_fragmented_message_with_a_ping_in_between_is_taken(busy):
 
 
 @pytest.mark.parametrize("data", [b"", frame(9, b""), HELLO[:5]])
-async def test_client_that_never_says_hello_is_sent_away(busy, data):
+async def test_client_that_never_says_hello_is_sent_away(busy: GatewayPath, data: bytes) -> None:
     async with await upgraded(busy) as http:
         http.send(data)
         assert await close_code_of(http) == 4408
 
 
-async def test_client_that_never_says_hello_is_told_so(busy):
+async def test_client_that_never_says_hello_is_told_so(busy: GatewayPath) -> None:
     session = Session(await dial(busy.url))
     assert (await session.expect("error"))["code"] == "hello_timeout"
     assert await session.closed() == (4408, "hello_timeout")
 
 
-async def test_client_that_answers_no_ping_is_dropped(make_path):
+async def test_client_that_answers_no_ping_is_dropped(make_path: MakePath) -> None:
     path = await make_path(server={"ping_interval": 0.1, "ping_timeout": 0.1})
     async with await upgraded(path) as http, asyncio.timeout(DEADLINE):
         http.send(HELLO)
@@ -434,7 +453,7 @@ async def test_client_that_answers_no_ping_is_dropped(make_path):
     assert data.endswith(frame_header(9, 0))  # a Ping, then the end without a Close frame
 
 
-async def test_client_that_answers_pings_is_kept(make_path):
+async def test_client_that_answers_pings_is_kept(make_path: MakePath) -> None:
     path = await make_path(server={"ping_interval": 0.1, "ping_timeout": 0.1, "hello_timeout": 0.1})
     async with await upgraded(path) as http:
         http.send(HELLO)
@@ -446,14 +465,14 @@ async def test_client_that_answers_pings_is_kept(make_path):
         assert await next_frame(http) == (1, b'{"type":"pong","t":1}')
 
 
-async def test_client_that_sends_and_never_reads_is_dropped(busy):
+async def test_client_that_sends_and_never_reads_is_dropped(busy: GatewayPath) -> None:
     """Its answers may not pile up without bound."""
     message = frame(1, b'{"type": "ping", "t": "%b"}' % (b"x" * 1000))
     async with await upgraded(busy) as http, asyncio.timeout(DEADLINE):
         http.send(HELLO)
-        http.writer.transport.pause_reading()
+        http.transport.pause_reading()
 
-        async def flood():
+        async def flood() -> None:
             while True:
                 http.send(message * 100)
                 await http.writer.drain()
@@ -463,7 +482,7 @@ async def test_client_that_sends_and_never_reads_is_dropped(busy):
     await eventually(lambda: busy.gateway.peers.statistics().conversations == 1)
 
 
-async def test_client_that_hangs_up_at_any_moment_leaves_nothing(busy):
+async def test_client_that_hangs_up_at_any_moment_leaves_nothing(busy: GatewayPath) -> None:
     sent = HELLO + frame(
         1, json.dumps({"type": "create", "request_id": "r", "request": chat({"tokens": 1})}).encode()
     )

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 
 from tests.support.gateway_client import ResumingClient, answer, chat
-from tests.support.relay import Cut, Relay
+from tests.support.gateway_path import GatewayPath
+from tests.support.relay import Cut, Direction, Relay
 
 #: Tokens, pace and seed of the streams of one session: they interleave, and differ in length.
 STREAMS = [(9, 2, 1), (14, 1, 2), (5, 3, 3)]
 
 
-def requests() -> list[dict]:
+def requests() -> list[dict[str, Any]]:
     return [
         chat({"tokens": tokens, "interval_ms": pace, "seed": seed}, user=f"user-{seed}")
         for tokens, pace, seed in STREAMS
     ]
 
 
-async def run_session(path, plan, *, window=None):
+async def run_session(path: GatewayPath, plan: Callable[[int], Cut | None], *, window: int | None = None) -> Relay:
     """Run one session of several streams through the relay; everything must come exactly once."""
     provider = path.provider
     provider.counters.reset()
@@ -42,46 +45,51 @@ async def run_session(path, plan, *, window=None):
     return relay
 
 
-async def test_session_without_cut_is_whole(path):
+async def test_session_without_cut_is_whole(path: GatewayPath) -> None:
     relay = await run_session(path, lambda _: None)
     assert (relay.connections, relay.cuts) == (1, 0)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("direction", ["down", "up"])
-async def test_connection_cut_at_each_message_boundary_loses_nothing(path, direction, how):
+async def test_connection_cut_at_each_message_boundary_loses_nothing(
+    path: GatewayPath, direction: Direction, how: Literal["fin", "rst"]
+) -> None:
     uncut = await run_session(path, lambda _: None)
     count = uncut.messages[direction]
     assert count >= (8 if direction == "down" else 4)
     cuts = 0
     for boundary in range(count):
         cut = Cut(direction, messages=boundary, how=how)
-        relay = await run_session(path, lambda number, cut=cut: cut if number == 0 else None)
+        relay = await run_session(path, {0: cut}.get)
         cuts += relay.cuts
     # How entries are batched into messages depends on timing: some sessions end before their cut.
     assert cuts >= count // 2
 
 
-async def test_every_connection_cut_behind_few_messages_still_ends_whole(path):
+async def test_every_connection_cut_behind_few_messages_still_ends_whole(path: GatewayPath) -> None:
     relay = await run_session(path, lambda number: Cut("down", messages=2 + number % 3))
     assert relay.cuts >= 4
 
 
-async def test_each_connection_cut_one_message_later_still_ends_whole(path):
+async def test_each_connection_cut_one_message_later_still_ends_whole(path: GatewayPath) -> None:
     relay = await run_session(path, lambda number: Cut("up", messages=number))
     assert relay.cuts >= 4
 
 
 @pytest.mark.parametrize("window", [None, 700])
 @pytest.mark.parametrize("seed", range(4))
-async def test_connections_cut_at_random_bytes_lose_nothing(path, seed, window):
+async def test_connections_cut_at_random_bytes_lose_nothing(
+    path: GatewayPath, seed: int, window: int | None
+) -> None:
     rng = random.Random(seed)
 
-    def plan(number):
+    def plan(number: int) -> Cut | None:
         if number >= 12:
             return None
-        direction = rng.choice(["up", "down", "down"])
-        return Cut(direction, offset=rng.randrange(1, 2500), how=rng.choice(["fin", "rst"]))
+        directions: list[Direction] = ["up", "down", "down"]
+        how: list[Literal["fin", "rst"]] = ["fin", "rst"]
+        return Cut(rng.choice(directions), offset=rng.randrange(1, 2500), how=rng.choice(how))
 
     cuts = 0
     for _ in range(6):

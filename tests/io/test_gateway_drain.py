@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.support.gateway_client import (
     stream_of,
     whole,
 )
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 SLOW = {"tokens": 100_000, "interval_ms": 2}
@@ -35,7 +37,7 @@ async def start_drain(path: Any) -> asyncio.Task[bool]:
 
 
 @pytest.fixture
-async def running(path):
+async def running(path: GatewayPath) -> AsyncIterator[tuple[Session, str]]:
     """A gateway that drains while a stream runs, the session of that stream, and its id."""
     async with await Session.open(path.url) as session:
         accepted = await session.create("running", chat(SLOW))
@@ -47,21 +49,23 @@ async def running(path):
             assert await task
 
 
-async def test_probes_are_answered_while_a_gateway_drains(path, running):
+async def test_probes_are_answered_while_a_gateway_drains(path: GatewayPath, running: tuple[Session, str]) -> None:
     ready = await ask(path.url, "GET", "/readyz")
     assert (ready.status, ready.json()) == (503, {"status": "draining"})
     assert (await ask(path.url, "GET", "/healthz")).status == 200
     assert ready.headers["connection"] == "close"
 
 
-async def test_new_request_is_refused_with_retry_after(path, running):
+async def test_new_request_is_refused_with_retry_after(path: GatewayPath, running: tuple[Session, str]) -> None:
     refused = await ask(path.url, "POST", "/v1/chat/completions", chat({"tokens": 1}))
     assert (refused.status, refused.error["code"]) == (503, "draining")
     assert refused.headers["retry-after"] == "1"
     assert path.provider.statistics().requests == 1
 
 
-async def test_session_is_told_and_its_create_refused_while_its_stream_goes_on(path, running):
+async def test_session_is_told_and_its_create_refused_while_its_stream_goes_on(
+    path: GatewayPath, running: tuple[Session, str]
+) -> None:
     session, _ = running
     await session.send(type="create", request_id="late", request=chat({"tokens": 1}))
     seen: dict[str, Any] = {}
@@ -75,7 +79,9 @@ async def test_session_is_told_and_its_create_refused_while_its_stream_goes_on(p
     assert (await session.receive())["type"] in ("event", "events")
 
 
-async def test_same_request_id_still_finds_its_running_stream(path, running):
+async def test_same_request_id_still_finds_its_running_stream(
+    path: GatewayPath, running: tuple[Session, str]
+) -> None:
     _, stream = running
     async with await Session.open(path.url, hello={"streams": [{"stream": stream, "after": 0}]}) as again:
         await again.expect("goaway")
@@ -85,7 +91,7 @@ async def test_same_request_id_still_finds_its_running_stream(path, running):
         assert message["duplicate"] is True
 
 
-async def test_running_stream_can_be_resumed_and_read(path, running):
+async def test_running_stream_can_be_resumed_and_read(path: GatewayPath, running: tuple[Session, str]) -> None:
     session, stream = running
     await session.drop()
     async with await Session.open(path.url, hello={"streams": [{"stream": stream, "after": 0}]}) as again:
@@ -101,7 +107,9 @@ async def test_running_stream_can_be_resumed_and_read(path, running):
         assert polled["status"] == "running"
 
 
-async def test_hello_without_a_stream_of_this_process_is_sent_elsewhere(path, running):
+async def test_hello_without_a_stream_of_this_process_is_sent_elsewhere(
+    path: GatewayPath, running: tuple[Session, str]
+) -> None:
     for hello in ({}, {"streams": [{"stream": "st_elsewhere"}]}):
         socket = await dial(path.url)
         session = Session(socket)
@@ -111,7 +119,7 @@ async def test_hello_without_a_stream_of_this_process_is_sent_elsewhere(path, ru
         assert await session.closed() == (1012, "draining")
 
 
-async def test_handshake_is_refused_where_nothing_can_be_resumed(path):
+async def test_handshake_is_refused_where_nothing_can_be_resumed(path: GatewayPath) -> None:
     async with await Session.open(path.url):
         task = await start_drain(path)
         async with await Http.open(path.url) as http:
@@ -130,7 +138,9 @@ async def test_handshake_is_refused_where_nothing_can_be_resumed(path):
         assert await task
 
 
-async def test_idle_session_is_closed_at_the_end_of_the_window(make_path, monkeypatch):
+async def test_idle_session_is_closed_at_the_end_of_the_window(
+    make_path: MakePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(drain, "FULL_WINDOW_CONNECTIONS", 1)
     path = await make_path(server={"drain_window": 0.3})
     async with await Session.open(path.url) as session:
@@ -142,7 +152,7 @@ async def test_idle_session_is_closed_at_the_end_of_the_window(make_path, monkey
         assert await task
 
 
-async def test_bare_client_is_told_and_reads_its_stream_to_the_end(path):
+async def test_bare_client_is_told_and_reads_its_stream_to_the_end(path: GatewayPath) -> None:
     async with await Session.open_bare(path.url) as session:
         await session.send(**chat({"tokens": 50, "interval_ms": 5}))
         await session.expect("accepted")
@@ -156,7 +166,7 @@ async def test_bare_client_is_told_and_reads_its_stream_to_the_end(path):
         assert await task
 
 
-async def test_drain_waits_for_sse_readers_and_whole_answers(path):
+async def test_drain_waits_for_sse_readers_and_whole_answers(path: GatewayPath) -> None:
     async with await Http.open(path.url) as sse, await Http.open(path.url) as whole_answer:
         sse.request("POST", "/v1/chat/completions", chat({"tokens": 40, "interval_ms": 10}))
         assert (await sse.head()).status == 200
@@ -172,7 +182,7 @@ async def test_drain_waits_for_sse_readers_and_whole_answers(path):
         assert await task
 
 
-async def test_idle_keep_alive_connection_is_closed_at_once(path):
+async def test_idle_keep_alive_connection_is_closed_at_once(path: GatewayPath) -> None:
     async with await Http.open(path.url) as http:
         assert (await http.ask("GET", "/healthz")).status == 200
         task = await start_drain(path)
@@ -180,7 +190,7 @@ async def test_idle_keep_alive_connection_is_closed_at_once(path):
         assert await task
 
 
-async def test_end_that_a_lost_reader_missed_is_waited_for(make_path):
+async def test_end_that_a_lost_reader_missed_is_waited_for(make_path: MakePath) -> None:
     path = await make_path(streams={"detach_grace": 30.0})
     session = await Session.open(path.url)
     accepted = await session.create("lost", chat({"tokens": 30, "interval_ms": 5}))
@@ -195,7 +205,7 @@ async def test_end_that_a_lost_reader_missed_is_waited_for(make_path):
         assert await task
 
 
-async def test_stream_beyond_the_drain_timeout_ends_incomplete_with_shutdown(make_path):
+async def test_stream_beyond_the_drain_timeout_ends_incomplete_with_shutdown(make_path: MakePath) -> None:
     path = await make_path(server={"drain_timeout": 0.3})
     async with await Session.open(path.url) as session, await Http.open(path.url) as http:
         await session.create("long", chat(SLOW))
@@ -218,7 +228,9 @@ async def test_stream_beyond_the_drain_timeout_ends_incomplete_with_shutdown(mak
         await path.provider.until(lambda s: s.streaming == 0)
 
 
-async def test_sdk_keeps_its_stream_and_asks_another_gateway_for_the_next(path, make_path):
+async def test_sdk_keeps_its_stream_and_asks_another_gateway_for_the_next(
+    path: GatewayPath, make_path: MakePath
+) -> None:
     """One address, behind which first the one and then the other gateway is, as a load balancer has it."""
     other = await make_path()
     target = [path.gateway.port]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
 from holdfast_tools.simulate.faults import BlackHole, ResetConnection, Silence
 from tests.support.gateway_client import ONCE, Http, Session, answer, ask, chat, content, read_stream, unharmed
+from tests.support.gateway_path import GatewayPath, MakePath
 
 TOKENS = 12
 COMPLETIONS = "/v1/chat/completions"
@@ -42,15 +44,15 @@ TIMEOUTS = {"first_byte": 0.3, "idle": 0.2}
 
 
 @pytest.fixture
-async def path(make_path):
+async def path(make_path: MakePath) -> GatewayPath:
     return await make_path(streams={"log_bytes": 256 * 1024}, provider={**ONCE, "timeouts": TIMEOUTS})
 
 
-def request_of(fault, sim, **fields):
+def request_of(fault: dict[str, Any] | None, sim: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return chat({"tokens": TOKENS, **sim, **({"fault": fault} if fault else {})}, **fields)
 
 
-def assert_end(end, code, tokens):
+def assert_end(end: dict[str, Any], code: str, tokens: int | None) -> None:
     """The end says what went wrong, and whether anything came before it."""
     assert (end["status"], end["error"]["code"]) == ("failed" if tokens is None else "incomplete", code)
     assert end["error"]["message"]
@@ -59,12 +61,12 @@ def assert_end(end, code, tokens):
     assert "finish_reason" not in end
 
 
-def assert_delivered(payloads, tokens):
+def assert_delivered(payloads: list[Any], tokens: int | None) -> None:
     assert len(payloads) == (0 if tokens is None else tokens + 1)
     assert content(payloads) == answer(tokens or 0)
 
 
-async def assert_readable(path, stream, code, tokens):
+async def assert_readable(path: GatewayPath, stream: str, code: str, tokens: int | None) -> None:
     """Whoever comes late gets the same, in each form."""
     *events, last = await read_stream(path.url, stream)
     assert_delivered([event.data for event in events], tokens)
@@ -78,7 +80,9 @@ async def assert_readable(path, stream, code, tokens):
 
 
 @faults
-async def test_fault_ends_the_stream_of_a_session(path, fault, sim, code, tokens):
+async def test_fault_ends_the_stream_of_a_session(
+    path: GatewayPath, fault: dict[str, Any] | None, sim: dict[str, Any], code: str, tokens: int | None
+) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", request_of(fault, sim)))["stream"]
         entries, end = await session.read()
@@ -91,7 +95,9 @@ async def test_fault_ends_the_stream_of_a_session(path, fault, sim, code, tokens
 
 
 @faults
-async def test_fault_ends_the_answer_to_a_post(path, fault, sim, code, tokens):
+async def test_fault_ends_the_answer_to_a_post(
+    path: GatewayPath, fault: dict[str, Any] | None, sim: dict[str, Any], code: str, tokens: int | None
+) -> None:
     async with await Http.open(path.url) as http:
         http.request("POST", COMPLETIONS, request_of(fault, sim))
         if tokens is None:
@@ -113,7 +119,7 @@ async def test_fault_ends_the_answer_to_a_post(path, fault, sim, code, tokens):
     await assert_readable(path, response.headers["holdfast-stream-id"], code, tokens)
 
 
-async def test_reset_in_the_middle_ends_the_stream_as_incomplete(path):
+async def test_reset_in_the_middle_ends_the_stream_as_incomplete(path: GatewayPath) -> None:
     """How much came before the reset is up to the sockets: it may overtake what was sent before it."""
     async with await Session.open(path.url) as session:
         fault = {"kind": "reset", "after_tokens": 5}
@@ -128,7 +134,7 @@ async def test_reset_in_the_middle_ends_the_stream_as_incomplete(path):
 
 
 @pytest.mark.parametrize("kind", ["status", "cut", "reset", "end_early", "stall", "malformed", "huge_event"])
-async def test_fault_ends_the_answer_that_is_not_streamed(make_path, kind):
+async def test_fault_ends_the_answer_that_is_not_streamed(make_path: MakePath, kind: str) -> None:
     path = await make_path(
         streams={"log_bytes": 256 * 1024}, provider={**ONCE, "timeouts": {"total": 0.3, "first_byte": 0.3}}
     )
@@ -152,12 +158,12 @@ async def test_fault_ends_the_answer_that_is_not_streamed(make_path, kind):
 
 
 @pytest.mark.parametrize(("interval_ms", "burst"), [(2, 1), (0, 100)])
-async def test_answer_that_takes_too_long_is_ended(make_path, interval_ms, burst):
+async def test_answer_that_takes_too_long_is_ended(make_path: MakePath, interval_ms: int, burst: int) -> None:
     path = await make_path(streams={"log_bytes": 1 << 20}, provider={**ONCE, "timeouts": {"total": 0.3}})
     async with await Session.open(path.url) as session:
         request = chat({"tokens": 10_000_000, "interval_ms": interval_ms, "burst": burst})
         stream = (await session.create("r-1", request))["stream"]
-        entries = []
+        entries: list[Any] = []
         while (message := await session.receive())["type"] != "end":
             entries += [message["data"]] if message["type"] == "event" else message["data"]
             await session.send(type="ack", streams={stream: len(entries) - 1})
@@ -178,14 +184,14 @@ async def test_answer_that_takes_too_long_is_ended(make_path, interval_ms, burst
     ],
     ids=lambda fault: fault["kind"],
 )
-async def test_odd_but_whole_answer_is_delivered_whole(path, fault):
+async def test_odd_but_whole_answer_is_delivered_whole(path: GatewayPath, fault: dict[str, Any]) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat({"tokens": TOKENS, "fault": fault}))
         entries, end = await session.read()
     assert (content(entries), end["status"]) == (answer(TOKENS), "completed")
 
 
-async def test_event_of_5_mb_is_delivered_whole(make_path):
+async def test_event_of_5_mb_is_delivered_whole(make_path: MakePath) -> None:
     path = await make_path()
     fault = {"kind": "huge_event", "after_tokens": 3, "bytes": 5 * 1024 * 1024}
     async with unharmed(path.url), await Session.open(path.url) as session:
@@ -196,14 +202,14 @@ async def test_event_of_5_mb_is_delivered_whole(make_path):
         assert [json.loads(event.data) for event in (await read_stream(path.url, stream))[:-1]] == entries
 
 
-async def test_pauses_shorter_than_the_idle_timeout_are_no_fault(path):
+async def test_pauses_shorter_than_the_idle_timeout_are_no_fault(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat({"tokens": 5, "interval_ms": 120}))
         entries, end = await session.read()
     assert (content(entries), end["status"]) == (answer(5), "completed")
 
 
-async def test_idle_timeout_counts_from_the_last_byte_whatever_the_first_may_take(make_path):
+async def test_idle_timeout_counts_from_the_last_byte_whatever_the_first_may_take(make_path: MakePath) -> None:
     """By default the first byte may take far longer than a pause."""
     path = await make_path(provider={**ONCE, "timeouts": {"idle": 0.2}})
     async with await Session.open(path.url) as session, asyncio.timeout(3):
@@ -216,7 +222,7 @@ async def test_idle_timeout_counts_from_the_last_byte_whatever_the_first_may_tak
 # -- connections ---------------------------------------------------------------------------------------
 
 
-async def test_provider_that_nobody_listens_for_is_an_error(make_path):
+async def test_provider_that_nobody_listens_for_is_an_error(make_path: MakePath) -> None:
     path = await make_path(provider={**ONCE, "base_url": "http://127.0.0.1:1/v1"})
     response = await ask(path.url, "POST", COMPLETIONS, chat())
     assert (response.status, response.error["code"]) == (502, "upstream_connect_error")
@@ -234,7 +240,9 @@ async def test_provider_that_nobody_listens_for_is_an_error(make_path):
         (ResetConnection(after_bytes=1500), "upstream_reset"),
     ],
 )
-async def test_connection_that_fails_ends_its_stream_and_the_next_is_served(path, fault, code):
+async def test_connection_that_fails_ends_its_stream_and_the_next_is_served(
+    path: GatewayPath, fault: BlackHole | ResetConnection | Silence, code: str
+) -> None:
     path.provider.arm(fault)
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat({"tokens": TOKENS, "interval_ms": 2}))

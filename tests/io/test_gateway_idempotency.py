@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from tests.support.gateway_client import (
     stream_of,
     whole,
 )
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.relay import Cut, Relay
 from tests.support.waiting import eventually
 
@@ -28,11 +30,11 @@ TOKENS = 8
 COMPLETIONS = "/v1/chat/completions"
 
 
-def paced(**fields):
+def paced(**fields: Any) -> dict[str, Any]:
     return chat({"tokens": TOKENS, "interval_ms": 3}, **fields)
 
 
-async def assert_one_request(path):
+async def assert_one_request(path: GatewayPath) -> None:
     statistics = await path.provider.until(lambda s: s.streaming == 0)
     assert (statistics.requests, statistics.completed) == (1, 1)
 
@@ -40,7 +42,7 @@ async def assert_one_request(path):
 # -- sessions ------------------------------------------------------------------------------------------
 
 
-async def test_create_whose_answer_was_lost_reaches_the_provider_once(path):
+async def test_create_whose_answer_was_lost_reaches_the_provider_once(path: GatewayPath) -> None:
     # The first connection is cut behind `create`, which the gateway gets; the client never sees `accepted`.
     plan = {0: Cut("up", messages=2)}
     async with Relay(path.gateway.port, plan.get) as relay:
@@ -52,7 +54,7 @@ async def test_create_whose_answer_was_lost_reaches_the_provider_once(path):
     await assert_one_request(path)
 
 
-async def test_create_sent_twice_in_one_session_attaches(path):
+async def test_create_sent_twice_in_one_session_attaches(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         first = await session.create("r-1", paced())
         await session.entries(2)
@@ -65,7 +67,7 @@ async def test_create_sent_twice_in_one_session_attaches(path):
     await assert_one_request(path)
 
 
-async def test_create_sent_again_after_the_end_gives_the_whole_text(path):
+async def test_create_sent_again_after_the_end_gives_the_whole_text(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         first = await session.create("r-1", paced())
         await session.read()
@@ -77,8 +79,8 @@ async def test_create_sent_again_after_the_end_gives_the_whole_text(path):
     await assert_one_request(path)
 
 
-async def test_create_from_many_sessions_at_once_reaches_the_provider_once(path):
-    async def create():
+async def test_create_from_many_sessions_at_once_reaches_the_provider_once(path: GatewayPath) -> None:
+    async def create() -> tuple[str, bool, str]:
         async with await Session.open(path.url) as session:
             accepted = await session.create("r-1", paced())
             entries, _ = await session.read()
@@ -91,7 +93,7 @@ async def test_create_from_many_sessions_at_once_reaches_the_provider_once(path)
     await assert_one_request(path)
 
 
-async def test_request_id_used_for_another_request_is_refused_and_harms_nobody(path):
+async def test_request_id_used_for_another_request_is_refused_and_harms_nobody(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", paced())
         entries = await session.entries(1)
@@ -105,7 +107,7 @@ async def test_request_id_used_for_another_request_is_refused_and_harms_nobody(p
     await assert_one_request(path)
 
 
-async def test_request_that_was_refused_may_be_sent_again_under_its_id(path):
+async def test_request_that_was_refused_may_be_sent_again_under_its_id(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.send(type="create", request_id="r-1", request=paced(model="nope"))
         assert (await session.expect("error"))["code"] == "model_not_found"
@@ -121,7 +123,9 @@ HEADERS = ["idempotency_key", "holdfast_request_id"]
 
 @pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize("stream", [True, False])
-async def test_posts_at_once_with_one_key_reach_the_provider_once(path, header, stream):
+async def test_posts_at_once_with_one_key_reach_the_provider_once(
+    path: GatewayPath, header: str, stream: bool
+) -> None:
     body = paced(stream=stream)
     responses = await asyncio.gather(
         *(ask(path.url, "POST", COMPLETIONS, body, **{header: "k-1"}) for _ in range(5))
@@ -134,14 +138,14 @@ async def test_posts_at_once_with_one_key_reach_the_provider_once(path, header, 
     await assert_one_request(path)
 
 
-async def test_post_again_after_the_end_gives_the_same_answer(path):
+async def test_post_again_after_the_end_gives_the_same_answer(path: GatewayPath) -> None:
     first = await ask(path.url, "POST", COMPLETIONS, paced(), idempotency_key="k-1")
     second = await ask(path.url, "POST", COMPLETIONS, paced(), idempotency_key="k-1")
     assert first.body == second.body
     await assert_one_request(path)
 
 
-async def test_post_whose_answer_was_lost_is_answered_under_its_key(path):
+async def test_post_whose_answer_was_lost_is_answered_under_its_key(path: GatewayPath) -> None:
     body = chat({"tokens": TOKENS, "interval_ms": 3})
     async with Relay(path.gateway.port, {0: Cut("down", offset=300)}.get) as relay:
         async with await Http.open(relay.url) as http:
@@ -160,7 +164,7 @@ async def test_post_whose_answer_was_lost_is_answered_under_its_key(path):
 
 
 @pytest.mark.parametrize("other", [{"temperature": 0.5}, {"stream": False}])
-async def test_key_used_for_another_body_is_refused(path, other):
+async def test_key_used_for_another_body_is_refused(path: GatewayPath, other: dict[str, Any]) -> None:
     first = await ask(path.url, "POST", COMPLETIONS, paced(), idempotency_key="k-1")
     second = await ask(path.url, "POST", COMPLETIONS, paced(**other), idempotency_key="k-1")
     assert first.status == 200
@@ -168,14 +172,14 @@ async def test_key_used_for_another_body_is_refused(path, other):
     await assert_one_request(path)
 
 
-async def test_posts_without_a_key_are_requests_of_their_own(path):
+async def test_posts_without_a_key_are_requests_of_their_own(path: GatewayPath) -> None:
     await asyncio.gather(*(ask(path.url, "POST", COMPLETIONS, paced()) for _ in range(3)))
     assert (await path.provider.until(lambda s: s.streaming == 0)).requests == 3
 
 
 @pytest.mark.parametrize("header", HEADERS)
 @pytest.mark.parametrize("key", ["k" * 257, ""])
-async def test_key_of_impossible_length_is_refused(path, header, key):
+async def test_key_of_impossible_length_is_refused(path: GatewayPath, header: str, key: str) -> None:
     response = await ask(path.url, "POST", COMPLETIONS, paced(), **{header: key})
     assert (response.status, response.error["code"]) == (400, "invalid_request")
     assert response.error["param"] == header.replace("_", "-")
@@ -184,7 +188,7 @@ async def test_key_of_impossible_length_is_refused(path, header, key):
 # -- between the two, and between tenants --------------------------------------------------------------
 
 
-async def test_session_and_post_share_request_ids(path):
+async def test_session_and_post_share_request_ids(path: GatewayPath) -> None:
     body = json.dumps(paced()).encode()
     async with await Session.open(path.url) as session:
         accepted = await session.create("r-1", json.loads(body))
@@ -193,7 +197,7 @@ async def test_session_and_post_share_request_ids(path):
     await assert_one_request(path)
 
 
-async def test_streamed_generation_is_not_mistaken_for_a_whole_answer(path):
+async def test_streamed_generation_is_not_mistaken_for_a_whole_answer(path: GatewayPath) -> None:
     """Over a session every generation streams; the same bytes over HTTP ask for a whole answer."""
     body = json.dumps(paced(stream=None)).encode()
     async with await Session.open(path.url) as session:
@@ -204,7 +208,7 @@ async def test_streamed_generation_is_not_mistaken_for_a_whole_answer(path):
     await assert_one_request(path)
 
 
-async def test_tenants_do_not_share_request_ids(make_path):
+async def test_tenants_do_not_share_request_ids(make_path: MakePath) -> None:
     keys = {name: create_key() for name in ("blue", "green")}
     path = await make_path(keys={name: KeyConfig(hash=hashed) for name, (_, hashed) in keys.items()})
     responses = [
@@ -215,7 +219,7 @@ async def test_tenants_do_not_share_request_ids(make_path):
     assert (await path.provider.until(lambda s: s.streaming == 0)).requests == 2
 
 
-async def test_later_post_that_says_continue_keeps_the_generation_running(path):
+async def test_later_post_that_says_continue_keeps_the_generation_running(path: GatewayPath) -> None:
     body = chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}})
     async with await Http.open(path.url) as first:
         first.request("POST", COMPLETIONS, body, idempotency_key="k-1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.support.gateway_client import (
     stream_of,
     whole,
 )
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -32,14 +34,14 @@ ENDLESS = {"tokens": 1_000_000, "interval_ms": 2}
 LATE = 1.0
 
 
-async def time_of_cancel(path, *, since):
+async def time_of_cancel(path: GatewayPath, *, since: float) -> float:
     """Wait until the provider's request is cancelled; return the seconds that this took."""
     statistics = await path.provider.until(lambda s: s.streaming == 0)
     assert (statistics.cancelled, statistics.completed) == (1, 0)
     return time.monotonic() - since
 
 
-async def pass_time(path, *, ms):
+async def pass_time(path: GatewayPath, *, ms: int) -> None:
     """Let a paced stream run for about so long, on a connection of its own."""
     async with await Session.open(path.url) as session:
         request = chat({"tokens": 1, "ttft_ms": ms})
@@ -50,7 +52,7 @@ async def pass_time(path, *, ms):
 # -- the grace period of sessions ----------------------------------------------------------------------
 
 
-async def test_dropped_session_cancels_after_the_grace_and_not_before(make_path):
+async def test_dropped_session_cancels_after_the_grace_and_not_before(make_path: MakePath) -> None:
     path = await make_path(streams={"detach_grace": 0.4})
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat(ENDLESS)))["stream"]
@@ -64,7 +66,7 @@ async def test_dropped_session_cancels_after_the_grace_and_not_before(make_path)
     assert (batch["end"]["status"], batch["end"]["error"]["code"]) == ("cancelled", "cancelled")
 
 
-async def test_closed_session_is_a_dropped_one(make_path):
+async def test_closed_session_is_a_dropped_one(make_path: MakePath) -> None:
     path = await make_path(streams={"detach_grace": 0.3})
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat(ENDLESS))
@@ -72,7 +74,7 @@ async def test_closed_session_is_a_dropped_one(make_path):
     assert 0.3 <= await time_of_cancel(path, since=time.monotonic()) + 0.01 < 0.3 + LATE
 
 
-async def test_session_that_comes_back_in_time_keeps_its_stream(make_path):
+async def test_session_that_comes_back_in_time_keeps_its_stream(make_path: MakePath) -> None:
     path = await make_path(streams={"detach_grace": 0.2})
     request = chat({"tokens": 200, "interval_ms": 3})  # three times the grace
     async with await Session.open(path.url) as session:
@@ -87,7 +89,7 @@ async def test_session_that_comes_back_in_time_keeps_its_stream(make_path):
     assert (content(got + rest), end["status"]) == (answer(200), "completed")
 
 
-async def test_each_reader_that_is_lost_has_the_whole_grace(make_path):
+async def test_each_reader_that_is_lost_has_the_whole_grace(make_path: MakePath) -> None:
     """The first one's grace must not end the stream under the second, who left later."""
     path = await make_path(streams={"detach_grace": 0.5})
     async with await Session.open(path.url) as first:
@@ -108,7 +110,7 @@ async def test_each_reader_that_is_lost_has_the_whole_grace(make_path):
     assert 0.5 <= time.monotonic() - dropped < 0.5 + LATE
 
 
-async def test_detached_stream_runs_on_without_a_reader(make_path):
+async def test_detached_stream_runs_on_without_a_reader(make_path: MakePath) -> None:
     path = await make_path(streams={"detach_grace": 0.1})
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 100, "interval_ms": 5})))["stream"]
@@ -120,7 +122,7 @@ async def test_detached_stream_runs_on_without_a_reader(make_path):
     assert whole(await read_stream(path.url, stream)) == answer(100)
 
 
-async def test_poller_alone_keeps_a_stream_only_while_it_polls(make_path):
+async def test_poller_alone_keeps_a_stream_only_while_it_polls(make_path: MakePath) -> None:
     path = await make_path(streams={"detach_grace": 0.3})
     async with await Session.open(path.url) as session:
         stream = (
@@ -138,7 +140,7 @@ async def test_poller_alone_keeps_a_stream_only_while_it_polls(make_path):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_http_client_that_leaves_cancels_at_once(path, streaming):
+async def test_http_client_that_leaves_cancels_at_once(path: GatewayPath, streaming: bool) -> None:
     async with await Http.open(path.url) as http:
         http.request("POST", COMPLETIONS, chat({**ENDLESS, "tokens": 5_000}, stream=streaming))
         await path.provider.until(lambda s: s.streaming == 1)
@@ -147,7 +149,9 @@ async def test_http_client_that_leaves_cancels_at_once(path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-async def test_http_client_that_leaves_and_said_continue_does_not_cancel(path, streaming):
+async def test_http_client_that_leaves_and_said_continue_does_not_cancel(
+    path: GatewayPath, streaming: bool
+) -> None:
     request = chat({"tokens": 40, "interval_ms": 3}, stream=streaming)
     async with await Http.open(path.url) as http:
         http.request("POST", COMPLETIONS, request, idempotency_key="k-1", holdfast_on_disconnect="continue")
@@ -160,7 +164,7 @@ async def test_http_client_that_leaves_and_said_continue_does_not_cancel(path, s
         assert again.json()["choices"][0]["message"]["content"] == answer(40)
 
 
-async def test_http_creator_that_leaves_does_not_cancel_under_another_reader(path):
+async def test_http_creator_that_leaves_does_not_cancel_under_another_reader(path: GatewayPath) -> None:
     async with await Http.open(path.url) as http, await Session.open(path.url) as session:
         http.request("POST", COMPLETIONS, chat({"tokens": 60, "interval_ms": 3}))
         stream = (await http.head()).headers["holdfast-stream-id"]
@@ -174,16 +178,18 @@ async def test_http_creator_that_leaves_does_not_cancel_under_another_reader(pat
 class Gone(asyncio.Transport):
     """The transport of a client that is gone."""
 
-    def write(self, data):
+    def write(self, data: Any) -> None:
         pass
 
-    def get_extra_info(self, name, default=None):
+    def get_extra_info(self, name: Any, default: Any = None) -> Any:
         return default
 
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("policy", ["cancel", "continue"])
-async def test_client_that_is_gone_before_its_request_begins_holds_nothing(path, streaming, policy):
+async def test_client_that_is_gone_before_its_request_begins_holds_nothing(
+    path: GatewayPath, streaming: bool, policy: str
+) -> None:
     """Request and end of the connection may be seen in one turn of the loop; here they are."""
     body = json.dumps(chat({"tokens": 3}, stream=streaming)).encode()
     head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\nholdfast-on-disconnect: {policy}\r\n"
@@ -197,11 +203,12 @@ async def test_client_that_is_gone_before_its_request_begins_holds_nothing(path,
     await eventually(lambda: directory.statistics().running == 0)
     (stream,) = directory._streams.values()
     assert stream.reader_count == 0
+    assert stream.end is not None
     assert stream.end.status == ("cancelled" if policy == "cancel" else "completed")
     await path.provider.until(lambda s: s.streaming == 0)
 
 
-async def test_requests_behind_the_one_whose_client_leaves_are_never_made(path):
+async def test_requests_behind_the_one_whose_client_leaves_are_never_made(path: GatewayPath) -> None:
     async with await Http.open(path.url) as http:
         for _ in range(4):
             http.request("POST", COMPLETIONS, chat({"tokens": 9, "fault": {"kind": "stall", "after_tokens": 1}}))
@@ -214,7 +221,7 @@ async def test_requests_behind_the_one_whose_client_leaves_are_never_made(path):
 # -- sessions that take over ---------------------------------------------------------------------------
 
 
-async def test_session_that_comes_back_before_it_was_missed_takes_over(path):
+async def test_session_that_comes_back_before_it_was_missed_takes_over(path: GatewayPath) -> None:
     async with await Session.open(path.url) as older:
         stream = (await older.create("r-1", chat({"tokens": 50, "interval_ms": 3})))["stream"]
         got = await older.entries(3)
@@ -231,7 +238,7 @@ async def test_session_that_comes_back_before_it_was_missed_takes_over(path):
     assert path.provider.statistics().requests == 1
 
 
-async def test_session_of_an_unknown_token_gets_a_new_one(path):
+async def test_session_of_an_unknown_token_gets_a_new_one(path: GatewayPath) -> None:
     async with await Session.open(path.url, hello={"session": "never-heard-of"}) as session:
         assert session.welcome["session"] != "never-heard-of"
         assert "resumed" not in session.welcome
@@ -240,7 +247,7 @@ async def test_session_of_an_unknown_token_gets_a_new_one(path):
 # -- retention -----------------------------------------------------------------------------------------
 
 
-async def is_gone(path, stream):
+async def is_gone(path: GatewayPath, stream: str) -> None:
     """Wait until the stream is unknown to its owner."""
     async with asyncio.timeout(DEADLINE), await Http.open(path.url) as http:
         while True:
@@ -251,7 +258,7 @@ async def is_gone(path, stream):
             assert response.status == 200
 
 
-async def test_ended_stream_expires_and_frees_its_request_id(make_path):
+async def test_ended_stream_expires_and_frees_its_request_id(make_path: MakePath) -> None:
     path = await make_path(streams={"retention": 0.3})
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 1})))["stream"]
@@ -266,7 +273,7 @@ async def test_ended_stream_expires_and_frees_its_request_id(make_path):
     assert path.provider.statistics().requests == 2
 
 
-async def test_acknowledged_end_expires_sooner_than_an_unacknowledged_one(make_path):
+async def test_acknowledged_end_expires_sooner_than_an_unacknowledged_one(make_path: MakePath) -> None:
     path = await make_path(streams={"retention": 100.0, "retention_acknowledged": 0.1})
     async with await Session.open(path.url) as session:
         streams = []
@@ -278,7 +285,7 @@ async def test_acknowledged_end_expires_sooner_than_an_unacknowledged_one(make_p
         assert whole(await read_stream(path.url, streams[0])) == answer(1)
 
 
-async def test_end_acknowledged_by_a_reader_that_did_not_create_the_stream_keeps_it(make_path):
+async def test_end_acknowledged_by_a_reader_that_did_not_create_the_stream_keeps_it(make_path: MakePath) -> None:
     path = await make_path(streams={"retention": 100.0, "retention_acknowledged": 0.1})
     async with await Session.open(path.url) as creator, await Session.open(path.url) as other:
         stream = (await creator.create("r-1", chat({"tokens": 1})))["stream"]
@@ -290,7 +297,7 @@ async def test_end_acknowledged_by_a_reader_that_did_not_create_the_stream_keeps
         assert whole(await read_stream(path.url, stream)) == answer(1)
 
 
-async def test_ended_stream_does_not_expire_under_its_reader(make_path):
+async def test_ended_stream_does_not_expire_under_its_reader(make_path: MakePath) -> None:
     path = await make_path(streams={"retention": 0.1, "retention_acknowledged": 0.1})
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": 10}), credit=1))["stream"]
@@ -307,13 +314,13 @@ async def test_ended_stream_does_not_expire_under_its_reader(make_path):
 # -- memory --------------------------------------------------------------------------------------------
 
 
-async def make_ended(session, number, tokens):
+async def make_ended(session: Session, number: int, tokens: int) -> tuple[str, dict[str, Any]]:
     stream = (await session.create(f"r-{number}", chat({"tokens": tokens})))["stream"]
     _, end = await session.read()
     return stream, end
 
 
-async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_path):
+async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_path: MakePath) -> None:
     path = await make_path(streams={"memory_bytes": 200_000})
     async with await Session.open(path.url) as session:
         streams = [(await make_ended(session, number, 100))[0] for number in range(10)]  # about 27 KB each
@@ -326,7 +333,7 @@ async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_
     assert path.gateway.directory.statistics().log_bytes < 200_000 + 30_000
 
 
-async def test_memory_used_up_by_running_streams_refuses_new_work(make_path):
+async def test_memory_used_up_by_running_streams_refuses_new_work(make_path: MakePath) -> None:
     path = await make_path(streams={"memory_bytes": 100_000})
     async with await Session.open(path.url) as session, await Session.open(path.url) as other:
         ended, _ = await make_ended(other, 0, 50)
@@ -345,7 +352,7 @@ async def test_memory_used_up_by_running_streams_refuses_new_work(make_path):
         assert path.provider.statistics().requests == before
         # When the reader reads, the memory comes back, and with it the service.
         await session.send(type="credit", stream=stream, bytes=2**30)
-        got = []
+        got: list[Any] = []
         while (message := await session.receive())["type"] != "end":
             got += [message["data"]] if message["type"] == "event" else message["data"]
             await session.send(type="ack", streams={stream: len(got) - 1})
@@ -353,7 +360,7 @@ async def test_memory_used_up_by_running_streams_refuses_new_work(make_path):
         await make_ended(other, 3, 1)
 
 
-async def test_streams_beyond_their_number_are_refused_while_all_run(make_path):
+async def test_streams_beyond_their_number_are_refused_while_all_run(make_path: MakePath) -> None:
     path = await make_path(streams={"max_streams": 2})
     stalled = chat({"tokens": 9, "fault": {"kind": "stall", "after_tokens": 0}})
     async with await Session.open(path.url) as session:
@@ -369,7 +376,7 @@ async def test_streams_beyond_their_number_are_refused_while_all_run(make_path):
 # -- the end of the gateway ----------------------------------------------------------------------------
 
 
-async def test_closing_gateway_ends_whatever_runs(make_path):
+async def test_closing_gateway_ends_whatever_runs(make_path: MakePath) -> None:
     """The fixtures assert that nothing of it is left."""
     path = await make_path()
     stalled = chat({"tokens": 9, "fault": {"kind": "stall", "after_tokens": 1}})
@@ -400,7 +407,7 @@ async def test_closing_gateway_ends_whatever_runs(make_path):
     assert (await path.provider.until(lambda s: s.streaming == 0)).cancelled == 2
 
 
-async def test_provider_that_closes_its_idle_connections_is_asked_on_new_ones(path):
+async def test_provider_that_closes_its_idle_connections_is_asked_on_new_ones(path: GatewayPath) -> None:
     for _ in range(3):
         response = await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}, stream=False))
         assert json.loads(response.body)["choices"][0]["message"]["content"] == answer(1)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from holdfast.config.logging import LoggingConfig
 from holdfast.logs import ConsoleFormatter, JsonFormatter, Logs, QueueHandler, escape
 from tests.support.gateway_client import Session, ask, chat
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 SECRET = "the prompt nobody may see"
@@ -101,7 +102,7 @@ def test_format_and_level_can_change_while_lines_are_written() -> None:
 
 
 @pytest.fixture
-def log(caplog):
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG, "holdfast")
     return caplog
 
@@ -110,7 +111,9 @@ def request(**sim: Any) -> dict[str, Any]:
     return chat({"tokens": 3, **sim}, messages=[{"role": "user", "content": SECRET}])
 
 
-async def test_request_and_connection_have_a_line_at_their_end(path, log):
+async def test_request_and_connection_have_a_line_at_their_end(
+    path: GatewayPath, log: pytest.LogCaptureFixture
+) -> None:
     async with await Session.open(path.url) as session:
         accepted = await session.create("r-1", request())
         await session.read()
@@ -127,7 +130,9 @@ async def test_request_and_connection_have_a_line_at_their_end(path, log):
     assert closed["close_code"] == 1000
 
 
-async def test_refusal_and_failure_of_a_provider_have_lines(make_path, log):
+async def test_refusal_and_failure_of_a_provider_have_lines(
+    make_path: MakePath, log: pytest.LogCaptureFixture
+) -> None:
     path = await make_path(model={"retry": {"max_attempts": 1}})
     assert (await ask(path.url, "POST", "/v1/chat/completions", request(), authorization="Bearer x")).status == 200
     body = request(fault={"kind": "status", "status": 400, "message": SECRET})
@@ -141,7 +146,9 @@ async def test_refusal_and_failure_of_a_provider_have_lines(make_path, log):
 
 
 @pytest.mark.parametrize("content", [False, True])
-async def test_content_is_logged_only_where_it_was_asked_for(make_path, log, content):
+async def test_content_is_logged_only_where_it_was_asked_for(
+    make_path: MakePath, log: pytest.LogCaptureFixture, content: bool
+) -> None:
     path = await make_path(logging=LoggingConfig(content=content))
     body = request(fault={"kind": "error_event", "after_tokens": 1, "message": f"quoted: {SECRET}"})
     for sent in (body, request()):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from tests.support.gateway_client import (
     DEADLINE,
     Http,
+    ServerEvent,
     Session,
     answer,
     ask,
@@ -20,6 +23,7 @@ from tests.support.gateway_client import (
     stream_of,
     whole,
 )
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.relay import Cut, Relay
 from tests.support.waiting import eventually
 
@@ -28,17 +32,23 @@ TOKENS = 20
 ENTRIES = TOKENS + 2
 
 
+class Creator(Session):
+    """A session, and the stream that it has created."""
+
+    stream = ""
+
+
 @pytest.fixture
-async def creator(path):
+async def creator(path: GatewayPath) -> AsyncIterator[Creator]:
     """A session that has created a stream of 20 tokens, one each 5 ms."""
-    async with await Session.open(path.url) as session:
+    async with await Creator.open(path.url) as session:
         accepted = await session.create("r-1", chat({"tokens": TOKENS, "interval_ms": 5}))
         session.stream = accepted["stream"]
         yield session
 
 
 @pytest.fixture
-async def ended(creator):
+async def ended(creator: Creator) -> str:
     """A stream that has ended."""
     await creator.read()
     return creator.stream
@@ -47,7 +57,9 @@ async def ended(creator):
 # -- WebSocket -----------------------------------------------------------------------------------------
 
 
-async def test_second_session_attaches_to_a_running_stream_and_gets_all(path, creator):
+async def test_second_session_attaches_to_a_running_stream_and_gets_all(
+    path: GatewayPath, creator: Creator
+) -> None:
     first = await creator.entries(5)
     async with await Session.open(path.url) as other:
         attached = await other.attach(creator.stream)
@@ -59,7 +71,7 @@ async def test_second_session_attaches_to_a_running_stream_and_gets_all(path, cr
     assert (await path.provider.until(lambda s: s.streaming == 0)).requests == 1
 
 
-async def test_second_session_attaches_to_an_ended_stream_and_gets_all(path, ended):
+async def test_second_session_attaches_to_an_ended_stream_and_gets_all(path: GatewayPath, ended: str) -> None:
     async with await Session.open(path.url) as other:
         attached = await other.attach(ended)
         entries, end = await other.read()
@@ -69,7 +81,7 @@ async def test_second_session_attaches_to_an_ended_stream_and_gets_all(path, end
 
 
 @pytest.mark.parametrize("after", [0, 7, ENTRIES - 1])
-async def test_attach_behind_an_entry_gets_the_rest(path, ended, after):
+async def test_attach_behind_an_entry_gets_the_rest(path: GatewayPath, ended: str, after: int) -> None:
     async with await Session.open(path.url) as other:
         attached = await other.attach(ended, after=after, epoch=1)
         entries, end = await other.read(start=after + 1)
@@ -78,13 +90,13 @@ async def test_attach_behind_an_entry_gets_the_rest(path, ended, after):
     assert end["seq"] == ENTRIES
 
 
-async def test_attach_behind_the_end_gets_the_end_again(path, ended):
+async def test_attach_behind_the_end_gets_the_end_again(path: GatewayPath, ended: str) -> None:
     async with await Session.open(path.url) as other:
         await other.attach(ended, after=ENTRIES)
         assert (await other.expect("end"))["seq"] == ENTRIES
 
 
-async def test_attaching_twice_in_a_session_starts_the_delivery_anew(path, creator):
+async def test_attaching_twice_in_a_session_starts_the_delivery_anew(path: GatewayPath, creator: Creator) -> None:
     await creator.entries(3)
     await creator.send(type="attach", stream=creator.stream, after=0)
     while (message := await creator.receive())["type"] != "attached":
@@ -94,7 +106,7 @@ async def test_attaching_twice_in_a_session_starts_the_delivery_anew(path, creat
     assert len(entries) == ENTRIES - 1
 
 
-async def test_bare_session_may_attach_too(path, ended):
+async def test_bare_session_may_attach_too(path: GatewayPath, ended: str) -> None:
     async with await Session.open_bare(path.url) as bare:
         await bare.socket.send(json.dumps(chat({"tokens": 1})))
         accepted = await bare.expect("accepted")
@@ -109,12 +121,12 @@ async def test_bare_session_may_attach_too(path, ended):
 # -- SSE -----------------------------------------------------------------------------------------------
 
 
-async def test_sse_of_a_running_stream_is_whole(path, creator):
+async def test_sse_of_a_running_stream_is_whole(path: GatewayPath, creator: Creator) -> None:
     await creator.entries(4)
     assert whole(await read_stream(path.url, creator.stream)) == answer(TOKENS)
 
 
-async def test_sse_of_an_ended_stream_is_whole(path, ended):
+async def test_sse_of_an_ended_stream_is_whole(path: GatewayPath, ended: str) -> None:
     events = await read_stream(path.url, ended)
     assert whole(events) == answer(TOKENS)
     end = json.loads(events[-1].data)
@@ -133,22 +145,24 @@ async def test_sse_of_an_ended_stream_is_whole(path, ended):
         ("?after=7&live=sse", {"last_event_id": ""}),
     ],
 )
-async def test_sse_behind_an_entry_gives_the_rest(path, ended, query, headers):
+async def test_sse_behind_an_entry_gives_the_rest(
+    path: GatewayPath, ended: str, query: str, headers: dict[str, str]
+) -> None:
     events = await read_stream(path.url, ended, query=query, **headers)
     assert answer(TOKENS).endswith(whole(events, start=8))
     assert len(events) == ENTRIES + 1 - 8
 
 
-async def test_event_source_that_has_the_end_is_told_to_stop(path, ended):
+async def test_event_source_that_has_the_end_is_told_to_stop(path: GatewayPath, ended: str) -> None:
     events = await read_stream(path.url, ended)
     response = await ask(path.url, "GET", f"/v1/streams/{ended}", last_event_id=events[-1].id)
     assert (response.status, response.body) == (204, b"")
     assert "content-length" not in response.headers
 
 
-async def test_event_source_that_is_cut_again_and_again_gets_all(path, creator):
+async def test_event_source_that_is_cut_again_and_again_gets_all(path: GatewayPath, creator: Creator) -> None:
     rng = random.Random(5)
-    events = []
+    events: list[ServerEvent] = []
     relay = Relay(path.gateway.port, lambda _: Cut("down", offset=rng.randrange(300, 1200)))
     async with asyncio.timeout(DEADLINE), relay:
         while not events or events[-1].event != "end":
@@ -165,7 +179,7 @@ async def test_event_source_that_is_cut_again_and_again_gets_all(path, creator):
     assert whole(events) == answer(TOKENS)
 
 
-async def test_sse_comments_come_while_the_stream_is_silent(make_path):
+async def test_sse_comments_come_while_the_stream_is_silent(make_path: MakePath) -> None:
     path = await make_path(server={"sse_keep_alive": 0.05})
     async with await Http.open(path.url) as http:
         http.request("POST", "/v1/chat/completions", chat({"tokens": 2, "ttft_ms": 250}))
@@ -175,7 +189,7 @@ async def test_sse_comments_come_while_the_stream_is_silent(make_path):
     assert content([event.data for event in events[:-1]]) == answer(2)
 
 
-async def test_head_of_a_running_stream_is_answered_at_once(path):
+async def test_head_of_a_running_stream_is_answered_at_once(path: GatewayPath) -> None:
     request = chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}})
     async with await Session.open(path.url) as session, await Http.open(path.url) as http:
         accepted = await session.create("r-1", request)
@@ -190,7 +204,7 @@ async def test_head_of_a_running_stream_is_answered_at_once(path):
 # -- long polling and plain JSON -----------------------------------------------------------------------
 
 
-async def test_long_polls_one_behind_the_other_give_all(path, creator):
+async def test_long_polls_one_behind_the_other_give_all(path: GatewayPath, creator: Creator) -> None:
     entries, after, polls = [], -1, 0
     async with await Http.open(path.url) as http:
         while True:
@@ -212,7 +226,7 @@ async def test_long_polls_one_behind_the_other_give_all(path, creator):
     assert polls > 3
 
 
-async def test_long_poll_waits_no_longer_than_it_is_told(path):
+async def test_long_poll_waits_no_longer_than_it_is_told(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         request = chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}})
         stream = (await session.create("r-1", request))["stream"]
@@ -229,13 +243,13 @@ async def test_long_poll_waits_no_longer_than_it_is_told(path):
             }
 
 
-async def test_long_poll_of_an_ended_stream_answers_at_once(path, ended):
+async def test_long_poll_of_an_ended_stream_answers_at_once(path: GatewayPath, ended: str) -> None:
     response = await ask(path.url, "GET", f"/v1/streams/{ended}?live=long-poll&after={ENTRIES}")
     assert (response.json()["status"], response.json()["next"]) == ("completed", ENTRIES + 1)
 
 
 @pytest.mark.parametrize("after", [-1, 7])
-async def test_plain_json_gives_what_there_is(path, ended, after):
+async def test_plain_json_gives_what_there_is(path: GatewayPath, ended: str, after: int) -> None:
     response = await ask(path.url, "GET", f"/v1/streams/{ended}?live=none&after={after}")
     batch = response.json()
     assert response.headers["content-type"] == "application/json"
@@ -244,14 +258,14 @@ async def test_plain_json_gives_what_there_is(path, ended, after):
     assert (batch["end"]["status"], batch["next"]) == ("completed", ENTRIES + 1)
 
 
-async def test_plain_json_of_a_running_stream_does_not_wait(path, creator):
+async def test_plain_json_of_a_running_stream_does_not_wait(path: GatewayPath, creator: Creator) -> None:
     (first, *_) = await creator.entries(1)
     batch = (await ask(path.url, "GET", f"/v1/streams/{creator.stream}?live=none")).json()
     assert (batch["status"], batch["end"]) == ("running", None)
     assert batch["entries"][0] == {"seq": 0, "data": first}
 
 
-async def test_json_of_a_large_log_comes_in_portions(path):
+async def test_json_of_a_large_log_comes_in_portions(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         fault = {"kind": "huge_event", "after_tokens": 3, "bytes": 1_500_000}
         stream = (await session.create("r-1", chat({"tokens": 6, "fault": fault})))["stream"]
@@ -268,7 +282,7 @@ async def test_json_of_a_large_log_comes_in_portions(path):
     assert 1 in sizes  # the large one came alone
 
 
-async def test_whole_completion_can_be_read_again(path):
+async def test_whole_completion_can_be_read_again(path: GatewayPath) -> None:
     first = await ask(path.url, "POST", "/v1/chat/completions", chat({"tokens": 4}, stream=False))
     stream = first.headers["holdfast-stream-id"]
     completion, end = await read_stream(path.url, stream)
@@ -298,7 +312,9 @@ async def test_whole_completion_can_be_read_again(path):
     ],
 )
 @pytest.mark.parametrize("live", ["sse", "long-poll", "none"])
-async def test_cursor_that_the_log_cannot_serve_is_refused(path, ended, cursor, status, code, live):
+async def test_cursor_that_the_log_cannot_serve_is_refused(
+    path: GatewayPath, ended: str, cursor: str, status: int, code: str, live: str
+) -> None:
     response = await ask(path.url, "GET", f"/v1/streams/{ended}?after={cursor}&live={live}")
     assert (response.status, response.error["code"]) == (status, code)
     assert response.error["param"] == ("epoch" if code == "unknown_epoch" else "after")
@@ -308,13 +324,15 @@ async def test_cursor_that_the_log_cannot_serve_is_refused(path, ended, cursor, 
     ("query", "param"),
     [("live=x", "live"), ("live=long-poll&timeout=61", "timeout"), ("live=long-poll&timeout=nan", "timeout")],
 )
-async def test_query_that_is_not_understood_is_refused(path, creator, query, param):
+async def test_query_that_is_not_understood_is_refused(
+    path: GatewayPath, creator: Creator, query: str, param: str
+) -> None:
     response = await ask(path.url, "GET", f"/v1/streams/{creator.stream}?{query}")
     assert response.status == 400
     assert (response.error["code"], response.error["param"]) == ("invalid_request", param)
 
 
-async def test_unknown_stream_is_not_found(path):
+async def test_unknown_stream_is_not_found(path: GatewayPath) -> None:
     for method, query in [("GET", ""), ("GET", "?live=none"), ("GET", "?live=long-poll"), ("DELETE", "")]:
         response = await ask(path.url, method, f"/v1/streams/st_unknown{query}")
         assert (response.status, response.error["code"]) == (404, "unknown_stream")
@@ -325,7 +343,7 @@ async def test_unknown_stream_is_not_found(path):
 ENDLESS = {"tokens": 1_000_000, "interval_ms": 1}
 
 
-async def assert_cancelled(path, session):
+async def assert_cancelled(path: GatewayPath, session: Session) -> dict[str, Any]:
     """The stream of the session ends as cancelled, and the provider has noticed."""
     _, end = await session.read()
     assert (end["status"], end["error"]["code"]) == ("cancelled", "cancelled")
@@ -334,7 +352,7 @@ async def assert_cancelled(path, session):
     return end
 
 
-async def test_delete_cancels_and_the_provider_counts_it(path):
+async def test_delete_cancels_and_the_provider_counts_it(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat(ENDLESS)))["stream"]
         await path.provider.until(lambda s: s.streaming == 1)
@@ -346,14 +364,14 @@ async def test_delete_cancels_and_the_provider_counts_it(path):
     assert batch["end"]["status"] == "cancelled"
 
 
-async def test_delete_of_an_ended_stream_leaves_its_end(path, ended):
+async def test_delete_of_an_ended_stream_leaves_its_end(path: GatewayPath, ended: str) -> None:
     response = await ask(path.url, "DELETE", f"/v1/streams/{ended}")
     assert response.json() == {"stream": ended, "status": "completed"}
     assert whole(await read_stream(path.url, ended)) == answer(TOKENS)
 
 
 @pytest.mark.parametrize("by", ["stream", "request_id"])
-async def test_cancel_message_cancels_and_the_provider_counts_it(path, by):
+async def test_cancel_message_cancels_and_the_provider_counts_it(path: GatewayPath, by: str) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat(ENDLESS)))["stream"]
         await path.provider.until(lambda s: s.streaming == 1)
@@ -361,7 +379,7 @@ async def test_cancel_message_cancels_and_the_provider_counts_it(path, by):
         await assert_cancelled(path, session)
 
 
-async def test_cancel_sent_right_behind_create_reaches_nobody_but_ends_the_stream(path):
+async def test_cancel_sent_right_behind_create_reaches_nobody_but_ends_the_stream(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.send(type="create", request_id="r-1", request=chat(ENDLESS))
         await session.send(type="cancel", request_id="r-1")
@@ -371,7 +389,7 @@ async def test_cancel_sent_right_behind_create_reaches_nobody_but_ends_the_strea
     await path.provider.until(lambda s: s.streaming == 0)
 
 
-async def test_cancel_of_an_unknown_stream_is_an_error_of_an_unknown_request_nothing(path):
+async def test_cancel_of_an_unknown_stream_is_an_error_of_an_unknown_request_nothing(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.send(type="cancel", request_id="never")
         await session.send(type="cancel", stream="st_never")
@@ -379,7 +397,7 @@ async def test_cancel_of_an_unknown_stream_is_an_error_of_an_unknown_request_not
         assert (error["code"], error["stream"]) == ("unknown_stream", "st_never")
 
 
-async def test_delete_ends_the_answers_of_all_readers(path):
+async def test_delete_ends_the_answers_of_all_readers(path: GatewayPath) -> None:
     """Cancelling is for all readers: the SSE of the creator and a long poll end too."""
     async with await Http.open(path.url) as http, asyncio.timeout(DEADLINE):
         fault = {"kind": "stall", "after_tokens": 2}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from holdfast.config import Config, load
 from holdfast.errors import ConfigError
 from holdfast.reload import ConfigFile
 from holdfast_tools.simulate.server import SimulatedProvider
-from tests.support.gateway_client import Session, answer, ask, chat, content
+from tests.support.gateway_client import Response, Session, answer, ask, chat, content
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
-async def providers():
+async def providers() -> AsyncIterator[list[SimulatedProvider]]:
     """Two simulated providers."""
     made = [SimulatedProvider(), SimulatedProvider()]
     for provider in made:
@@ -67,7 +67,7 @@ class Running:
 
 
 @pytest.fixture
-async def running(providers, tmp_path):
+async def running(providers: list[SimulatedProvider], tmp_path: Path) -> AsyncIterator[Running]:
     path = tmp_path / "holdfast.toml"
     path.write_text(text(providers[0]))
     running = Running(path)
@@ -77,11 +77,13 @@ async def running(providers, tmp_path):
     await running.gateway.aclose()
 
 
-async def whole_answer(url: str, model: str = "demo") -> Any:
+async def whole_answer(url: str, model: str = "demo") -> Response:
     return await ask(url, "POST", "/v1/chat/completions", chat({"tokens": 5}, stream=False, model=model))
 
 
-async def test_new_provider_serves_new_requests_while_running_streams_end_on_the_old_one(running, providers):
+async def test_new_provider_serves_new_requests_while_running_streams_end_on_the_old_one(
+    running: Running, providers: list[SimulatedProvider]
+) -> None:
     old, new = providers
     async with await Session.open(running.url) as session:
         await session.create("old", chat({"tokens": 100, "interval_ms": 5}))
@@ -95,7 +97,9 @@ async def test_new_provider_serves_new_requests_while_running_streams_end_on_the
     assert [provider.provider for provider in running.gateway.pool_statistics()] == ["sim"]
 
 
-async def test_unchanged_provider_keeps_its_connections(running, providers):
+async def test_unchanged_provider_keeps_its_connections(
+    running: Running, providers: list[SimulatedProvider]
+) -> None:
     assert (await whole_answer(running.url)).status == 200
     before = running.gateway.pool_statistics()[0].pool.connects
     running.reload(text(providers[0], server="ping_interval = 5.0"))
@@ -103,14 +107,16 @@ async def test_unchanged_provider_keeps_its_connections(running, providers):
     assert running.gateway.pool_statistics()[0].pool.connects == before == 1
 
 
-async def test_models_come_and_go(running, providers):
+async def test_models_come_and_go(running: Running, providers: list[SimulatedProvider]) -> None:
     running.reload(text(providers[0], model="other"))
     assert (await whole_answer(running.url, "other")).status == 200
     refused = await whole_answer(running.url)
     assert (refused.status, refused.error["code"]) == (404, "model_not_found")
 
 
-async def test_new_connection_is_told_new_intervals_and_an_old_one_stays(running, providers):
+async def test_new_connection_is_told_new_intervals_and_an_old_one_stays(
+    running: Running, providers: list[SimulatedProvider]
+) -> None:
     async with await Session.open(running.url) as before:
         running.reload(text(providers[0], server="ping_interval = 5.0\nmax_body = 2048"))
         async with await Session.open(running.url) as after:
@@ -121,13 +127,13 @@ async def test_new_connection_is_told_new_intervals_and_an_old_one_stays(running
     assert (await ask(running.url, "POST", "/v1/chat/completions", b"x" * 4000)).status == 413
 
 
-async def test_limits_apply_to_the_next_request(running, providers):
+async def test_limits_apply_to_the_next_request(running: Running, providers: list[SimulatedProvider]) -> None:
     running.reload(text(providers[0], rest="[limits]\nrequests_per_minute = 1"))
     assert (await whole_answer(running.url)).status == 200
     assert (await whole_answer(running.url)).status == 429
 
 
-async def test_removed_key_ends_its_session(tmp_path, providers):
+async def test_removed_key_ends_its_session(tmp_path: Path, providers: list[SimulatedProvider]) -> None:
     def keys(*names: str) -> str:
         tables = [f'[keys.{n}]\nhash = "sha256:{hashlib.sha256(n.encode()).hexdigest()}"' for n in names]
         return text(providers[0], rest="\n".join(tables))
@@ -163,7 +169,9 @@ async def test_removed_key_ends_its_session(tmp_path, providers):
         ),
     ],
 )
-async def test_invalid_file_is_refused_and_the_old_one_kept(running, caplog, config, says):
+async def test_invalid_file_is_refused_and_the_old_one_kept(
+    running: Running, caplog: pytest.LogCaptureFixture, config: str, says: str
+) -> None:
     before = running.gateway.config
     running.reload(config)
     assert running.gateway.config is before
@@ -173,7 +181,9 @@ async def test_invalid_file_is_refused_and_the_old_one_kept(running, caplog, con
     assert (await whole_answer(running.url)).status == 200
 
 
-async def test_what_only_a_start_can_change_is_said_and_stays(running, providers, caplog):
+async def test_what_only_a_start_can_change_is_said_and_stays(
+    running: Running, providers: list[SimulatedProvider], caplog: pytest.LogCaptureFixture
+) -> None:
     port = running.gateway.port
     running.reload(text(providers[0]).replace("port = 0", "port = 1\nhost = '127.0.0.2'"))
     assert (running.gateway.port, running.gateway.config.server.port) == (port, 0)
@@ -182,22 +192,34 @@ async def test_what_only_a_start_can_change_is_said_and_stays(running, providers
     assert "server.host takes effect at the next start" in said
 
 
-async def test_changed_file_is_found_without_a_signal(running, providers):
+async def test_changed_file_is_found_without_a_signal(
+    running: Running, providers: list[SimulatedProvider]
+) -> None:
     running.file.follow(running.gateway, interval=0.05)
     running.write(text(providers[0], model="found"))
     await eventually(lambda: running.gateway.launcher.models == ["found"])
 
 
-async def test_file_that_is_gone_for_a_moment_changes_nothing(running, providers):
+async def test_file_that_is_gone_for_a_moment_changes_nothing(
+    running: Running, providers: list[SimulatedProvider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = running.file._signature, 0
+
+    def counted() -> Any:
+        nonlocal looks
+        looks += 1
+        return look()
+
     running.file.follow(running.gateway, interval=0.05)
     running.path.unlink()
-    await asyncio.sleep(0.2)
+    monkeypatch.setattr(running.file, "_signature", counted)
+    await eventually(lambda: looks == 2)  # at the second look the first has been dealt with
     assert running.gateway.launcher.models == ["demo"]
     running.write(text(providers[0], model="back"))
     await eventually(lambda: running.gateway.launcher.models == ["back"])
 
 
-async def test_demo_can_be_replaced_by_configured_models(providers):
+async def test_demo_can_be_replaced_by_configured_models(providers: list[SimulatedProvider]) -> None:
     gateway = Gateway(msgspec.convert({"server": {"port": 0}}, Config))
     await gateway.start()
     try:

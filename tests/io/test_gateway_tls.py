@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from pathlib import Path
+from ssl import SSLContext
 
 import openai
 import pytest
@@ -11,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from holdfast_tools.simulate.certificate import self_signed
 from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left")
@@ -19,7 +22,7 @@ COMPLETIONS = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SSLContext]:
     """The path of a certificate with its key, and a context that trusts it."""
     path = tmp_path_factory.mktemp("tls") / "certificate.pem"
     pem, key = self_signed()
@@ -28,17 +31,17 @@ def certificate(tmp_path_factory):
 
 
 @pytest.fixture
-async def path(make_path, certificate):
+async def path(make_path: MakePath, certificate: tuple[Path, SSLContext]) -> GatewayPath:
     file, _ = certificate
     return await make_path(server={"tls_cert": str(file), "tls_key": str(file), "header_timeout": 0.3})
 
 
 @pytest.fixture
-def trust(certificate):
+def trust(certificate: tuple[Path, SSLContext]) -> SSLContext:
     return certificate[1]
 
 
-async def test_session_and_sse_stream_over_tls(path, trust):
+async def test_session_and_sse_stream_over_tls(path: GatewayPath, trust: SSLContext) -> None:
     async with await Session.open(path.url, ssl=trust) as session:
         stream = (await session.create("r-1", chat({"tokens": 20})))["stream"]
         entries, _ = await session.read()
@@ -51,7 +54,7 @@ async def test_session_and_sse_stream_over_tls(path, trust):
         assert (await http.ask("GET", "/healthz")).status == 200
 
 
-async def test_openai_sdk_over_tls(path, trust):
+async def test_openai_sdk_over_tls(path: GatewayPath, trust: SSLContext) -> None:
     http_client = openai.DefaultAsyncHttpxClient(verify=trust)
     async with openai.AsyncOpenAI(base_url=f"{path.url}/v1", api_key="none", http_client=http_client) as client:
         stream = await client.chat.completions.create(**chat(), extra_body={"sim": chat({"tokens": 5})["sim"]})
@@ -60,7 +63,9 @@ async def test_openai_sdk_over_tls(path, trust):
 
 
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_20_mb_body_over_tls_is_refused_readably(path, trust, chunked):
+async def test_20_mb_body_over_tls_is_refused_readably(
+    path: GatewayPath, trust: SSLContext, chunked: bool
+) -> None:
     framing = b"transfer-encoding: chunked" if chunked else b"content-length: 20000000"
     async with await Http.open(path.url, ssl=trust) as http, asyncio.timeout(DEADLINE):
         http.send(b"POST %b HTTP/1.1\r\nhost: localhost\r\n%b\r\n\r\n" % (COMPLETIONS.encode(), framing))
@@ -73,7 +78,7 @@ async def test_20_mb_body_over_tls_is_refused_readably(path, trust, chunked):
     await eventually(lambda: not path.gateway.peers)
 
 
-async def test_message_beyond_the_bound_over_tls_is_refused_readably(path, trust):
+async def test_message_beyond_the_bound_over_tls_is_refused_readably(path: GatewayPath, trust: SSLContext) -> None:
     async with await Session.open(path.url, ssl=trust) as session:
         try:
             await session.socket.send(" " * 20_000_000)
@@ -83,14 +88,16 @@ async def test_message_beyond_the_bound_over_tls_is_refused_readably(path, trust
     await eventually(lambda: not path.gateway.peers)
 
 
-async def test_client_that_leaves_over_tls_cancels_at_once(path, trust):
+async def test_client_that_leaves_over_tls_cancels_at_once(path: GatewayPath, trust: SSLContext) -> None:
     async with await Http.open(path.url, ssl=trust) as http:
         http.request("POST", COMPLETIONS, chat({"tokens": 1_000_000, "interval_ms": 2}))
         await http.head()
     assert (await path.provider.until(lambda s: s.streaming == 0)).cancelled == 1
 
 
-async def test_plain_http_at_a_tls_port_gets_no_answer_and_harms_nobody(path, trust):
+async def test_plain_http_at_a_tls_port_gets_no_answer_and_harms_nobody(
+    path: GatewayPath, trust: SSLContext
+) -> None:
     async with await Http.open("http" + path.url[5:]) as http, asyncio.timeout(DEADLINE):
         http.request("GET", "/healthz")
         data = await http.reader.read()

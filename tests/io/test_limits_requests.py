@@ -13,11 +13,8 @@ from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast.config.limits import LimitsConfig
 from tests.support.gateway_client import ONCE, Http, Session, ask, chat
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
-
-#: The fixtures of tests/conftest.py.
-Path = Any
-MakePath = Any
 
 #: An answer whose first token comes at once, and the second never.
 ENDLESS = {"tokens": 2, "interval_ms": 3_600_000}
@@ -29,15 +26,15 @@ def limits(**settings: Any) -> LimitsConfig:
     return msgspec.convert(settings, LimitsConfig)
 
 
-def asked(path: Path) -> int:
+def asked(path: GatewayPath) -> int:
     return path.provider.statistics().requests
 
 
-async def nothing_is_held(path: Path) -> None:
+async def nothing_is_held(path: GatewayPath) -> None:
     await eventually(lambda: not any(path.gateway.admission.held.values()), "the end of all that is held")
 
 
-async def used_tokens(path: Path) -> int:
+async def used_tokens(path: GatewayPath) -> int:
     bounds = (await ask(path.url, "GET", "/v1/limits")).json()
     return int(bounds["key"]["tokens"]["used"])
 
@@ -135,10 +132,11 @@ async def test_tokens_of_a_failed_request_are_released(make_path: MakePath, faul
 
 async def test_request_that_alone_exceeds_the_token_limit_is_invalid(make_path: MakePath) -> None:
     path = await make_path(limits=limits(tokens_per_minute=1000))
-    for name, fields in [
+    tries: list[tuple[str, dict[str, Any]]] = [
         ("max_tokens", {"max_tokens": 1000}),
         ("max_completion_tokens", {"max_completion_tokens": 300, "n": 4}),
-    ]:
+    ]
+    for name, fields in tries:
         refused = await ask(path.url, "POST", COMPLETIONS, chat(QUICK, **fields))
         assert (refused.status, refused.error["param"]) == (400, name)
     assert asked(path) == 0
@@ -239,7 +237,7 @@ async def test_status_page_shows_bounds_with_their_use(make_path: MakePath) -> N
         assert page["tenant"]["waiting"] == 1
 
 
-async def test_without_limits_there_are_no_headers(path: Path) -> None:
+async def test_without_limits_there_are_no_headers(path: GatewayPath) -> None:
     answer = await ask(path.url, "POST", COMPLETIONS, chat(QUICK))
     assert answer.status == 200
     assert not [name for name in answer.headers if name.startswith("x-ratelimit")]

@@ -12,31 +12,16 @@ from typing import Any
 import pytest
 
 from holdfast import StreamingAIClient, WebSocketConfig
+from holdfast.server.listener.http import HttpConnection
 from tests.support.gateway_client import Http, Session, answer, chat, content
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.relay import Relay
+from tests.support.virtual_clock import VirtualClock
 from tests.support.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hi"}]
 #: A provider may be silent for as long as it likes.
 PATIENT = {"timeouts": {"first_byte": 7200, "idle": 7200, "total": 7200}}
-
-
-class VirtualClock:
-    """Lets the loop's clock jump. Between two jumps sockets get the real time that they need."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._offset = 0.0
-        real = loop.time
-        loop.time = lambda: real() + self._offset  # type: ignore[method-assign]
-
-    async def pass_time(self, seconds: float, *, step: float) -> None:
-        while seconds > 0:
-            self._offset += min(step, seconds)
-            seconds -= step
-            # A ping goes out, is answered, and the answer is read: each a few turns of the loop.
-            for _ in range(20):
-                await asyncio.sleep(0)
-            await asyncio.sleep(0.003)
 
 
 @pytest.fixture
@@ -80,7 +65,9 @@ async def read_through_silence(path: Any, ttft: float, wait: Callable[[], Any]) 
         assert path.provider.statistics().requests == 3
 
 
-async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, make_path, monkeypatch):
+async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(
+    clock: VirtualClock, make_path: MakePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.support.gateway_client.DEADLINE", 7200.0)
     path = await make_path(provider=PATIENT)
     await read_through_silence(path, 1800.0, lambda: clock.pass_time(1801.0, step=2.5))
@@ -88,13 +75,15 @@ async def test_provider_that_is_silent_for_half_an_hour_cuts_nobody_off(clock, m
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-async def test_provider_that_is_silent_for_90_seconds_cuts_nobody_off(make_path, monkeypatch):
+async def test_provider_that_is_silent_for_90_seconds_cuts_nobody_off(
+    make_path: MakePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tests.support.gateway_client.DEADLINE", 120.0)
     path = await make_path()
     await read_through_silence(path, 90.0, lambda: asyncio.sleep(0))
 
 
-async def test_silent_sse_answer_gets_comments_before_its_first_token(make_path):
+async def test_silent_sse_answer_gets_comments_before_its_first_token(make_path: MakePath) -> None:
     path = await make_path(server={"sse_keep_alive": 0.1})
     async with await Http.open(path.url) as http:
         http.request("POST", "/v1/chat/completions", chat({"tokens": 2, "ttft_ms": 600}))
@@ -106,11 +95,11 @@ async def test_silent_sse_answer_gets_comments_before_its_first_token(make_path)
 
 
 @pytest.fixture
-async def watched(make_path) -> Any:
+async def watched(make_path: MakePath) -> GatewayPath:
     return await make_path(server={"ping_interval": 0.3, "ping_timeout": 0.3})
 
 
-async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_on(watched):
+async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_on(watched: GatewayPath) -> None:
     loop = asyncio.get_running_loop()
     async with Relay(watched.gateway.port) as relay:
         session = await Session.open(relay.url)
@@ -131,7 +120,7 @@ async def test_client_behind_a_black_hole_is_found_in_time_and_its_stream_goes_o
         await session.drop()
 
 
-async def test_client_that_answers_pings_is_kept_however_silent(watched):
+async def test_client_that_answers_pings_is_kept_however_silent(watched: GatewayPath) -> None:
     async with await Session.open(watched.url) as session:
         reading = asyncio.create_task(session.socket.recv())
         await asyncio.wait([reading], timeout=1.5)
@@ -141,11 +130,13 @@ async def test_client_that_answers_pings_is_kept_however_silent(watched):
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
-async def test_kernel_watches_every_accepted_connection(make_path):
+async def test_kernel_watches_every_accepted_connection(make_path: MakePath) -> None:
     path = await make_path(server={"ping_interval": 7.0, "ping_timeout": 3.0})
     async with await Http.open(path.url) as http:
         assert (await http.ask("GET", "/healthz")).status == 200
         (connection,) = path.gateway.peers
+        assert isinstance(connection, HttpConnection)
+        assert connection.transport is not None
         own = connection.transport.get_extra_info("socket")
         assert own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]

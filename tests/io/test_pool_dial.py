@@ -84,8 +84,9 @@ async def test_client_certificate_is_shown_where_one_is_configured(
 
 @pytest.mark.parametrize("field", ["ca_file", "client_cert"])
 def test_tls_file_that_is_missing_is_a_configuration_error(field: str) -> None:
+    files: dict[str, Any] = {field: "/nowhere.pem"}
     with pytest.raises(ConfigError, match=f"{field}.*cannot be used"):
-        Origin.of(ProviderConfig(base_url="https://api.example/v1", **{field: "/nowhere.pem"}), {})
+        Origin.of(ProviderConfig(base_url="https://api.example/v1", **files), {})
 
 
 # -- addresses -----------------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ def test_tls_file_that_is_missing_is_a_configuration_error(field: str) -> None:
 
 async def test_name_with_several_addresses_is_reached_at_the_one_that_answers() -> None:
     async with await World.start("h2c") as world:
-        world.gateway._providers["sim0"].pool._origin = Origin.of(
+        world.gateway._routes._providers["sim0"].pool._origin = Origin.of(
             ProviderConfig(base_url=f"http://localhost:{world.provider.port}/v1", http2="prior-knowledge"), {}
         )
         assert await world.stream().outcome() == COMPLETED
@@ -149,7 +150,10 @@ async def test_first_error_is_reported_where_no_address_answers(monkeypatch: pyt
 async def test_addresses_of_both_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    found = [(socket.AF_INET6, 1, 6, "", ("::1", 1, 0, 0)), (socket.AF_INET6, 1, 6, "", ("::2", 1, 0, 0))]
+    found: list[Any] = [
+        (socket.AF_INET6, 1, 6, "", ("::1", 1, 0, 0)),
+        (socket.AF_INET6, 1, 6, "", ("::2", 1, 0, 0)),
+    ]
     found += [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 1))]
 
     async def getaddrinfo(*args: Any, **options: Any) -> Any:

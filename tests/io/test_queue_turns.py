@@ -12,11 +12,8 @@ from holdfast.admission.auth import create_key
 from holdfast.config import KeyConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
 from tests.support.gateway_client import Http, Session, ask, chat
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
-
-#: The fixtures of tests/conftest.py.
-Path = Any
-MakePath = Any
 
 ENDLESS = {"tokens": 2, "interval_ms": 3_600_000, "ttft_ms": 3_600_000}
 QUICK = {"tokens": 3}
@@ -28,15 +25,15 @@ def queue(**settings: Any) -> QueueConfig:
     return msgspec.convert(settings, QueueConfig)
 
 
-def asked(path: Path) -> int:
+def asked(path: GatewayPath) -> int:
     return path.provider.statistics().requests
 
 
-def waiting(path: Path) -> int:
+def waiting(path: GatewayPath) -> int:
     return path.gateway.admission.held["places"]
 
 
-async def at_rest(path: Path) -> None:
+async def at_rest(path: GatewayPath) -> None:
     """Wait until no stream holds anything."""
 
     def held() -> int:

@@ -10,6 +10,7 @@ from holdfast.admission.keys import create_key, hash_key
 from holdfast.config import KeyConfig
 from holdfast.config.auth import AuthConfig
 from tests.support.gateway_client import Session, answer, ask, chat, content, read_stream, whole
+from tests.support.gateway_path import GatewayPath, MakePath
 
 KEYS = "/v1/admin/keys"
 ADMIN_KEY, ADMIN_HASH = create_key()
@@ -19,19 +20,19 @@ CALLER = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture(params=["local", "keyed"])
-async def path(make_path, request):
+async def path(make_path: MakePath, request: pytest.FixtureRequest) -> GatewayPath:
     """A gateway with an admin and without a key store; `keyed` has a caller whose tenant is called `admin`."""
     keys = {"keys": {"ann": KeyConfig(hash=HASH, tenant="admin")}} if request.param == "keyed" else {}
     return await make_path(auth=AuthConfig(admin_key=ADMIN_HASH), **keys)
 
 
-async def stream_of_caller(path):
+async def stream_of_caller(path: GatewayPath) -> str:
     response = await ask(path.url, "POST", "/v1/chat/completions", chat({"tokens": 5, "seed": 7}), **CALLER)
     assert response.status == 200
     return response.headers["holdfast-stream-id"]
 
 
-async def test_admin_reads_everybodys_streams(path):
+async def test_admin_reads_everybodys_streams(path: GatewayPath) -> None:
     stream = await stream_of_caller(path)
     assert whole(await read_stream(path.url, stream, **ADMIN)) == answer(5)
     hello = {"streams": [{"stream": stream, "after": -1}]}
@@ -40,7 +41,7 @@ async def test_admin_reads_everybodys_streams(path):
     assert (content(entries), end["status"]) == (answer(5), "completed")
 
 
-async def test_acknowledgement_of_an_admin_shortens_no_retention(make_path):
+async def test_acknowledgement_of_an_admin_shortens_no_retention(make_path: MakePath) -> None:
     path = await make_path(
         auth=AuthConfig(admin_key=ADMIN_HASH), streams={"retention": 60.0, "retention_acknowledged": 0.05}
     )
@@ -58,31 +59,31 @@ async def test_acknowledgement_of_an_admin_shortens_no_retention(make_path):
             pass
 
 
-async def test_admin_sees_the_operations_pages(path):
+async def test_admin_sees_the_operations_pages(path: GatewayPath) -> None:
     for place in ("/v1/pool", "/v1/limits"):
         assert (await ask(path.url, "GET", place, **ADMIN)).status == 200
 
 
-async def test_admin_asks_for_no_generation(path):
+async def test_admin_asks_for_no_generation(path: GatewayPath) -> None:
     refused = await ask(path.url, "POST", "/v1/chat/completions", chat({"tokens": 1}), **ADMIN)
     assert (refused.status, refused.error["code"]) == (403, "forbidden")
     assert (await ask(path.url, "GET", "/v1/models", **ADMIN)).json()["data"] == []
     assert path.provider.statistics().requests == 0
 
 
-async def test_admin_api_without_a_store_says_what_is_missing(path):
+async def test_admin_api_without_a_store_says_what_is_missing(path: GatewayPath) -> None:
     for method, place in [("GET", KEYS), ("POST", KEYS), ("DELETE", f"{KEYS}/x"), ("POST", f"{KEYS}/x/rotate")]:
         answered = await ask(path.url, method, place, {"name": "x"}, **ADMIN)
         assert (answered.status, answered.error["code"]) == (404, "not_found")
         assert "auth.key_store" in answered.error["message"]
 
 
-async def test_nobody_else_is_an_admin(path):
+async def test_nobody_else_is_an_admin(path: GatewayPath) -> None:
     for headers in ({}, CALLER, {"x-api-key": KEY}, {"authorization": f"Bearer {ADMIN_HASH}"}):
         assert (await ask(path.url, "GET", KEYS, **headers)).status == 401
 
 
-async def test_tenant_called_admin_may_not_read_what_others_have(make_path):
+async def test_tenant_called_admin_may_not_read_what_others_have(make_path: MakePath) -> None:
     other_key, other_hash = create_key()
     keys = {"ann": KeyConfig(hash=HASH, tenant="admin"), "bob": KeyConfig(hash=other_hash)}
     path = await make_path(auth=AuthConfig(admin_key=ADMIN_KEY), keys=keys)
@@ -94,5 +95,5 @@ async def test_tenant_called_admin_may_not_read_what_others_have(make_path):
     assert json.loads(cancelled.body)["status"] == "completed"
 
 
-def test_hash_of_the_admin_key_is_what_the_configuration_may_hold():
+def test_hash_of_the_admin_key_is_what_the_configuration_may_hold() -> None:
     assert hash_key(ADMIN_KEY) == ADMIN_HASH

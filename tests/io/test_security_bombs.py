@@ -17,18 +17,19 @@ from holdfast.config import Config, KeyConfig, ServerConfig
 from holdfast.errors import ConfigError
 from holdfast.server.router import Router
 from tests.support.gateway_client import Http, Session, ask, chat, dial
+from tests.support.gateway_path import GatewayPath, MakePath
 
 COMPLETIONS = "/v1/chat/completions"
 KEY, HASH = create_key()
 SMALL = {"max_body": 64 * 1024}
 
 
-def bearer(key):
+def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
 @pytest.fixture
-async def keyed(make_path):
+async def keyed(make_path: MakePath) -> GatewayPath:
     return await make_path(server=SMALL, keys={"web": KeyConfig(hash=HASH)})
 
 
@@ -36,19 +37,19 @@ async def keyed(make_path):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "zstd", "gzip, identity", "x-unknown"])
-async def test_compressed_body_is_refused_unread(path, coding):
+async def test_compressed_body_is_refused_unread(path: GatewayPath, coding: str) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
     response = await ask(path.url, "POST", COMPLETIONS, bomb, content_encoding=coding)
     assert (response.status, response.error["code"]) == (415, "invalid_request")
     assert response.error["param"] == "content-encoding"
 
 
-async def test_body_said_to_have_no_coding_is_taken(path):
+async def test_body_said_to_have_no_coding_is_taken(path: GatewayPath) -> None:
     response = await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}), content_encoding="identity")
     assert response.status == 200
 
 
-async def test_body_is_refused_at_its_bound_before_anyone_is_asked_who_it_is(keyed):
+async def test_body_is_refused_at_its_bound_before_anyone_is_asked_who_it_is(keyed: GatewayPath) -> None:
     async with await Http.open(keyed.url) as http:
         http.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
         assert (await http.response()).status == 413
@@ -69,14 +70,14 @@ async def test_body_is_refused_at_its_bound_before_anyone_is_asked_who_it_is(key
     ],
     ids=["long", "many", "credential", "subprotocols", "cookies"],
 )
-async def test_head_bomb_is_refused(keyed, head):
+async def test_head_bomb_is_refused(keyed: GatewayPath, head: bytes) -> None:
     async with await Http.open(keyed.url) as http:
         http.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n")
         assert (await http.response()).status == 431
         assert await http.is_closed()
 
 
-async def test_frame_bomb_ends_its_connection_alone(keyed):
+async def test_frame_bomb_ends_its_connection_alone(keyed: GatewayPath) -> None:
     async with await Session.open(keyed.url, additional_headers=bearer(KEY)) as bystander:
         socket = await dial(keyed.url, additional_headers=bearer(KEY))
         # A frame that says it will be 8 EiB long.
@@ -87,7 +88,7 @@ async def test_frame_bomb_ends_its_connection_alone(keyed):
         await bystander.create("r-1", chat({"tokens": 1}))
 
 
-async def test_message_of_endless_fragments_is_bounded(keyed):
+async def test_message_of_endless_fragments_is_bounded(keyed: GatewayPath) -> None:
     socket = await dial(keyed.url, additional_headers=bearer(KEY))
     for number in range(100):
         opcode = b"\x01" if number == 0 else b"\x00"
@@ -100,8 +101,10 @@ async def test_message_of_endless_fragments_is_bounded(keyed):
 # -- the log -------------------------------------------------------------------------------------------
 
 
-async def test_path_with_line_breaks_cannot_forge_a_line_of_the_log(keyed, caplog, monkeypatch):
-    async def fails(*args):
+async def test_path_with_line_breaks_cannot_forge_a_line_of_the_log(
+    keyed: GatewayPath, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*args: object) -> None:
         raise RuntimeError("planted")
 
     monkeypatch.setattr(Router, "handle", fails)
@@ -113,7 +116,9 @@ async def test_path_with_line_breaks_cannot_forge_a_line_of_the_log(keyed, caplo
     assert not any(line.startswith("2026-01-01") for line in lines)
 
 
-async def test_no_credential_reaches_the_log_or_an_answer(keyed, caplog):
+async def test_no_credential_reaches_the_log_or_an_answer(
+    keyed: GatewayPath, caplog: pytest.LogCaptureFixture
+) -> None:
     wrong, _ = create_key()
     with caplog.at_level(logging.DEBUG):
         for response in (
@@ -133,7 +138,7 @@ async def test_no_credential_reaches_the_log_or_an_answer(keyed, caplog):
 # -- time ----------------------------------------------------------------------------------------------
 
 
-async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_time(keyed):
+async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_time(keyed: GatewayPath) -> None:
     """The medians may differ by a quarter, which is far more than a comparison of 43 characters takes."""
     tried = {"unknown": "hf_" + "x" * 43, "nearly": KEY[:-1] + ("A" if KEY[-1] != "A" else "B")}
     times: dict[str, list[float]] = {name: [] for name in tried}
@@ -152,7 +157,7 @@ async def test_unknown_and_nearly_right_keys_are_refused_in_the_same_time(keyed)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example", ""])
-async def test_open_port_without_callers_refuses_to_start(host):
+async def test_open_port_without_callers_refuses_to_start(host: str) -> None:
     gateway = Gateway(Config(server=ServerConfig(host=host, port=0)))
     with pytest.raises(ConfigError, match=r"no \[keys\]"):
         await gateway.start()

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,9 @@ from holdfast.cli import main
 from holdfast.config import parse
 from holdfast.config.auth import AuthConfig
 from holdfast.errors import ConfigError
+from holdfast.streams.stream import Stream
 from tests.support.gateway_client import Http, Session, ask, chat, read_stream, whole
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 COMPLETIONS = "/v1/chat/completions"
@@ -26,27 +29,27 @@ ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 KEYS = "/v1/admin/keys"
 
 
-def bearer(key):
+def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> KeyStore:
     store = KeyStore(tmp_path / "keys.db")
     store.prepare()
     return store
 
 
 @pytest.fixture
-async def stored(make_path, store):
+async def stored(make_path: MakePath, store: KeyStore) -> GatewayPath:
     return await make_path(auth=AuthConfig(key_store=str(store.path), admin_key=ADMIN_HASH))
 
 
-async def status(path, key):
+async def status(path: GatewayPath, key: str) -> int:
     return (await ask(path.url, "GET", "/v1/models", **bearer(key))).status
 
 
-async def becomes(path, key, expected, *, within=1.0):
+async def becomes(path: GatewayPath, key: str, expected: int, *, within: float = 1.0) -> None:
     """The key gets this status within a second, as is promised."""
     start = time.monotonic()
     while await status(path, key) != expected:
@@ -57,7 +60,9 @@ async def becomes(path, key, expected, *, within=1.0):
 # -- another process writes ----------------------------------------------------------------------------
 
 
-async def test_key_made_by_another_process_is_in_force_within_a_second(stored, store):
+async def test_key_made_by_another_process_is_in_force_within_a_second(
+    stored: GatewayPath, store: KeyStore
+) -> None:
     made = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "holdfast.cli", "keys", "create", "web", "--store", str(store.path)],
@@ -71,7 +76,9 @@ async def test_key_made_by_another_process_is_in_force_within_a_second(stored, s
     await becomes(stored, key, 200)
 
 
-async def test_revoked_key_ends_its_sessions_and_requests_within_a_second(stored, store):
+async def test_revoked_key_ends_its_sessions_and_requests_within_a_second(
+    stored: GatewayPath, store: KeyStore
+) -> None:
     record, key = store.create(NewKey("web"))
     other_record, other = store.create(NewKey("other"))
     await becomes(stored, key, 200)
@@ -94,11 +101,11 @@ async def test_revoked_key_ends_its_sessions_and_requests_within_a_second(stored
 LONG = {"tokens": 1_000_000, "interval_ms": 20}
 
 
-def running(path):
+def running(path: GatewayPath) -> list[Stream]:
     return path.gateway.directory.running()
 
 
-async def test_revoked_key_ends_its_sse_answer_within_a_second(stored, store):
+async def test_revoked_key_ends_its_sse_answer_within_a_second(stored: GatewayPath, store: KeyStore) -> None:
     record, key = store.create(NewKey("web"))
     _, other = store.create(NewKey("other"))
     await becomes(stored, key, 200)
@@ -122,7 +129,9 @@ async def test_revoked_key_ends_its_sse_answer_within_a_second(stored, store):
         assert (await http.ask("GET", "/v1/models", **bearer(other))).status == 200
 
 
-async def test_revoked_key_leaves_a_generation_that_may_go_on_without_readers(stored, store):
+async def test_revoked_key_leaves_a_generation_that_may_go_on_without_readers(
+    stored: GatewayPath, store: KeyStore
+) -> None:
     record, key = store.create(NewKey("web", tenant="acme"))
     _, other = store.create(NewKey("other", tenant="acme"))
     await becomes(stored, key, 200)
@@ -136,7 +145,9 @@ async def test_revoked_key_leaves_a_generation_that_may_go_on_without_readers(st
     whole(await read_stream(stored.url, stream_id, **bearer(other)))
 
 
-async def test_revoked_key_ends_its_reading_of_a_stream_without_an_end(stored, store):
+async def test_revoked_key_ends_its_reading_of_a_stream_without_an_end(
+    stored: GatewayPath, store: KeyStore
+) -> None:
     record, key = store.create(NewKey("web"))
     await becomes(stored, key, 200)
     async with await Session.open(stored.url, additional_headers=bearer(key)) as session:
@@ -154,7 +165,9 @@ async def test_revoked_key_ends_its_reading_of_a_stream_without_an_end(stored, s
             assert time.monotonic() - start < 1.0
 
 
-async def test_revoked_key_ends_its_waits_for_an_answer_within_a_second(stored, store):
+async def test_revoked_key_ends_its_waits_for_an_answer_within_a_second(
+    stored: GatewayPath, store: KeyStore
+) -> None:
     """Whole answers, long polls, and SSE before the first entry: nothing was sent yet, so it is a 401."""
     record, key = store.create(NewKey("web"))
     await becomes(stored, key, 200)
@@ -179,7 +192,7 @@ async def test_revoked_key_ends_its_waits_for_an_answer_within_a_second(stored, 
         await eventually(lambda: not running(stored))
 
 
-async def test_rotated_key_keeps_its_sessions_until_the_grace_ends(stored, store):
+async def test_rotated_key_keeps_its_sessions_until_the_grace_ends(stored: GatewayPath, store: KeyStore) -> None:
     record, old = store.create(NewKey("web"))
     await becomes(stored, old, 200)
     async with await Session.open(stored.url, additional_headers=bearer(old)) as session:
@@ -192,7 +205,7 @@ async def test_rotated_key_keeps_its_sessions_until_the_grace_ends(stored, store
             await renewed.create("r-1", chat({"tokens": 1}))
 
 
-async def test_replaced_file_is_followed(stored, store, tmp_path):
+async def test_replaced_file_is_followed(stored: GatewayPath, store: KeyStore, tmp_path: Path) -> None:
     _, old = store.create(NewKey("old"))
     await becomes(stored, old, 200)
     copy = KeyStore(tmp_path / "copy.db")
@@ -205,7 +218,9 @@ async def test_replaced_file_is_followed(stored, store, tmp_path):
     assert await status(stored, old) == 401
 
 
-async def test_unreadable_store_leaves_the_keys_as_they_were_and_is_logged_once(stored, store, caplog):
+async def test_unreadable_store_leaves_the_keys_as_they_were_and_is_logged_once(
+    stored: GatewayPath, store: KeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
     _, key = store.create(NewKey("web"))
     await becomes(stored, key, 200)
     hidden = store.path.with_name("hidden.db")
@@ -219,14 +234,14 @@ async def test_unreadable_store_leaves_the_keys_as_they_were_and_is_logged_once(
     assert await status(stored, key) == 200
 
 
-async def test_empty_store_lets_nobody_in(stored):
+async def test_empty_store_lets_nobody_in(stored: GatewayPath) -> None:
     for headers in ({}, bearer("hf_wrong")):
         assert (await ask(stored.url, "GET", "/v1/models", **headers)).status == 401
     # The admin is known, and may ask for no model.
     assert (await ask(stored.url, "GET", "/v1/models", **ADMIN)).json()["data"] == []
 
 
-async def test_limits_of_a_stored_key_hold(stored):
+async def test_limits_of_a_stored_key_hold(stored: GatewayPath) -> None:
     limits = {"requests_per_minute": 1}
     made = (await ask(stored.url, "POST", KEYS, {"name": "web", "limits": limits}, **ADMIN)).json()
     statuses = [
@@ -239,7 +254,7 @@ async def test_limits_of_a_stored_key_hold(stored):
 # -- the admin API -------------------------------------------------------------------------------------
 
 
-async def test_admin_creates_lists_rotates_and_revokes(stored):
+async def test_admin_creates_lists_rotates_and_revokes(stored: GatewayPath) -> None:
     made = await ask(stored.url, "POST", KEYS, {"name": "web", "tenant": "acme", "models": ["demo"]}, **ADMIN)
     assert (made.status, made.headers["cache-control"]) == (201, "no-store")
     key, key_id = made.json()["key"], made.json()["id"]
@@ -259,7 +274,7 @@ async def test_admin_creates_lists_rotates_and_revokes(stored):
             assert secret not in answer.body.decode()
 
 
-async def test_admin_api_takes_the_admin_key_alone(stored, store):
+async def test_admin_api_takes_the_admin_key_alone(stored: GatewayPath, store: KeyStore) -> None:
     _, key = store.create(NewKey("web"))
     await becomes(stored, key, 200)
     for headers in ({}, bearer(key), bearer(ADMIN_HASH), bearer(ADMIN_KEY[:-1]), {"x-api-key": "hf_wrong"}):
@@ -274,7 +289,7 @@ async def test_admin_api_takes_the_admin_key_alone(stored, store):
     assert [record.name for record in store.list()] == ["web"]
 
 
-async def test_admin_api_is_not_there_without_its_key(make_path, store):
+async def test_admin_api_is_not_there_without_its_key(make_path: MakePath, store: KeyStore) -> None:
     path = await make_path(auth=AuthConfig(key_store=str(store.path)))
     assert (await ask(path.url, "GET", KEYS, **ADMIN)).status == 404
 
@@ -282,13 +297,13 @@ async def test_admin_api_is_not_there_without_its_key(make_path, store):
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"name": 1}', b'{"name": "a\\nb"}', b'{"name": "x", "role": "root"}', b"\xff{"]
 )
-async def test_malformed_key_is_refused(stored, store, body):
+async def test_malformed_key_is_refused(stored: GatewayPath, store: KeyStore, body: bytes) -> None:
     response = await ask(stored.url, "POST", KEYS, body, **ADMIN)
     assert (response.status, response.error["code"]) == (400, "invalid_request")
     assert store.list() == []
 
 
-async def test_unknown_key_of_the_admin_api_is_not_found(stored):
+async def test_unknown_key_of_the_admin_api_is_not_found(stored: GatewayPath) -> None:
     for method, target in [("DELETE", f"{KEYS}/key_no"), ("POST", f"{KEYS}/key_no/rotate")]:
         assert (await ask(stored.url, method, target, **ADMIN)).status == 404
 
@@ -296,7 +311,7 @@ async def test_unknown_key_of_the_admin_api_is_not_found(stored):
 # -- the command line ----------------------------------------------------------------------------------
 
 
-def test_command_line_manages_a_store(tmp_path, capsys):
+def test_command_line_manages_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = ["--store", str(tmp_path / "keys.db")]
     assert main(["keys", "create", "web", *store, "--model", "demo", "--limit", "requests_per_minute=5"]) == 0
     key = capsys.readouterr().out.strip()
@@ -323,7 +338,9 @@ def test_command_line_manages_a_store(tmp_path, capsys):
         ["rotate", "key_no", "--grace", "-1"],
     ],
 )
-def test_wrong_use_of_a_store_is_refused(tmp_path, capsys, arguments):
+def test_wrong_use_of_a_store_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
     store = tmp_path / "keys.db"
     KeyStore(store).prepare()
     assert main(["keys", *arguments, "--store", str(store)]) == 2
@@ -355,13 +372,13 @@ SECRET = "s3cret-" * 3
         ('[auth.jwt]\nissuer = "i"\naudience = "a"\njwks_file = "k"\nalgorithms = ["none"]', "algorithms"),
     ],
 )
-def test_configuration_that_cannot_be_safe_is_refused_without_its_secrets(text, message):
+def test_configuration_that_cannot_be_safe_is_refused_without_its_secrets(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert message in caught.value.message
     assert SECRET not in caught.value.message
 
 
-def test_repr_of_the_configuration_holds_no_secret():
+def test_repr_of_the_configuration_holds_no_secret() -> None:
     config = parse(f'[auth]\nkey_store = "k"\nadmin_key = "{SECRET * 2}"\ntoken_secret = "{SECRET * 2}"')
     assert SECRET not in repr(config)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import jwt
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
 
 from holdfast.admission import client_tokens
 from holdfast.admission.client_tokens import ClientTokens, TokenRequest
@@ -19,6 +21,7 @@ from holdfast.config.auth import AuthConfig
 from holdfast.core.session.messages import SUBPROTOCOL
 from holdfast.errors import Forbidden, Unauthorized
 from tests.support.gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
+from tests.support.gateway_path import GatewayPath, MakePath
 
 COMPLETIONS = "/v1/chat/completions"
 TOKENS = "/v1/client_tokens"
@@ -28,12 +31,12 @@ SECRET = "0123456789abcdef" * 4
 ORIGIN = "https://app.example"
 
 
-def bearer(token):
+def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
 @pytest.fixture
-async def path(make_path):
+async def path(make_path: MakePath) -> GatewayPath:
     """A gateway with a server's key, and one that is itself narrowed."""
     return await make_path(
         server={"allowed_origins": [ORIGIN]},
@@ -45,17 +48,18 @@ async def path(make_path):
     )
 
 
-async def token_of(path, key=KEY, **fields):
+async def token_of(path: GatewayPath, key: str = KEY, **fields: Any) -> str:
     response = await ask(path.url, "POST", TOKENS, fields, **bearer(key))
     assert response.status == 200, response.body
     assert response.headers["cache-control"] == "no-store"
-    return response.json()["token"]
+    token: str = response.json()["token"]
+    return token
 
 
 # -- over HTTP -----------------------------------------------------------------------------------------
 
 
-async def test_token_of_a_server_lets_a_client_in_for_five_minutes(path):
+async def test_token_of_a_server_lets_a_client_in_for_five_minutes(path: GatewayPath) -> None:
     response = (await ask(path.url, "POST", TOKENS, **bearer(KEY))).json()
     assert response["expires_in"] == 300
     assert abs(response["expires_at"] - time.time() - 300) < 10
@@ -64,7 +68,7 @@ async def test_token_of_a_server_lets_a_client_in_for_five_minutes(path):
     assert whole(await read_stream(path.url, stream, **bearer(response["token"]))) == answer(3)
 
 
-async def test_token_is_held_to_its_models(path):
+async def test_token_is_held_to_its_models(path: GatewayPath) -> None:
     token = await token_of(path, models=["other"])
     response = await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}), **bearer(token))
     assert (response.status, response.error["code"], response.error["param"]) == (403, "forbidden", "model")
@@ -73,16 +77,17 @@ async def test_token_is_held_to_its_models(path):
     assert path.provider.statistics().requests == 0
 
 
-async def test_token_is_held_to_its_max_tokens(path):
+async def test_token_is_held_to_its_max_tokens(path: GatewayPath) -> None:
     token = await token_of(path, max_tokens=5)
-    for fields, expected in [({"max_tokens": 5}, 200), ({"max_tokens": 6}, 403), ({}, 403)]:
+    tries: list[tuple[dict[str, Any], int]] = [({"max_tokens": 5}, 200), ({"max_tokens": 6}, 403), ({}, 403)]
+    for fields, expected in tries:
         response = await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}, **fields), **bearer(token))
         assert response.status == expected
     assert response.error["param"] == "max_tokens"
     assert path.provider.statistics().requests == 1
 
 
-async def test_token_is_held_to_its_scope_on_each_request_of_a_session(path):
+async def test_token_is_held_to_its_scope_on_each_request_of_a_session(path: GatewayPath) -> None:
     token = await token_of(path, models=["demo"], max_tokens=5)
     async with await Session.open(path.url, additional_headers=bearer(token)) as session:
         await session.send(type="create", request_id="r-1", request=chat({"tokens": 1}, max_tokens=50))
@@ -92,14 +97,14 @@ async def test_token_is_held_to_its_scope_on_each_request_of_a_session(path):
         await session.create("r-3", chat({"tokens": 1}, max_tokens=5))
 
 
-async def test_token_makes_no_tokens_and_sees_no_operations(path):
+async def test_token_makes_no_tokens_and_sees_no_operations(path: GatewayPath) -> None:
     token = await token_of(path)
     for method, target in [("POST", TOKENS), ("GET", "/v1/pool"), ("GET", "/v1/limits")]:
         response = await ask(path.url, method, target, {} if method == "POST" else None, **bearer(token))
         assert (response.status, response.error["code"]) == (403, "forbidden")
 
 
-async def test_token_never_allows_more_than_its_maker_may(path):
+async def test_token_never_allows_more_than_its_maker_may(path: GatewayPath) -> None:
     for fields in ({"models": ["demo", "other"]}, {"max_tokens": 11}):
         response = await ask(path.url, "POST", TOKENS, fields, **bearer(NARROW_KEY))
         assert (response.status, response.error["code"]) == (403, "forbidden")
@@ -125,7 +130,7 @@ async def test_token_never_allows_more_than_its_maker_may(path):
         b'{"tenant": "other"}',
     ],
 )
-async def test_malformed_token_request_is_refused(path, body):
+async def test_malformed_token_request_is_refused(path: GatewayPath, body: bytes) -> None:
     response = await ask(path.url, "POST", TOKENS, body, **bearer(KEY))
     assert (response.status, response.error["code"]) == (400, "invalid_request")
 
@@ -133,7 +138,7 @@ async def test_malformed_token_request_is_refused(path, body):
 # -- subjects ------------------------------------------------------------------------------------------
 
 
-async def test_subjects_of_a_tenant_cannot_meet_each_others_streams(path):
+async def test_subjects_of_a_tenant_cannot_meet_each_others_streams(path: GatewayPath) -> None:
     ann, bob = [await token_of(path, subject=name) for name in ("ann", "bob")]
     async with (
         await Session.open(path.url, additional_headers=bearer(ann)) as first,
@@ -157,15 +162,18 @@ async def test_subjects_of_a_tenant_cannot_meet_each_others_streams(path):
 # -- over WebSocket ------------------------------------------------------------------------------------
 
 
-def offering(url, *subprotocols, **options):
+def offering(url: str, *subprotocols: str, **options: Any) -> connect:
     target = url.replace("http", "ws", 1) + "/v1/ws/stream"
-    return connect(target, subprotocols=list(subprotocols), compression=None, proxy=None, **options)
+    return connect(
+        target, subprotocols=[Subprotocol(name) for name in subprotocols], compression=None, proxy=None, **options
+    )
 
 
-async def test_token_travels_as_a_subprotocol_that_is_not_echoed(path):
+async def test_token_travels_as_a_subprotocol_that_is_not_echoed(path: GatewayPath) -> None:
     token = await token_of(path)
     async with offering(path.url, SUBPROTOCOL, f"holdfast.token.{token}", origin=ORIGIN) as socket:
         assert socket.subprotocol == SUBPROTOCOL
+        assert socket.response is not None
         assert token not in str(socket.response.headers)
         session = Session(socket)
         await session.send(type="hello", version=1)
@@ -176,14 +184,14 @@ async def test_token_travels_as_a_subprotocol_that_is_not_echoed(path):
 
 
 @pytest.mark.parametrize("carried", ["", "hft_x", KEY, "a.b.c"], ids=["nothing", "rubbish", "key", "jwt"])
-async def test_subprotocol_without_a_good_token_is_refused(path, carried):
+async def test_subprotocol_without_a_good_token_is_refused(path: GatewayPath, carried: str) -> None:
     with pytest.raises(InvalidStatus) as caught:
         await offering(path.url, SUBPROTOCOL, f"holdfast.token.{carried}")
     assert caught.value.response.status_code == 401
     assert KEY.encode() not in caught.value.response.body
 
 
-async def test_two_tokens_are_refused(path):
+async def test_two_tokens_are_refused(path: GatewayPath) -> None:
     token = await token_of(path)
     with pytest.raises(InvalidStatus) as caught:
         await offering(path.url, f"holdfast.token.{token}", "holdfast.token.x")
@@ -191,7 +199,7 @@ async def test_two_tokens_are_refused(path):
 
 
 @pytest.mark.parametrize("name", ["access_token", "token", "t", "x"])
-async def test_token_in_the_url_is_refused_and_not_repeated(path, name):
+async def test_token_in_the_url_is_refused_and_not_repeated(path: GatewayPath, name: str) -> None:
     token = await token_of(path)
     response = await ask(path.url, "GET", f"/v1/models?{name}={token}", **bearer(KEY))
     assert (response.status, response.error["param"]) == (400, name)
@@ -201,7 +209,7 @@ async def test_token_in_the_url_is_refused_and_not_repeated(path, name):
     assert token not in response.body.decode()
 
 
-async def test_expired_token_of_an_open_session_makes_no_new_requests(path):
+async def test_expired_token_of_an_open_session_makes_no_new_requests(path: GatewayPath) -> None:
     token = await token_of(path, expires_in=1)
     async with await Session.open(path.url, additional_headers=bearer(token)) as session:
         stream = (await session.create("r-1", chat({"tokens": 1_000_000, "interval_ms": 50})))["stream"]
@@ -224,12 +232,12 @@ async def test_expired_token_of_an_open_session_makes_no_new_requests(path):
 class Clock:
     now = 1_000_000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def made():
+def made() -> tuple[ClientTokens, KeyTable, Clock, Principal]:
     """A maker of tokens with its table of keys, clock and caller."""
     table, clock = KeyTable(), Clock()
     principal = Principal("acme", key_id="web", generation=1)
@@ -237,7 +245,7 @@ def made():
     return ClientTokens(SECRET, table, clock=clock), table, clock, principal
 
 
-def test_token_of_another_secret_is_refused(made):
+def test_token_of_another_secret_is_refused(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     tokens, table, clock, caller = made
     for secret in (None, SECRET[::-1]):
         other = ClientTokens(secret, table, clock=clock)
@@ -245,7 +253,7 @@ def test_token_of_another_secret_is_refused(made):
             tokens.read(other.issue(caller, TokenRequest()).token, None)
 
 
-def test_token_ends_at_its_time_and_with_its_key(made):
+def test_token_ends_at_its_time_and_with_its_key(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     tokens, table, clock, caller = made
     token = tokens.issue(caller, TokenRequest(subject="ann", expires_in=60)).token
     assert tokens.read(token, None).owner == ("acme", "ann")
@@ -258,7 +266,7 @@ def test_token_ends_at_its_time_and_with_its_key(made):
         tokens.read(token, None)
 
 
-def test_token_for_one_origin_is_refused_elsewhere(made):
+def test_token_for_one_origin_is_refused_elsewhere(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     tokens, _, _, caller = made
     token = tokens.issue(caller, TokenRequest(origin=ORIGIN)).token
     assert tokens.read(token, ORIGIN).tenant == "acme"
@@ -267,7 +275,9 @@ def test_token_for_one_origin_is_refused_elsewhere(made):
             tokens.read(token, origin)
 
 
-def test_token_of_a_token_is_not_made_and_lives_no_longer_than_its_maker(made):
+def test_token_of_a_token_is_not_made_and_lives_no_longer_than_its_maker(
+    made: tuple[ClientTokens, KeyTable, Clock, Principal],
+) -> None:
     tokens, _, clock, caller = made
     token = tokens.issue(caller, TokenRequest()).token
     with pytest.raises(Forbidden):
@@ -278,7 +288,14 @@ def test_token_of_a_token_is_not_made_and_lives_no_longer_than_its_maker(made):
         tokens.issue(bearer_of_jwt, TokenRequest(subject="bob"))
 
 
-def forged(tokens, *, key=None, algorithm="HS256", typ="holdfast-client+jwt", **changes):
+def forged(
+    tokens: ClientTokens,
+    *,
+    key: bytes | str | None = None,
+    algorithm: str = "HS256",
+    typ: str | None = "holdfast-client+jwt",
+    **changes: Any,
+) -> str:
     claims = {"iss": "holdfast", "iat": 1_000_000, "exp": 1_000_300, "ten": "acme", **changes}
     return "hft_" + jwt.encode(
         claims, tokens._key if key is None else key, algorithm=algorithm, headers={"typ": typ}
@@ -300,7 +317,9 @@ def forged(tokens, *, key=None, algorithm="HS256", typ="holdfast-client+jwt", **
         {"kid": "nobody"},
     ],
 )
-def test_forged_token_is_refused(made, changes):
+def test_forged_token_is_refused(
+    made: tuple[ClientTokens, KeyTable, Clock, Principal], changes: dict[str, Any]
+) -> None:
     tokens, *_ = made
     assert tokens.read(forged(tokens), None).tenant == "acme"
     with pytest.raises(Unauthorized) as caught:
@@ -311,12 +330,12 @@ def test_forged_token_is_refused(made, changes):
 @pytest.mark.parametrize(
     "token", ["hft_", "hft_.", "hft_..", "hft_a.b.c", "hft_\xff.\xff.\xff", "hft_" + "e30." * 3]
 )
-def test_rubbish_is_no_token(made, token):
+def test_rubbish_is_no_token(made: tuple[ClientTokens, KeyTable, Clock, Principal], token: str) -> None:
     with pytest.raises(Unauthorized):
         made[0].read(token, None)
 
 
-def test_changed_token_is_refused(made):
+def test_changed_token_is_refused(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     tokens, _, _, caller = made
     token = tokens.issue(caller, TokenRequest()).token
     for index in range(len(client_tokens.PREFIX), len(token), 7):
@@ -325,7 +344,7 @@ def test_changed_token_is_refused(made):
             tokens.read(changed, None)
 
 
-def test_repr_of_an_issued_token_holds_no_token(made):
+def test_repr_of_an_issued_token_holds_no_token(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     issued = made[0].issue(made[3], TokenRequest())
     assert issued.token not in repr(issued)
 
@@ -333,7 +352,7 @@ def test_repr_of_an_issued_token_holds_no_token(made):
 # -- origins and CORS ----------------------------------------------------------------------------------
 
 
-async def test_page_of_another_origin_is_refused_whatever_its_key(path):
+async def test_page_of_another_origin_is_refused_whatever_its_key(path: GatewayPath) -> None:
     headers = {"origin": "https://evil.example", **bearer(KEY)}
     for response in (
         await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}), **headers),
@@ -347,7 +366,7 @@ async def test_page_of_another_origin_is_refused_whatever_its_key(path):
     assert path.provider.statistics().requests == 0
 
 
-async def test_listed_page_may_call_and_read_every_answer(path):
+async def test_listed_page_may_call_and_read_every_answer(path: GatewayPath) -> None:
     headers = {"origin": ORIGIN, **bearer(await token_of(path, origin=ORIGIN))}
     for response, status in [
         (await ask(path.url, "POST", COMPLETIONS, chat({"tokens": 1}), **headers), 200),
@@ -365,7 +384,7 @@ async def test_listed_page_may_call_and_read_every_answer(path):
         await session.create("r-1", chat({"tokens": 1}))
 
 
-async def test_preflight_is_answered_without_a_credential(path):
+async def test_preflight_is_answered_without_a_credential(path: GatewayPath) -> None:
     response = await ask(
         path.url,
         "OPTIONS",
@@ -381,12 +400,12 @@ async def test_preflight_is_answered_without_a_credential(path):
     assert "access-control-allow-credentials" not in response.headers
 
 
-async def test_server_without_origin_gets_no_cors_headers(path):
+async def test_server_without_origin_gets_no_cors_headers(path: GatewayPath) -> None:
     response = await ask(path.url, "GET", "/v1/models", **bearer(KEY))
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-async def test_contradicting_credentials_are_refused(path):
+async def test_contradicting_credentials_are_refused(path: GatewayPath) -> None:
     async with await Http.open(path.url) as http:
         http.send(
             f"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
@@ -395,7 +414,7 @@ async def test_contradicting_credentials_are_refused(path):
         assert (await http.response()).status == 400
 
 
-async def test_local_gateway_makes_tokens_and_holds_them_to_their_scope(make_path):
+async def test_local_gateway_makes_tokens_and_holds_them_to_their_scope(make_path: MakePath) -> None:
     local = await make_path()
     token = (await ask(local.url, "POST", TOKENS, {"models": ["other"]})).json()["token"]
     response = await ask(local.url, "POST", COMPLETIONS, chat({"tokens": 1}), **bearer(token))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from holdfast.core.log import Log
 from tests.support.gateway_client import Http, Session, chat
+from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_left", "no_collector")
@@ -30,13 +31,13 @@ def logs_alive() -> int:
     return sum(type(found) is Log for found in gc.get_objects())
 
 
-async def completed(path):
+async def completed(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat({"tokens": 20, "interval_ms": 0}))
         await session.read()
 
 
-async def cancelled(path):
+async def cancelled(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat(ENDLESS)))["stream"]
         await session.entries(5)
@@ -44,26 +45,26 @@ async def cancelled(path):
         await session.expect("end")
 
 
-async def cut_at_the_provider(path):
+async def cut_at_the_provider(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat({"tokens": 20, "fault": {"kind": "cut", "after_tokens": 5}}))
         await session.read()
 
 
-async def refused_by_the_provider(path):
+async def refused_by_the_provider(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat({"fault": {"kind": "status", "status": 400}}))
         await session.read()
 
 
-async def dropped(path):
+async def dropped(path: GatewayPath) -> None:
     async with await Session.open(path.url) as session:
         await session.create("r-1", chat(ENDLESS))
         await session.entries(5)
         await session.drop()
 
 
-async def left_by_its_sse_reader(path):
+async def left_by_its_sse_reader(path: GatewayPath) -> None:
     async with await Http.open(path.url) as http:
         http.request("POST", COMPLETIONS, chat(ENDLESS))
         await http.head()
@@ -73,7 +74,9 @@ async def left_by_its_sse_reader(path):
     "end", [completed, cancelled, cut_at_the_provider, refused_by_the_provider, dropped, left_by_its_sse_reader]
 )
 @pytest.mark.parametrize("protocol", ["http1", "h2c"])
-async def test_forgotten_stream_leaves_no_log(make_path, end, protocol):
+async def test_forgotten_stream_leaves_no_log(
+    make_path: MakePath, end: Callable[[GatewayPath], Awaitable[None]], protocol: str
+) -> None:
     path = await make_path(
         streams=SHORT, provider={"http2": "prior-knowledge"} if protocol == "h2c" else {"http2": "off"}
     )

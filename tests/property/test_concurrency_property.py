@@ -16,7 +16,7 @@ from holdfast.config.limits import AdaptiveConcurrencyConfig, LimitConfig, Limit
 from holdfast.core.limits.gradient import Flight, GradientLimit, GradientLimits
 from holdfast.dialects.ask import Ask, Bounds
 from holdfast.errors import HoldfastError, QueueFull, RateLimited
-from holdfast.generation.route import Route, Target
+from holdfast.generation.route import Choice, Route, Target
 from holdfast.upstream.capacity import Capacity, ProviderLease, capacity_of
 from holdfast.upstream.health import Health
 
@@ -132,6 +132,7 @@ class Asked:
         self.lease = self.ticket.take_lease()
         if self.lease is None:
             endpoints = self.ticket.endpoints or self.world.routes[self.model]
+            assert isinstance(endpoints, Choice)
             able = [
                 target for target in endpoints.targets if target.health.breaker.can_pass(self.world.clock.time)
             ]
@@ -176,6 +177,12 @@ class Asked:
         return True
 
 
+def limit_of(limited: ProviderConfig, timers: Any) -> Capacity:
+    capacity = capacity_of(limited, timers, rng=random.Random(1))
+    assert capacity is not None
+    return capacity
+
+
 class World:
     """Admission, and three providers of which two have a limit."""
 
@@ -184,7 +191,7 @@ class World:
         adaptive = AdaptiveConcurrencyConfig(enabled=True, min=1, initial=3, max=5)
         limited = ProviderConfig(base_url="http://provider", adaptive_concurrency=adaptive)
         timers: Any = self.clock
-        self.capacities = {name: capacity_of(limited, timers, rng=random.Random(1)) for name in "ab"}
+        self.capacities = {name: limit_of(limited, timers) for name in "ab"}
         self.health = {name: Health(BreakerConfig(failures=1, open_for=10.0)) for name in "abc"}
         nothing: Any = None
         self.routes = {

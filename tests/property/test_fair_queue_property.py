@@ -37,7 +37,7 @@ def test_everybody_leaves_once_and_in_order_whatever_happens(
         if kind == "push":
             tenant, pool = f"t{number}", f"p{amount % 2}"
             if not queue.is_full and not queue.is_full_for(tenant):
-                priority: Priority = list(WEIGHTS)[amount % 3]  # type: ignore[assignment]
+                priority: Priority = list(WEIGHTS)[amount % 3]
                 waiting[count] = queue.push(pool, tenant, count, now=now, cost=amount, priority=priority)
                 tenant_of[count], pool_of[count] = tenant, pool
                 assert 0 <= queue.position(waiting[count]) < len(queue)

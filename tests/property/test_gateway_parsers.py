@@ -117,7 +117,7 @@ _ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Za-z ]+\r\n((?:[a-z-]+: [^\r\n]*\r\
 
 def parse_answers(written: bytes, methods: list[str]) -> list[tuple[int, bytes]]:
     """Split what was written into answers; nothing may be left over."""
-    answers = []
+    answers: list[tuple[int, bytes]] = []
     position = 0
     while position < len(written):
         match = _ANSWER.match(written, position)
@@ -277,7 +277,7 @@ fields = {
 }
 chat_like = st.builds(
     lambda known, unknown: unknown | known,
-    st.fixed_dictionaries({}, optional=fields),  # type: ignore[arg-type]
+    st.fixed_dictionaries({}, optional=fields),
     st.dictionaries(st.text(), json_values, max_size=3),
 )
 ENDPOINT = Endpoint(base_url="http://localhost/v1")

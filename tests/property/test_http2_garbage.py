@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from hpack import Encoder
@@ -182,7 +183,7 @@ edits = st.lists(
 )
 
 
-def edited(stream: bytes, changes: list[tuple[str, int, object]]) -> bytes:
+def edited(stream: bytes, changes: Sequence[tuple[str, int, object]]) -> bytes:
     for how, place, what in changes:
         before, after = stream[:place], stream[place:]
         if isinstance(what, bytes):

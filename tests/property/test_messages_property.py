@@ -60,7 +60,7 @@ OBJECTS = st.builds(
 @st.composite
 def damaged(draw: st.DrawFn) -> str:
     """A valid message with a piece replaced."""
-    text = draw(st.sampled_from(VALID))
+    text: str = draw(st.sampled_from(VALID))
     start = draw(st.integers(0, len(text)))
     stop = draw(st.integers(start, min(len(text), start + 6)))
     return text[:start] + draw(st.text(max_size=4)) + text[stop:]

@@ -18,6 +18,7 @@ import httpx
 import openai
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from holdfast import ConnectionState, StreamingAIClient, SyncStreamingAIClient, WebSocketConfig
 
@@ -40,7 +41,7 @@ class Question:
     prompt: str = "Tell me a story. Ünïcode 🚀 too."
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[Any]:
         return [{"role": "user", "content": self.prompt}]
 
     @property
@@ -332,7 +333,7 @@ class Socket:
     def __init__(self, server: Server, *, subprotocol: bool = True) -> None:
         self._connection: ClientConnection = connect(
             f"ws://127.0.0.1:{server.port}/v1/ws/stream",
-            subprotocols=["holdfast.v1"] if subprotocol else None,
+            subprotocols=[Subprotocol("holdfast.v1")] if subprotocol else None,
             additional_headers={"authorization": f"Bearer {server.key}"},
             compression=None,
             proxy=None,

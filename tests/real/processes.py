@@ -42,7 +42,7 @@ class Process:
             if match is not None:
                 return match
             if self._child.poll() is not None:
-                raise RuntimeError(f"{self._child.args} ended with {self._child.returncode}:\n{self.tail()}")
+                raise RuntimeError(f"{self._child.args!r} ended with {self._child.returncode}:\n{self.tail()}")
             time.sleep(0.02)
         raise TimeoutError(f"{self.log} has no {pattern!r} after {timeout:g} s:\n{self.tail()}")
 
@@ -70,19 +70,16 @@ class ModelServer(Process):
     """llama-cpp-python's server with one model. `port` 0 takes a free one."""
 
     def __init__(self, model: Path, log: Path, *, context: int, api_key: str, port: int = 0) -> None:
-        super().__init__(
-            [
-                *(sys.executable, "-m", "llama_cpp.server"),
-                *("--model", model, "--model_alias", "random", "--n_ctx", str(context)),
-                *("--host", "127.0.0.1", "--port", str(port), "--logits_all", "false"),
-                # By default a new request ends the one that runs. Here it has to wait for the slot, which shows
-                # whether a cancelled one has given it back.
-                *("--interrupt_requests", "false"),
-            ],
-            log,
-            listening=r"Uvicorn running on http://127\.0\.0\.1:(\d+)",
-            env={"API_KEY": api_key},
-        )
+        command: list[str | Path] = [
+            *(sys.executable, "-m", "llama_cpp.server"),
+            *("--model", model, "--model_alias", "random", "--n_ctx", str(context)),
+            *("--host", "127.0.0.1", "--port", str(port), "--logits_all", "false"),
+            # By default a new request ends the one that runs. Here it has to wait for the slot, which shows
+            # whether a cancelled one has given it back.
+            *("--interrupt_requests", "false"),
+        ]
+        listening = r"Uvicorn running on http://127\.0\.0\.1:(\d+)"
+        super().__init__(command, log, listening=listening, env={"API_KEY": api_key})
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
 
     @property
@@ -95,5 +92,12 @@ class GatewayProcess(Process):
     """`holdfast serve` with one provider and one key."""
 
     def __init__(self, config: Path, log: Path, *, env: dict[str, str]) -> None:
-        command = [Path(sys.executable).with_name("holdfast"), "serve", "--config", config, "--port", "0"]
+        command: list[str | Path] = [
+            Path(sys.executable).with_name("holdfast"),
+            "serve",
+            "--config",
+            config,
+            "--port",
+            "0",
+        ]
         super().__init__(command, log, listening=r"serves on http://127\.0\.0\.1:(\d+)", env=env)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,14 @@ from holdfast_tools.simulate.request import ChatRequest, Message, Simulation, St
 from holdfast_tools.simulate.text import text
 
 
-def answer_of(sim=None, *, model="m", prompt="hi", usage=False, limit=None):
+def answer_of(
+    sim: Simulation | None = None,
+    *,
+    model: str = "m",
+    prompt: str = "hi",
+    usage: bool = False,
+    limit: int | None = None,
+) -> Answer:
     request = ChatRequest(
         model,
         [Message("user", prompt)],
@@ -25,17 +33,19 @@ def answer_of(sim=None, *, model="m", prompt="hi", usage=False, limit=None):
     return Answer(request, answer_id="id", created=1)
 
 
-def events(data: bytes):
+def events(data: bytes) -> list[Any]:
     assert data.endswith(b"\n\n")
     return [json.loads(event.removeprefix(b"data: ")) for event in data[:-2].split(b"\n\n")]
 
 
-def content(chunks):
+def content(chunks: list[dict[str, Any]]) -> str:
     return "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
 
 
 @given(st.lists(st.integers(0, 40), max_size=10), st.integers(0, 1000), st.booleans(), st.sampled_from([0, 123]))
-def test_any_cutting_into_ranges_gives_the_same_events(cuts, seed, usage, sent_ns):
+def test_any_cutting_into_ranges_gives_the_same_events(
+    cuts: list[int], seed: int, usage: bool, sent_ns: int
+) -> None:
     answer = answer_of(Simulation(tokens=40, seed=seed), usage=usage)
     edges = [0, *sorted(cuts), 40]
     pieces = [answer.content(start, stop, sent_ns) for start, stop in itertools.pairwise(edges)]
@@ -49,7 +59,7 @@ def test_any_cutting_into_ranges_gives_the_same_events(cuts, seed, usage, sent_n
 
 
 @given(st.text(), st.text())
-def test_any_model_and_prompt_give_valid_json(model, prompt):
+def test_any_model_and_prompt_give_valid_json(model: str, prompt: str) -> None:
     model = model.encode("utf-8", "replace").decode()
     prompt = prompt.encode("utf-8", "replace").decode()
     answer = answer_of(model=model, prompt=prompt, usage=True)
@@ -62,13 +72,13 @@ def test_any_model_and_prompt_give_valid_json(model, prompt):
     assert (whole["object"], whole["model"]) == ("chat.completion", model)
 
 
-def test_model_that_looks_like_the_object_name_is_left_alone():
+def test_model_that_looks_like_the_object_name_is_left_alone() -> None:
     whole = json.loads(answer_of(Simulation(tokens=1), model="chat.completion.chunk").whole())
     assert (whole["object"], whole["model"]) == ("chat.completion", "chat.completion.chunk")
 
 
 @pytest.mark.parametrize(("limit", "tokens", "finish"), [(None, 9, "stop"), (9, 9, "stop"), (8, 8, "length")])
-def test_token_limit_cuts_the_answer(limit, tokens, finish):
+def test_token_limit_cuts_the_answer(limit: int | None, tokens: int, finish: str) -> None:
     answer = answer_of(Simulation(tokens=9), limit=limit, usage=True)
     *_, end, usage, done = answer.closing().split(b"\n\n")[:-1]
     assert json.loads(end[6:])["choices"][0] == {
@@ -82,13 +92,13 @@ def test_token_limit_cuts_the_answer(limit, tokens, finish):
 
 
 @pytest.mark.parametrize("size", [1024, 1025, 100_000])
-def test_huge_event_has_the_exact_size(size):
+def test_huge_event_has_the_exact_size(size: int) -> None:
     event = answer_of(Simulation(), model="m" * 300).huge(size)
     assert len(event) == size
     events(event)
 
 
-def test_malformed_events_are_what_they_claim():
+def test_malformed_events_are_what_they_claim() -> None:
     assert events(b'data: [{"a":1},{"b":2}]\n\n') == [[{"a": 1}, {"b": 2}]]
     breakout = malformed_event(Malformed(variant="breakout"))
     assert events(breakout.replace(b"data: ", b"data: [").replace(b"}\n", b"}]\n")) == [[{"a": 1}, {"b": 2}]]
@@ -99,6 +109,6 @@ def test_malformed_events_are_what_they_claim():
     assert not malformed_event(Malformed(variant="rubbish")).startswith(b"data:")
 
 
-def test_error_event_is_an_openai_error():
+def test_error_event_is_an_openai_error() -> None:
     event = error_event(ErrorEvent(message="a", type="b", code="c"))
     assert events(event) == [{"error": {"message": "a", "type": "b", "param": None, "code": "c"}}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any, cast
 
 import hpack
 import pytest
@@ -11,80 +12,82 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_tools.simulate import http2_frames as h2
+from holdfast_tools.simulate.exchange import Exchange, Request
 from holdfast_tools.simulate.faults import Goaway, LowerSettings, NoPingAnswer, ResetStreams, Silence
 from holdfast_tools.simulate.http1 import Http1
 from holdfast_tools.simulate.http2 import Http2
+from holdfast_tools.simulate.pacer import Pacer
 from holdfast_tools.simulate.statistics import Counters
 
 
 class Wire:
-    def __init__(self):
+    def __init__(self) -> None:
         self.is_paused = False
         self.sent = b""
-        self.end = None
+        self.end: str | None = None
 
-    def write(self, data):
+    def write(self, data: bytes | memoryview) -> None:
         if self.end is None:
             self.sent += data
 
-    def close(self):
+    def close(self) -> None:
         self.end = self.end or "closed"
 
-    def reset(self):
+    def reset(self) -> None:
         self.end = self.end or "reset"
 
-    def pause_reading(self):
+    def pause_reading(self) -> None:
         pass
 
-    def resume_reading(self):
+    def resume_reading(self) -> None:
         pass
 
-    def request_began(self):
+    def request_began(self) -> None:
         pass
 
 
 class Service:
     """Notes each request and answers at once."""
 
-    def __init__(self, answers=True):
+    def __init__(self, answers: bool = True) -> None:
         self.answers = answers
-        self.requests = []
-        self.exchanges = []
+        self.requests: list[tuple[str, str, bytes]] = []
+        self.exchanges: list[Exchange] = []
 
-    def handle(self, request, exchange):
+    def handle(self, request: Request, exchange: Exchange) -> None:
         self.requests.append((request.method, request.path, request.body))
         self.exchanges.append(exchange)
         if self.answers:
             exchange.reply(200, b"{}")
 
 
-class NoPacer:
-    """Nothing here is paced."""
+#: Nothing here is paced.
+NO_PACER = cast(Pacer, None)
 
 
-def http1(answers=True):
+def http1(answers: bool = True) -> tuple[Http1, Wire, Service]:
     wire, service = Wire(), Service(answers)
-    return Http1(wire, service, NoPacer()), wire, service
+    return Http1(wire, service, NO_PACER), wire, service
 
 
-def http2(answers=True):
+def http2(answers: bool = True) -> tuple[Http2, Wire, Service, Counters]:
     wire, service, counters = Wire(), Service(answers), Counters()
-    handler = Http2(wire, service, NoPacer(), counters, max_concurrent_streams=10, initial_window_size=65_535)
+    handler = Http2(wire, service, NO_PACER, counters, max_concurrent_streams=10, initial_window_size=65_535)
     return handler, wire, service, counters
 
 
-def feed(handler, data, cuts):
+def feed(handler: Http1 | Http2, data: bytes, cuts: list[int] | range) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     for start, stop in itertools.pairwise(edges):
         if start < stop:
             handler.receive(data[start:stop])
 
 
-def frame(kind, flags, stream_id, payload=b""):
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return h2.frame_header(len(payload), kind, flags, stream_id) + payload
 
 
-def http2_session(count):
+def http2_session(count: int) -> bytes:
     encoder = hpack.Encoder()
     out = h2.PREFACE + h2.settings_frame({h2.INITIAL_WINDOW_SIZE: 1000}) + frame(h2.SETTINGS, h2.ACK, 0)
     for number in range(count):
@@ -97,7 +100,7 @@ def http2_session(count):
     return out
 
 
-def http1_session(count):
+def http1_session(count: int) -> bytes:
     out = b""
     for number in range(count):
         body = json.dumps({"number": number}).encode()
@@ -114,7 +117,7 @@ cuts = st.lists(st.integers(0, 1000), max_size=20)
 
 
 @given(cuts)
-def test_http1_requests_do_not_depend_on_the_cuts(where):
+def test_http1_requests_do_not_depend_on_the_cuts(where: list[int]) -> None:
     handler, wire, service = http1()
     feed(handler, http1_session(4), where)
     assert service.requests == EXPECTED
@@ -122,7 +125,7 @@ def test_http1_requests_do_not_depend_on_the_cuts(where):
 
 
 @given(cuts)
-def test_http2_requests_do_not_depend_on_the_cuts(where):
+def test_http2_requests_do_not_depend_on_the_cuts(where: list[int]) -> None:
     handler, wire, service, counters = http2()
     feed(handler, http2_session(4), where)
     assert service.requests == EXPECTED
@@ -131,17 +134,17 @@ def test_http2_requests_do_not_depend_on_the_cuts(where):
     assert wire.sent.count(frame(h2.PING, h2.ACK, 0, b"12345678")) == 4
 
 
-def test_sessions_in_single_bytes_are_understood():
-    handler, _, service = http1()
-    feed(handler, http1_session(4), range(2000))
+def test_sessions_in_single_bytes_are_understood() -> None:
+    one, _, service = http1()
+    feed(one, http1_session(4), range(2000))
     assert service.requests == EXPECTED
-    handler, _, service, _ = http2()
-    feed(handler, http2_session(4), range(2000))
+    two, _, service, _ = http2()
+    feed(two, http2_session(4), range(2000))
     assert service.requests == EXPECTED
 
 
 @given(st.binary(max_size=300), cuts)
-def test_http1_survives_any_bytes(data, where):
+def test_http1_survives_any_bytes(data: bytes, where: list[int]) -> None:
     handler, wire, _ = http1(answers=False)
     feed(handler, data, where)
     handler.connection_lost()
@@ -149,7 +152,7 @@ def test_http1_survives_any_bytes(data, where):
 
 
 @given(st.binary(max_size=300), cuts)
-def test_http2_survives_any_bytes_after_the_preface(data, where):
+def test_http2_survives_any_bytes_after_the_preface(data: bytes, where: list[int]) -> None:
     handler, _, _, counters = http2(answers=False)
     feed(handler, h2.PREFACE + h2.settings_frame({}) + data, where)
     handler.connection_lost()
@@ -167,7 +170,7 @@ frames = st.builds(
 
 
 @given(st.lists(frames, max_size=20), st.booleans())
-def test_http2_survives_any_frames(sequence, answers):
+def test_http2_survives_any_frames(sequence: list[bytes], answers: bool) -> None:
     handler, wire, _, counters = http2(answers)
     handler.receive(h2.PREFACE + h2.settings_frame({}) + b"".join(sequence))
     handler.resume_writing()
@@ -179,7 +182,7 @@ def test_http2_survives_any_frames(sequence, answers):
 
 
 @given(st.integers(0, 600), st.integers(0, 255), cuts)
-def test_http2_survives_a_changed_byte(at, value, where):
+def test_http2_survives_a_changed_byte(at: int, value: int, where: list[int]) -> None:
     data = bytearray(http2_session(4))
     data[min(at, len(data) - 1)] = value
     handler, _, _, counters = http2()
@@ -191,16 +194,16 @@ def test_http2_survives_a_changed_byte(at, value, where):
 @pytest.mark.parametrize(
     "fault", [Goaway(), Goaway(unprocessed=9), ResetStreams(which="all"), LowerSettings(), NoPingAnswer()]
 )
-def test_faults_of_frames_are_applied_to_http2_only(fault):
+def test_faults_of_frames_are_applied_to_http2_only(fault: Any) -> None:
     handler, _, _, _ = http2(answers=False)
     assert handler.apply(fault)
     handler.receive(http2_session(2))
     assert not handler.apply(Silence())
-    handler, _, _ = http1()
-    assert handler.apply(fault) == isinstance(fault, Goaway | ResetStreams)
+    one, _, _ = http1()
+    assert one.apply(fault) == isinstance(fault, Goaway | ResetStreams)
 
 
-def test_http2_client_that_floods_without_reading_is_sent_away():
+def test_http2_client_that_floods_without_reading_is_sent_away() -> None:
     handler, wire, _, _ = http2()
     handler.receive(h2.PREFACE + h2.settings_frame({}))
     wire.is_paused = True
@@ -209,7 +212,7 @@ def test_http2_client_that_floods_without_reading_is_sent_away():
     assert wire.end == "closed"
 
 
-def test_goaway_that_leaves_out_everything_names_stream_0():
+def test_goaway_that_leaves_out_everything_names_stream_0() -> None:
     handler, wire, _, counters = http2(answers=False)
     handler.receive(http2_session(3))
     handler.apply(Goaway(unprocessed=9, error_code=3))
@@ -218,7 +221,7 @@ def test_goaway_that_leaves_out_everything_names_stream_0():
     assert counters.open_streams == 0
 
 
-def test_http2_body_that_is_too_large_is_refused_and_the_stream_ends(monkeypatch):
+def test_http2_body_that_is_too_large_is_refused_and_the_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holdfast_tools.simulate.http2.MAX_BODY", 10)
     handler, wire, service, counters = http2()
     data = http2_session(1).replace(b'{"number": 0}'[3:], b"1234567890")
@@ -229,7 +232,7 @@ def test_http2_body_that_is_too_large_is_refused_and_the_stream_ends(monkeypatch
     assert wire.end is None
 
 
-def test_http1_body_that_is_too_large_is_refused(monkeypatch):
+def test_http1_body_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holdfast_tools.simulate.http1.MAX_BODY", 10)
     handler, wire, service = http1()
     handler.receive(http1_session(1))
@@ -238,7 +241,7 @@ def test_http1_body_that_is_too_large_is_refused(monkeypatch):
     assert wire.end == "closed"
 
 
-def test_header_blocks_are_split_by_size():
+def test_header_blocks_are_split_by_size() -> None:
     block = bytes(range(10))
     whole = h2.header_frames(1, block, 100, 100)
     assert whole == frame(h2.HEADERS, h2.END_HEADERS, 1, block)
@@ -248,7 +251,7 @@ def test_header_blocks_are_split_by_size():
 
 
 @given(st.binary(max_size=50), st.integers(0, 255))
-def test_padding_is_removed_or_refused(data, padding):
+def test_padding_is_removed_or_refused(data: bytes, padding: int) -> None:
     padded = bytes([padding]) + data + bytes(padding)
     assert h2.unpadded(padded, h2.PADDED) == data
     assert h2.unpadded(data, 0) == data

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import heapq
 import logging
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -9,40 +12,40 @@ from holdfast_tools.simulate.pacer import Pacer, Trickle
 
 
 class Handle:
-    def __init__(self, callback):
+    def __init__(self, callback: Callable[[], object]) -> None:
         self.callback = callback
 
-    def cancel(self):
+    def cancel(self) -> None:
         self.callback = lambda: None
 
 
 class Loop:
     """An event loop's clock and callbacks, moved by hand."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
-        self.soon = []
-        self.timers = []
+        self.soon: list[Callable[[], object]] = []
+        self.timers: list[tuple[float, int, Handle]] = []
         self.turns = 0
 
-    def time(self):
+    def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback):
+    def call_soon(self, callback: Callable[[], object]) -> None:
         self.soon.append(callback)
 
-    def call_at(self, when, callback):
+    def call_at(self, when: float, callback: Callable[[], object]) -> Handle:
         handle = Handle(callback)
         heapq.heappush(self.timers, (when, len(self.timers) + self.turns * 1000, handle))
         return handle
 
-    def turn(self):
+    def turn(self) -> None:
         self.turns += 1
         soon, self.soon = self.soon, []
         for callback in soon:
             callback()
 
-    def run_for(self, seconds):
+    def run_for(self, seconds: float) -> None:
         end = self.now + seconds
         while True:
             while self.soon:
@@ -59,13 +62,13 @@ class Loop:
 class Item:
     """Runs every `every` ms, `times` times, and notes when."""
 
-    def __init__(self, pacer, every, times, connection=None):
+    def __init__(self, pacer: Pacer, every: float, times: int, connection: Connection | None = None) -> None:
         self.pacer, self.every, self.times, self.connection = pacer, every, times, connection
         self.first = pacer.now()
-        self.seen = []
+        self.seen: list[float] = []
         self.failed = False
 
-    def step(self, now):
+    def step(self, now: float) -> float | None:
         self.seen.append(now - self.first)
         if self.connection is not None:
             self.connection.write(self)
@@ -73,42 +76,42 @@ class Item:
             return None
         return self.first + len(self.seen) * self.every
 
-    def fail(self):
+    def fail(self) -> None:
         self.failed = True
 
 
 class Broken(Item):
-    def step(self, now):
+    def step(self, now: float) -> None:
         raise ValueError("broken")
 
 
 class Connection:
-    def __init__(self, pacer, loop):
+    def __init__(self, pacer: Pacer, loop: Loop) -> None:
         self.pacer, self.loop = pacer, loop
-        self.written = []
-        self.flushed = []
+        self.written: list[str | Item] = []
+        self.flushed: list[tuple[int, int]] = []
 
-    def write(self, what):
+    def write(self, what: str | Item) -> None:
         if not self.written:
             self.pacer.mark(self)
         self.written.append(what)
 
-    def flush(self):
+    def flush(self) -> None:
         self.flushed.append((self.loop.turns, len(self.written)))
         self.written.clear()
 
 
 @pytest.fixture
-def loop():
+def loop() -> Loop:
     return Loop()
 
 
 @pytest.fixture
-def pacer(loop):
-    return Pacer(loop)
+def pacer(loop: Loop) -> Pacer:
+    return Pacer(cast(asyncio.AbstractEventLoop, loop))
 
 
-def test_item_is_stepped_when_it_is_due_and_does_not_drift(loop, pacer):
+def test_item_is_stepped_when_it_is_due_and_does_not_drift(loop: Loop, pacer: Pacer) -> None:
     item = Item(pacer, 7.3, 100)
     pacer.add(item, pacer.now())
     loop.run_for(10)
@@ -116,7 +119,7 @@ def test_item_is_stepped_when_it_is_due_and_does_not_drift(loop, pacer):
     assert all(0 <= seen - number * 7.3 < 1.01 for number, seen in enumerate(item.seen))
 
 
-def test_items_of_one_tick_share_one_flush(loop, pacer):
+def test_items_of_one_tick_share_one_flush(loop: Loop, pacer: Pacer) -> None:
     connection = Connection(pacer, loop)
     for _ in range(5):
         pacer.add(Item(pacer, 10, 3, connection), pacer.now() + 5)
@@ -124,7 +127,7 @@ def test_items_of_one_tick_share_one_flush(loop, pacer):
     assert [written for _, written in connection.flushed] == [5, 5, 5]
 
 
-def test_what_is_written_outside_of_a_tick_is_flushed_in_the_next_turn(loop, pacer):
+def test_what_is_written_outside_of_a_tick_is_flushed_in_the_next_turn(loop: Loop, pacer: Pacer) -> None:
     connection = Connection(pacer, loop)
     connection.write("a")
     connection.write("b")
@@ -133,7 +136,7 @@ def test_what_is_written_outside_of_a_tick_is_flushed_in_the_next_turn(loop, pac
     assert [written for _, written in connection.flushed] == [2]
 
 
-def test_earlier_item_is_not_held_by_a_later_one(loop, pacer):
+def test_earlier_item_is_not_held_by_a_later_one(loop: Loop, pacer: Pacer) -> None:
     late, early = Item(pacer, 1, 1), Item(pacer, 1, 1)
     pacer.add(late, pacer.now() + 500)
     pacer.add(early, pacer.now() + 5)
@@ -143,7 +146,7 @@ def test_earlier_item_is_not_held_by_a_later_one(loop, pacer):
     assert len(late.seen) == 1
 
 
-def test_ready_item_runs_once_in_each_turn(loop, pacer):
+def test_ready_item_runs_once_in_each_turn(loop: Loop, pacer: Pacer) -> None:
     item = Item(pacer, 0, 50)
     pacer.add_ready(item)
     before = loop.turns
@@ -152,7 +155,9 @@ def test_ready_item_runs_once_in_each_turn(loop, pacer):
     assert loop.turns - before >= 50
 
 
-def test_item_that_fails_is_told_and_the_others_go_on(loop, pacer, caplog):
+def test_item_that_fails_is_told_and_the_others_go_on(
+    loop: Loop, pacer: Pacer, caplog: pytest.LogCaptureFixture
+) -> None:
     broken, whole = Broken(pacer, 1, 1), Item(pacer, 1, 3)
     pacer.add(broken, pacer.now() + 1)
     pacer.add(whole, pacer.now() + 1)
@@ -163,7 +168,7 @@ def test_item_that_fails_is_told_and_the_others_go_on(loop, pacer, caplog):
     assert len(whole.seen) == 3
 
 
-def test_cleared_pacer_steps_nothing(loop, pacer):
+def test_cleared_pacer_steps_nothing(loop: Loop, pacer: Pacer) -> None:
     item = Item(pacer, 1, 10)
     pacer.add(item, pacer.now() + 5)
     pacer.add_ready(item)
@@ -172,7 +177,9 @@ def test_cleared_pacer_steps_nothing(loop, pacer):
     assert item.seen == []
 
 
-def test_trickle_writes_single_bytes_over_the_time_asked_for_then_the_rest_at_once(loop, pacer):
+def test_trickle_writes_single_bytes_over_the_time_asked_for_then_the_rest_at_once(
+    loop: Loop, pacer: Pacer
+) -> None:
     written = []
     empty = []
     trickle = Trickle(pacer, lambda data: written.append((loop.now, data)), lambda: empty.append(loop.now))
@@ -187,8 +194,8 @@ def test_trickle_writes_single_bytes_over_the_time_asked_for_then_the_rest_at_on
     assert len(empty) == 1
 
 
-def test_trickle_that_is_dropped_writes_no_more(loop, pacer):
-    written = []
+def test_trickle_that_is_dropped_writes_no_more(loop: Loop, pacer: Pacer) -> None:
+    written: list[bytes] = []
     trickle = Trickle(pacer, written.append, lambda: None)
     trickle.feed(b"", 1)
     assert trickle.is_empty

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
@@ -104,6 +104,11 @@ class Http:
     async def open(cls, url: str, **options: Any) -> Http:
         host, port = url.split("//")[1].split("/")[0].rsplit(":", 1)
         return cls(*await asyncio.open_connection(host, int(port), limit=1 << 26, **options))
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """It can pause reading, which the type of a writer's transport does not say."""
+        return cast(asyncio.Transport, self.writer.transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -231,7 +236,7 @@ class Session:
         self.welcome: dict[str, Any] = {}
 
     @classmethod
-    async def open(cls, url: str, *, hello: dict[str, Any] | None = None, **options: Any) -> Session:
+    async def open(cls, url: str, *, hello: dict[str, Any] | None = None, **options: Any) -> Self:
         """Connect and say hello."""
         session = cls(await dial(url, **options))
         await session.send(type="hello", version=1, **(hello or {}))
@@ -239,7 +244,7 @@ class Session:
         return session
 
     @classmethod
-    async def open_bare(cls, url: str, **options: Any) -> Session:
+    async def open_bare(cls, url: str, **options: Any) -> Self:
         return cls(await dial(url, negotiated=False, **options))
 
     async def __aenter__(self) -> Self:

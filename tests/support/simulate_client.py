@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 from holdfast_tools.simulate import SimulatedProvider
 
 DEADLINE = 10.0
+
+#: Starts a provider with the given settings.
+Serve = Callable[..., Awaitable[SimulatedProvider]]
 
 
 def chat_body(sim: dict[str, Any] | None = None, *, stream: bool = True, **fields: Any) -> dict[str, Any]:
@@ -39,6 +43,11 @@ class RawConnection:
     @classmethod
     async def open(cls, provider: SimulatedProvider, **options: Any) -> RawConnection:
         return cls(*await asyncio.open_connection("127.0.0.1", provider.port, limit=1 << 28, **options))
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """It can pause reading, which the type of a writer's transport does not say."""
+        return cast(asyncio.Transport, self.writer.transport)
 
     async def __aenter__(self) -> RawConnection:
         return self

@@ -41,7 +41,7 @@ class H2Client:
         *,
         ssl_context: ssl.SSLContext | None = None,
         credits: bool = True,
-        settings: dict[int, int] | None = None,
+        settings: dict[h2.settings.SettingCodes, int] | None = None,
     ) -> H2Client:
         """`credits`: give back every byte received to the windows."""
         name = "localhost" if ssl_context is not None else None

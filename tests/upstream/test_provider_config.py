@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.config import TargetConfig, parse
+from holdfast.config.gateway import Config
 from holdfast.errors import ConfigError
 
 PROVIDER = """
@@ -15,8 +16,10 @@ route = {route}
 """
 
 
-def read(*, provider: str = "", route: str = '["a/x"]', model: str = ""):
-    return parse(PROVIDER.format(provider=provider, route=route, model=model), environ={})
+def read(*, provider: str = "", route: str = '["a/x"]', model: str = "") -> Config:
+    config = parse(PROVIDER.format(provider=provider, route=route, model=model), environ={})
+    assert config is not None
+    return config
 
 
 def test_route_takes_names_and_weighted_targets() -> None:

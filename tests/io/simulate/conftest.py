@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import uvloop
 
 from holdfast_tools.simulate import SimulatedProvider
+from tests.support.simulate_client import Serve
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], object]]:
@@ -18,7 +19,7 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Callable[..., Awaitable[SimulatedProvider]]]:
+async def serve() -> AsyncIterator[Serve]:
     """Start simulated providers; afterwards nothing of them may be left."""
     providers: list[SimulatedProvider] = []
 
@@ -40,5 +41,5 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[SimulatedProvider]]]:
 
 
 @pytest.fixture
-async def provider(serve: Callable[..., Awaitable[SimulatedProvider]]) -> SimulatedProvider:
+async def provider(serve: Serve) -> SimulatedProvider:
     return await serve()

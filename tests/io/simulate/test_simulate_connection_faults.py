@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from ssl import SSLContext
+from typing import Any, Literal
 
 import h2.errors
 import h2.events
@@ -25,8 +27,9 @@ from holdfast_tools.simulate.faults import (
     ResetStreams,
     Silence,
 )
+from holdfast_tools.simulate.server import SimulatedProvider
 from holdfast_tools.simulate.text import text
-from tests.support.simulate_client import RawConnection, chat_body, contents
+from tests.support.simulate_client import RawConnection, Serve, chat_body, contents
 from tests.support.simulate_http2_client import H2Client
 
 LONG = {"tokens": 1000, "interval_ms": 5}
@@ -34,18 +37,18 @@ SHORT = {"tokens": 40, "interval_ms": 5}
 
 
 @pytest.fixture(scope="module")
-def certificate():
+def certificate() -> tuple[bytes, bytes]:
     return certificates.self_signed()
 
 
 @pytest.fixture
-def trusting(certificate):
+def trusting(certificate: tuple[bytes, bytes]) -> SSLContext:
     context = ssl.create_default_context(cadata=certificate[0].decode())
     context.set_alpn_protocols(["h2"])
     return context
 
 
-async def begun(client, *sims):
+async def begun(client: H2Client, *sims: dict[str, int]) -> list[int]:
     """Send a request for each; wait until every one of them has sent a token."""
     ids = [client.post(chat_body(sim)) for sim in sims]
     await client.until(lambda: all(client.body(stream_id) for stream_id in ids))
@@ -55,7 +58,7 @@ async def begun(client, *sims):
 # -- GOAWAY --------------------------------------------------------------------------------------------
 
 
-async def test_goaway_lets_running_streams_finish_then_closes(provider):
+async def test_goaway_lets_running_streams_finish_then_closes(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         first, second = await begun(client, SHORT, SHORT)
         assert provider.arm_current(Goaway()) == 1
@@ -69,7 +72,7 @@ async def test_goaway_lets_running_streams_finish_then_closes(provider):
     assert provider.statistics().connection_faults == {"goaway": 1}
 
 
-async def test_goaway_on_an_idle_connection_closes_it_at_once(provider):
+async def test_goaway_on_an_idle_connection_closes_it_at_once(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         await client.until(lambda: bool(client.of(h2.events.SettingsAcknowledged)))
         provider.arm_current(Goaway())
@@ -78,7 +81,7 @@ async def test_goaway_on_an_idle_connection_closes_it_at_once(provider):
     assert client.end == "fin"
 
 
-async def test_goaway_with_lowered_last_stream_id_drops_the_newest(provider):
+async def test_goaway_with_lowered_last_stream_id_drops_the_newest(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         ids = await begun(client, SHORT, SHORT, SHORT)
         provider.arm_current(Goaway(unprocessed=2, error_code=11))
@@ -91,7 +94,7 @@ async def test_goaway_with_lowered_last_stream_id_drops_the_newest(provider):
     assert (counts.completed, counts.cancelled) == (1, 2)
 
 
-async def test_goaway_after_k_streams_leaves_the_last_request_unprocessed(provider):
+async def test_goaway_after_k_streams_leaves_the_last_request_unprocessed(provider: SimulatedProvider) -> None:
     provider.arm(Goaway(after_streams=3, unprocessed=1))
     async with await H2Client.open(provider) as client:
         ids = [client.post(chat_body({"tokens": 5}, user=f"user {number}")) for number in range(3)]
@@ -101,7 +104,7 @@ async def test_goaway_after_k_streams_leaves_the_last_request_unprocessed(provid
     assert provider.statistics().requests_by_key == {"user 0": 1, "user 1": 1}
 
 
-async def test_goaway_after_k_bytes_comes_in_mid_stream_between_frames(provider):
+async def test_goaway_after_k_bytes_comes_in_mid_stream_between_frames(provider: SimulatedProvider) -> None:
     provider.arm(Goaway(after_bytes=2000))
     async with await H2Client.open(provider) as client:
         (stream_id,) = await begun(client, SHORT)
@@ -112,7 +115,7 @@ async def test_goaway_after_k_bytes_comes_in_mid_stream_between_frames(provider)
         assert client.end == "fin"
 
 
-async def test_goaway_that_closes_ends_running_streams(provider):
+async def test_goaway_that_closes_ends_running_streams(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         (stream_id,) = await begun(client, LONG)
         provider.arm_current(Goaway(close=True))
@@ -122,7 +125,7 @@ async def test_goaway_that_closes_ends_running_streams(provider):
     assert provider.statistics().cancelled == 1
 
 
-async def test_streams_after_a_goaway_are_ignored(provider):
+async def test_streams_after_a_goaway_are_ignored(provider: SimulatedProvider) -> None:
     # By hand, since `h2` opens no stream after a GOAWAY; a client may have sent one before it came.
     late = (
         frames.frame_header(6, frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 99)
@@ -136,7 +139,7 @@ async def test_streams_after_a_goaway_are_ignored(provider):
     assert provider.statistics().requests == 1
 
 
-async def test_goaway_on_http1_closes_after_the_answer(provider):
+async def test_goaway_on_http1_closes_after_the_answer(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 3, "ttft_ms": 60}))
         await provider.until(lambda s: s.streaming == 1)
@@ -152,7 +155,9 @@ async def test_goaway_on_http1_closes_after_the_answer(provider):
 
 
 @pytest.mark.parametrize(("which", "hit"), [("oldest", [0]), ("newest", [2]), ("all", [0, 1, 2])])
-async def test_reset_streams_hits_the_chosen_ones_alone(provider, which, hit):
+async def test_reset_streams_hits_the_chosen_ones_alone(
+    provider: SimulatedProvider, which: Literal["oldest", "newest", "all"], hit: list[int]
+) -> None:
     async with await H2Client.open(provider) as client:
         ids = await begun(client, SHORT, SHORT, SHORT)
         provider.arm_current(ResetStreams(which=which, error_code=7))
@@ -165,7 +170,7 @@ async def test_reset_streams_hits_the_chosen_ones_alone(provider, which, hit):
     assert provider.statistics().connection_faults == {"reset_streams": 1}
 
 
-async def test_reset_streams_on_http1_resets_the_connection(provider):
+async def test_reset_streams_on_http1_resets_the_connection(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body(LONG))
         await client.head()
@@ -173,7 +178,7 @@ async def test_reset_streams_on_http1_resets_the_connection(provider):
         assert (await client.rest())[1] == "rst"
 
 
-async def test_lowered_stream_limit_is_announced_and_enforced(provider):
+async def test_lowered_stream_limit_is_announced_and_enforced(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         ids = await begun(client, SHORT, SHORT)
         provider.arm_current(LowerSettings(max_concurrent_streams=2))
@@ -187,7 +192,7 @@ async def test_lowered_stream_limit_is_announced_and_enforced(provider):
         assert contents(await client.answer(client.post(chat_body(SHORT)))) == text(7, 40)
 
 
-async def test_lowered_window_makes_windows_negative_and_uploads_still_arrive(provider):
+async def test_lowered_window_makes_windows_negative_and_uploads_still_arrive(provider: SimulatedProvider) -> None:
     body = (
         b" " * 200_000 + b'{"model":"m","stream":true,"messages":[{"role":"user"}],"sim":{"tokens":1,"ttft_ms":0}}'
     )
@@ -203,7 +208,7 @@ async def test_lowered_window_makes_windows_negative_and_uploads_still_arrive(pr
         client.flush()
 
 
-async def test_ping_is_answered_unless_the_fault_is_armed(provider):
+async def test_ping_is_answered_unless_the_fault_is_armed(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         client.h2.ping(b"12345678")
         client.flush()
@@ -219,7 +224,9 @@ async def test_ping_is_answered_unless_the_fault_is_armed(provider):
 
 
 @pytest.mark.parametrize("fault", [HangHandshake(), Silence(), BlackHole()])
-async def test_plain_connection_can_be_accepted_and_silent(provider, fault):
+async def test_plain_connection_can_be_accepted_and_silent(
+    provider: SimulatedProvider, fault: BlackHole | HangHandshake | Silence
+) -> None:
     provider.arm(fault)
     async with await H2Client.open(provider) as dark:
         dark.post(chat_body(SHORT))
@@ -231,7 +238,7 @@ async def test_plain_connection_can_be_accepted_and_silent(provider, fault):
     assert sum(counts.connection_faults.values()) == 1
 
 
-async def test_tls_handshake_hangs(serve, certificate, trusting):
+async def test_tls_handshake_hangs(serve: Serve, certificate: tuple[bytes, bytes], trusting: SSLContext) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     provider.arm(HangHandshake())
     with pytest.raises(TimeoutError):
@@ -242,7 +249,9 @@ async def test_tls_handshake_hangs(serve, certificate, trusting):
         assert contents(await client.answer(client.post(chat_body(SHORT)))) == text(7, 40)
 
 
-async def test_tls_silence_comes_after_the_handshake(serve, certificate, trusting):
+async def test_tls_silence_comes_after_the_handshake(
+    serve: Serve, certificate: tuple[bytes, bytes], trusting: SSLContext
+) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     provider.arm(Silence())
     async with await H2Client.open(provider, ssl_context=trusting) as client:
@@ -255,7 +264,12 @@ async def test_tls_silence_comes_after_the_handshake(serve, certificate, trustin
 @pytest.mark.parametrize(
     ("fault", "expected"), [(BlackHole, None), (ResetConnection, "rst"), (CloseConnection, "fin")]
 )
-async def test_socket_fails_after_exactly_k_bytes(provider, fault, expected, limit):
+async def test_socket_fails_after_exactly_k_bytes(
+    provider: SimulatedProvider,
+    fault: type[BlackHole] | type[CloseConnection] | type[ResetConnection],
+    expected: str | None,
+    limit: int,
+) -> None:
     provider.arm(fault(after_bytes=limit))
     async with await H2Client.open(provider) as client:
         client.post(chat_body(LONG))
@@ -273,7 +287,9 @@ async def test_socket_fails_after_exactly_k_bytes(provider, fault, expected, lim
 
 
 @pytest.mark.parametrize(("fault", "expected"), [(ResetConnection, "rst"), (CloseConnection, "fin")])
-async def test_http1_socket_fails_after_exactly_k_bytes(provider, fault, expected):
+async def test_http1_socket_fails_after_exactly_k_bytes(
+    provider: SimulatedProvider, fault: type[CloseConnection] | type[ResetConnection], expected: str
+) -> None:
     provider.arm(fault(after_bytes=1234))
     async with await RawConnection.open(provider) as client:
         client.post(chat_body(LONG))
@@ -281,7 +297,9 @@ async def test_http1_socket_fails_after_exactly_k_bytes(provider, fault, expecte
     assert (len(got), end) == (1234, expected)
 
 
-async def test_tls_connection_goes_dark_in_mid_stream(serve, certificate, trusting):
+async def test_tls_connection_goes_dark_in_mid_stream(
+    serve: Serve, certificate: tuple[bytes, bytes], trusting: SSLContext
+) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     provider.arm(BlackHole(after_bytes=8000))
     async with await H2Client.open(provider, ssl_context=trusting) as client:
@@ -294,7 +312,7 @@ async def test_tls_connection_goes_dark_in_mid_stream(serve, certificate, trusti
     assert (await provider.until(lambda s: s.open_connections == 0)).cancelled == 1
 
 
-async def test_dark_connection_of_several_leaves_the_others_alone(provider):
+async def test_dark_connection_of_several_leaves_the_others_alone(provider: SimulatedProvider) -> None:
     dark = await H2Client.open(provider)
     (lost,) = await begun(dark, LONG)
     provider.arm_current(BlackHole())
@@ -306,7 +324,7 @@ async def test_dark_connection_of_several_leaves_the_others_alone(provider):
         assert dark.body(lost).count(b"\n\n") < 1000
 
 
-async def test_reset_of_current_connections(provider):
+async def test_reset_of_current_connections(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as first, await RawConnection.open(provider) as second:
         await begun(first, LONG)
         second.post(chat_body(LONG))
@@ -317,7 +335,7 @@ async def test_reset_of_current_connections(provider):
     await provider.until(lambda s: s.cancelled == 2)
 
 
-async def test_faults_are_given_to_as_many_connections_as_were_ordered(provider):
+async def test_faults_are_given_to_as_many_connections_as_were_ordered(provider: SimulatedProvider) -> None:
     provider.arm(CloseConnection(), count=2)
     provider.arm(ResetConnection())
     ends = []
@@ -330,7 +348,7 @@ async def test_faults_are_given_to_as_many_connections_as_were_ordered(provider)
     assert provider.statistics().connection_faults == {"close": 2, "reset": 1}
 
 
-async def test_disarm_takes_faults_back(provider):
+async def test_disarm_takes_faults_back(provider: SimulatedProvider) -> None:
     provider.arm(CloseConnection(), count=5)
     provider.disarm()
     async with httpx.AsyncClient() as client:
@@ -340,7 +358,7 @@ async def test_disarm_takes_faults_back(provider):
 # -- the control endpoints -----------------------------------------------------------------------------
 
 
-async def test_faults_are_armed_over_http(provider):
+async def test_faults_are_armed_over_http(provider: SimulatedProvider) -> None:
     url = provider.base_url.removesuffix("/v1") + "/control/connection-faults"
     async with httpx.AsyncClient() as control:
         order = {"fault": {"kind": "reset", "after_bytes": 100}, "count": 2}
@@ -369,7 +387,9 @@ async def test_faults_are_armed_over_http(provider):
         ({"fault": {"kind": "goaway"}, "count": 0}, "count"),
     ],
 )
-async def test_invalid_order_is_refused_and_names_the_field(provider, order, param):
+async def test_invalid_order_is_refused_and_names_the_field(
+    provider: SimulatedProvider, order: dict[str, Any], param: str
+) -> None:
     url = provider.base_url.removesuffix("/v1") + "/control/connection-faults"
     async with httpx.AsyncClient() as client:
         answer = await client.post(url, json=order)
@@ -381,13 +401,13 @@ async def test_invalid_order_is_refused_and_names_the_field(provider, order, par
 # -- storms --------------------------------------------------------------------------------------------
 
 
-async def storm_statuses(provider, count):
+async def storm_statuses(provider: SimulatedProvider, count: int) -> list[int]:
     async with httpx.AsyncClient() as client:
         url = f"{provider.base_url}/chat/completions"
         return [(await client.post(url, json=chat_body({"tokens": 1}))).status_code for _ in range(count)]
 
 
-async def test_storm_refuses_requests_by_its_seed(provider):
+async def test_storm_refuses_requests_by_its_seed(provider: SimulatedProvider) -> None:
     failures = RandomFailures(status={429: 0.3, 503: 0.3}, retry_after=1, seed=1)
     provider.storm(failures)
     first = await storm_statuses(provider, 100)
@@ -399,7 +419,7 @@ async def test_storm_refuses_requests_by_its_seed(provider):
     assert set(await storm_statuses(provider, 20)) == {200}
 
 
-async def test_storm_hangs_and_resets_connections(provider):
+async def test_storm_hangs_and_resets_connections(provider: SimulatedProvider) -> None:
     failures = RandomFailures(hang_handshake=0.5, reset=0.5, seed=1)
     foretold = FaultPlan()
     foretold.storm(failures)
@@ -418,7 +438,7 @@ async def test_storm_hangs_and_resets_connections(provider):
     assert sum(faults.values()) == 10
 
 
-async def test_storm_is_begun_and_ended_over_http(provider):
+async def test_storm_is_begun_and_ended_over_http(provider: SimulatedProvider) -> None:
     url = provider.base_url.removesuffix("/v1") + "/control/random-failures"
     async with httpx.AsyncClient() as client:
         await client.post(url, json={"status": {"500": 1.0}})

@@ -6,20 +6,22 @@ import asyncio
 import json
 import time
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import pytest
 
+from holdfast_tools.simulate.server import SimulatedProvider
 from holdfast_tools.simulate.text import text
 from tests.support.simulate_client import RawConnection, chat_body, contents
 
 TOKENS = 10
 
 
-def body_with(kind, *, stream=True, **fields):
+def body_with(kind: str, *, stream: bool = True, **fields: Any) -> dict[str, Any]:
     return chat_body({"tokens": TOKENS, "fault": {"kind": kind, **fields}}, stream=stream)
 
 
-async def silent(client, seconds=0.05):
+async def silent(client: RawConnection, seconds: float = 0.05) -> bool:
     """Whether nothing comes and the connection stays open."""
     try:
         async with asyncio.timeout(seconds):
@@ -29,7 +31,7 @@ async def silent(client, seconds=0.05):
 
 
 @pytest.mark.parametrize("after", [0, 4, TOKENS])
-async def test_stall_sends_k_tokens_and_keeps_the_connection_open(provider, after):
+async def test_stall_sends_k_tokens_and_keeps_the_connection_open(provider: SimulatedProvider, after: int) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("stall", after_tokens=after))
         await client.head()
@@ -44,7 +46,7 @@ async def test_stall_sends_k_tokens_and_keeps_the_connection_open(provider, afte
 
 
 @pytest.mark.parametrize("after", [0, 4])
-async def test_end_early_ends_the_chunks_without_done(provider, after):
+async def test_end_early_ends_the_chunks_without_done(provider: SimulatedProvider, after: int) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("end_early", after_tokens=after))
         await client.head()
@@ -58,7 +60,7 @@ async def test_end_early_ends_the_chunks_without_done(provider, after):
 
 
 @pytest.mark.parametrize("after", [0, 4])
-async def test_cut_closes_without_the_last_chunk(provider, after):
+async def test_cut_closes_without_the_last_chunk(provider: SimulatedProvider, after: int) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("cut", after_tokens=after))
         await client.head()
@@ -70,7 +72,7 @@ async def test_cut_closes_without_the_last_chunk(provider, after):
 
 
 @pytest.mark.parametrize("after", [0, 4])
-async def test_reset_sends_k_tokens_then_rst(provider, after):
+async def test_reset_sends_k_tokens_then_rst(provider: SimulatedProvider, after: int) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("reset", after_tokens=after))
         body, end = await client.rest()
@@ -79,7 +81,7 @@ async def test_reset_sends_k_tokens_then_rst(provider, after):
     assert provider.statistics().failed == 1
 
 
-async def test_paced_reset_shows_its_tokens_before_the_rst(provider):
+async def test_paced_reset_shows_its_tokens_before_the_rst(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 9, "interval_ms": 30, "fault": {"kind": "reset", "after_tokens": 3}}))
         await client.head()
@@ -91,14 +93,16 @@ async def test_paced_reset_shows_its_tokens_before_the_rst(provider):
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("cut", "fin"), ("reset", "rst")])
-async def test_connection_that_ends_before_the_head_shows_nothing(provider, kind, expected):
+async def test_connection_that_ends_before_the_head_shows_nothing(
+    provider: SimulatedProvider, kind: str, expected: str
+) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with(kind, before_head=True))
         assert await client.rest() == (b"", expected)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_status_answers_with_an_openai_error(provider, stream):
+async def test_status_answers_with_an_openai_error(provider: SimulatedProvider, stream: bool) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("status", status=503, message="no room", stream=stream))
         status, headers = await client.head()
@@ -114,21 +118,23 @@ async def test_status_answers_with_an_openai_error(provider, stream):
 
 
 @pytest.mark.parametrize(("fields", "expected"), [({"retry_after": 7}, "7"), ({"retry_after": "soon"}, "soon")])
-async def test_status_carries_retry_after(provider, fields, expected):
+async def test_status_carries_retry_after(
+    provider: SimulatedProvider, fields: dict[str, Any], expected: str
+) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("status", status=429, **fields))
         status, headers = await client.head()
     assert (status, headers["retry-after"]) == (429, expected)
 
 
-async def test_status_carries_retry_after_as_a_date(provider):
+async def test_status_carries_retry_after_as_a_date(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("status", status=429, retry_after=60, retry_after_form="date"))
         _, headers = await client.head()
     assert 55 < parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time() <= 60
 
 
-async def test_times_limits_a_fault_to_the_first_requests_of_a_key(provider):
+async def test_times_limits_a_fault_to_the_first_requests_of_a_key(provider: SimulatedProvider) -> None:
     statuses = []
     async with await RawConnection.open(provider) as client:
         for key in ("a", "a", "a", "b"):
@@ -141,7 +147,7 @@ async def test_times_limits_a_fault_to_the_first_requests_of_a_key(provider):
 
 
 @pytest.mark.parametrize("done", [False, True])
-async def test_error_event_ends_the_stream(provider, done):
+async def test_error_event_ends_the_stream(provider: SimulatedProvider, done: bool) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("error_event", after_tokens=4, message="boom", code="x", done=done))
         await client.head()
@@ -161,7 +167,9 @@ async def test_error_event_ends_the_stream(provider, done):
         ("rubbish", b"\x00\x01<html><body>502 Bad Gateway</body></html>\xff"),
     ],
 )
-async def test_malformed_event_stands_between_regular_ones(provider, variant, event):
+async def test_malformed_event_stands_between_regular_ones(
+    provider: SimulatedProvider, variant: str, event: bytes
+) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("malformed", after_tokens=4, variant=variant))
         await client.head()
@@ -171,7 +179,7 @@ async def test_malformed_event_stands_between_regular_ones(provider, variant, ev
     assert events[-2] == b"data: [DONE]"
 
 
-async def test_slow_headers_drip_the_head(provider):
+async def test_slow_headers_drip_the_head(provider: SimulatedProvider) -> None:
     loop = asyncio.get_running_loop()
     async with await RawConnection.open(provider) as client:
         start = loop.time()
@@ -189,7 +197,7 @@ async def test_slow_headers_drip_the_head(provider):
     assert rest.count(b'"content":') == TOKENS + 1
 
 
-async def test_drip_writes_the_body_byte_by_byte(provider):
+async def test_drip_writes_the_body_byte_by_byte(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         reads: list[int] = []
         client.post(chat_body({"tokens": 0, "fault": {"kind": "drip", "gap_ms": 1}}))
@@ -204,7 +212,7 @@ async def test_drip_writes_the_body_byte_by_byte(provider):
     assert (await provider.until(lambda s: s.completed == 1)).failed == 0
 
 
-async def test_client_that_leaves_a_drip_is_counted_as_cancelled(provider):
+async def test_client_that_leaves_a_drip_is_counted_as_cancelled(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 500, "interval_ms": 1, "fault": {"kind": "drip", "gap_ms": 5}}))
         await client.head()
@@ -212,7 +220,7 @@ async def test_client_that_leaves_a_drip_is_counted_as_cancelled(provider):
     await provider.until(lambda s: s.cancelled == 1)
 
 
-async def test_huge_event_has_the_size_that_was_asked_for(provider):
+async def test_huge_event_has_the_size_that_was_asked_for(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("huge_event", after_tokens=4, bytes=3_000_000))
         await client.head()
@@ -222,7 +230,7 @@ async def test_huge_event_has_the_size_that_was_asked_for(provider):
     assert contents(b"\n\n".join(events)) == text(7, TOKENS)
 
 
-async def test_no_answer_takes_the_request_and_is_silent(provider):
+async def test_no_answer_takes_the_request_and_is_silent(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("no_answer"))
         await provider.until(lambda s: s.streaming == 1)
@@ -231,7 +239,9 @@ async def test_no_answer_takes_the_request_and_is_silent(provider):
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("cut", "fin"), ("reset", "rst")])
-async def test_answer_that_does_not_stream_breaks_off_in_its_middle(provider, kind, expected):
+async def test_answer_that_does_not_stream_breaks_off_in_its_middle(
+    provider: SimulatedProvider, kind: str, expected: str
+) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with(kind, stream=False, after_tokens=3))
         body, end = await client.rest()
@@ -240,7 +250,7 @@ async def test_answer_that_does_not_stream_breaks_off_in_its_middle(provider, ki
     assert b"usage" not in body
 
 
-async def test_answer_that_does_not_stream_ends_early_in_its_middle(provider):
+async def test_answer_that_does_not_stream_ends_early_in_its_middle(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("end_early", stream=False, after_tokens=3))
         await client.head()
@@ -248,7 +258,7 @@ async def test_answer_that_does_not_stream_ends_early_in_its_middle(provider):
             json.loads(await client.chunks())
 
 
-async def test_answer_that_does_not_stream_makes_an_error_event_a_status(provider):
+async def test_answer_that_does_not_stream_makes_an_error_event_a_status(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(body_with("error_event", stream=False, message="boom"))
         assert (await client.head())[0] == 500

@@ -3,16 +3,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from holdfast_tools.simulate.server import SimulatedProvider
 from holdfast_tools.simulate.text import text
 from tests.support.simulate_client import RawConnection, chat_body, contents
 
 
-async def test_stream_over_raw_socket_has_openai_shape(provider):
+async def test_stream_over_raw_socket_has_openai_shape(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 3}, stream_options={"include_usage": True}))
         status, headers = await client.head()
@@ -34,23 +36,23 @@ async def test_stream_over_raw_socket_has_openai_shape(provider):
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 200, 5000])
-async def test_stream_of_any_length_carries_the_text(provider, tokens):
+async def test_stream_of_any_length_carries_the_text(provider: SimulatedProvider, tokens: int) -> None:
     async with httpx.AsyncClient() as client:
         answer = await client.post(f"{provider.base_url}/chat/completions", json=chat_body({"tokens": tokens}))
     assert contents(answer.content) == text(7, tokens)
     assert provider.statistics().tokens == tokens
 
 
-async def test_usage_that_was_not_asked_for_is_not_sent(provider):
+async def test_usage_that_was_not_asked_for_is_not_sent(provider: SimulatedProvider) -> None:
     async with httpx.AsyncClient() as client:
         answer = await client.post(f"{provider.base_url}/chat/completions", json=chat_body({"tokens": 3}))
     assert b"usage" not in answer.content
 
 
-async def test_openai_sdk_streams_and_completes(provider):
+async def test_openai_sdk_streams_and_completes(provider: SimulatedProvider) -> None:
     async with openai.AsyncOpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client:
         sim = {"sim": {"tokens": 20, "interval_ms": 1, "ttft_ms": 1, "seed": 3}}
-        messages = [{"role": "user", "content": "hello there"}]
+        messages: list[Any] = [{"role": "user", "content": "hello there"}]
         stream = await client.chat.completions.create(
             model="demo",
             messages=messages,
@@ -67,13 +69,15 @@ async def test_openai_sdk_streams_and_completes(provider):
                 finish = choice.finish_reason
         whole = await client.chat.completions.create(model="demo", messages=messages, extra_body=sim)
         models = [model.id async for model in await client.models.list()]
+    assert usage is not None
+    assert whole.usage is not None
     assert (got, finish, usage.completion_tokens) == (text(3, 15), "length", 15)
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (text(3, 20), "stop")
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + 20
     assert models == ["demo"]
 
 
-async def test_openai_sdk_error_status_is_its_typed_error(provider):
+async def test_openai_sdk_error_status_is_its_typed_error(provider: SimulatedProvider) -> None:
     async with openai.AsyncOpenAI(base_url=provider.base_url, api_key="k", max_retries=0) as client:
         with pytest.raises(openai.RateLimitError) as caught:
             await client.chat.completions.create(
@@ -85,7 +89,9 @@ async def test_openai_sdk_error_status_is_its_typed_error(provider):
     assert caught.value.response.headers["retry-after"] == "3"
 
 
-async def test_request_without_sim_gets_readable_text_that_depends_on_the_prompt(provider):
+async def test_request_without_sim_gets_readable_text_that_depends_on_the_prompt(
+    provider: SimulatedProvider,
+) -> None:
     async with httpx.AsyncClient() as client:
         answers = []
         for prompt in ("one", "two", "one"):
@@ -97,7 +103,7 @@ async def test_request_without_sim_gets_readable_text_that_depends_on_the_prompt
     assert one == again != two
 
 
-async def test_timestamps_are_on_every_event_with_content(provider):
+async def test_timestamps_are_on_every_event_with_content(provider: SimulatedProvider) -> None:
     before = time.monotonic_ns()
     async with httpx.AsyncClient() as client:
         body = chat_body({"tokens": 5, "interval_ms": 1, "timestamps": True})
@@ -109,7 +115,7 @@ async def test_timestamps_are_on_every_event_with_content(provider):
     assert sent[-1] < time.monotonic_ns()
 
 
-async def test_paced_stream_keeps_its_schedule(provider):
+async def test_paced_stream_keeps_its_schedule(provider: SimulatedProvider) -> None:
     loop = asyncio.get_running_loop()
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 20, "interval_ms": 10, "ttft_ms": 50, "burst": 2}))
@@ -123,7 +129,7 @@ async def test_paced_stream_keeps_its_schedule(provider):
     assert 0.139 <= last < 10
 
 
-async def test_early_head_comes_before_the_first_token(provider):
+async def test_early_head_comes_before_the_first_token(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 1, "ttft_ms": 60_000, "early_head": True}))
         assert (await client.head())[0] == 200
@@ -152,7 +158,9 @@ async def test_early_head_comes_before_the_first_token(provider):
         (b'{"model":"m","messages":[{"role":"user"}],"sim":{"fault":{"kind":"cut","times":1}}}', "user"),
     ],
 )
-async def test_invalid_request_is_refused_and_names_the_field(provider, body, param):
+async def test_invalid_request_is_refused_and_names_the_field(
+    provider: SimulatedProvider, body: bytes, param: str | None
+) -> None:
     async with httpx.AsyncClient() as client:
         answer = await client.post(f"{provider.base_url}/chat/completions", content=body)
     assert answer.status_code == 400
@@ -162,7 +170,7 @@ async def test_invalid_request_is_refused_and_names_the_field(provider, body, pa
     assert provider.statistics().failed == 1
 
 
-async def test_unknown_path_and_wrong_method_are_refused(provider):
+async def test_unknown_path_and_wrong_method_are_refused(provider: SimulatedProvider) -> None:
     root = provider.base_url.removesuffix("/v1")
     async with httpx.AsyncClient() as client:
         assert (await client.get(f"{root}/nothing")).status_code == 404
@@ -170,7 +178,7 @@ async def test_unknown_path_and_wrong_method_are_refused(provider):
         assert (await client.get(f"{root}/healthz")).json() == {"status": "ok"}
 
 
-async def test_statistics_count_by_key_and_can_be_reset(provider):
+async def test_statistics_count_by_key_and_can_be_reset(provider: SimulatedProvider) -> None:
     root = provider.base_url.removesuffix("/v1")
     async with httpx.AsyncClient() as client:
         for user in ("a", "b", "a"):
@@ -188,7 +196,9 @@ async def test_statistics_count_by_key_and_can_be_reset(provider):
         assert (counts["requests"], counts["requests_by_key"], counts["open_connections"]) == (0, {}, 1)
 
 
-async def test_connection_is_kept_alive_and_pipelined_requests_are_answered_in_order(provider):
+async def test_connection_is_kept_alive_and_pipelined_requests_are_answered_in_order(
+    provider: SimulatedProvider,
+) -> None:
     async with await RawConnection.open(provider) as client:
         for number in range(40):
             client.post(chat_body({"tokens": 50, "seed": number}))
@@ -198,7 +208,7 @@ async def test_connection_is_kept_alive_and_pipelined_requests_are_answered_in_o
     assert provider.statistics().connections == 1
 
 
-async def test_thousands_of_pipelined_requests_behind_a_slow_one_are_answered(provider):
+async def test_thousands_of_pipelined_requests_behind_a_slow_one_are_answered(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 1, "ttft_ms": 50}))
         client.writer.write(b"GET /healthz HTTP/1.1\r\n\r\n" * 3000)
@@ -209,7 +219,7 @@ async def test_thousands_of_pipelined_requests_behind_a_slow_one_are_answered(pr
             await client.reader.readexactly(15)
 
 
-async def test_connection_close_is_obeyed(provider):
+async def test_connection_close_is_obeyed(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 1}), headers="connection: close\r\n")
         _, headers = await client.head()
@@ -217,7 +227,7 @@ async def test_connection_close_is_obeyed(provider):
         assert (await client.rest())[1] == "fin"
 
 
-async def test_http10_client_gets_a_body_without_chunks(provider):
+async def test_http10_client_gets_a_body_without_chunks(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         data = json.dumps(chat_body({"tokens": 5})).encode()
         client.writer.write(
@@ -228,7 +238,7 @@ async def test_http10_client_gets_a_body_without_chunks(provider):
     assert (contents(body), end) == (text(7, 5), "fin")
 
 
-async def test_expect_continue_is_answered(provider):
+async def test_expect_continue_is_answered(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         data = json.dumps(chat_body({"tokens": 5})).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: {len(data)}\r\n\r\n"
@@ -239,7 +249,7 @@ async def test_expect_continue_is_answered(provider):
         assert contents(await client.chunks()) == text(7, 5)
 
 
-async def test_offer_of_an_upgrade_is_ignored(provider):
+async def test_offer_of_an_upgrade_is_ignored(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.writer.write(b"GET /healthz HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n" * 2)
         for _ in range(2):
@@ -248,21 +258,21 @@ async def test_offer_of_an_upgrade_is_ignored(provider):
 
 
 @pytest.mark.parametrize("rubbish", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\x00" * 100])
-async def test_rubbish_is_answered_with_400_and_closed(provider, rubbish):
+async def test_rubbish_is_answered_with_400_and_closed(provider: SimulatedProvider, rubbish: bytes) -> None:
     async with await RawConnection.open(provider) as client:
         client.writer.write(rubbish)
         assert (await client.head())[0] == 400
         assert (await client.rest())[1] == "fin"
 
 
-async def test_endless_head_is_refused(provider):
+async def test_endless_head_is_refused(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.writer.write(b"GET / HTTP/1.1\r\nx: ")
         client.writer.write(b"y" * 300_000)
         assert (await client.head())[0] == 431
 
 
-async def test_client_that_leaves_mid_stream_is_counted_as_cancelled(provider):
+async def test_client_that_leaves_mid_stream_is_counted_as_cancelled(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 1000, "interval_ms": 20}))
         await client.head()
@@ -273,16 +283,20 @@ async def test_client_that_leaves_mid_stream_is_counted_as_cancelled(provider):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_client_that_leaves_before_the_first_byte_is_counted_as_cancelled(provider, stream):
+async def test_client_that_leaves_before_the_first_byte_is_counted_as_cancelled(
+    provider: SimulatedProvider, stream: bool
+) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"ttft_ms": 60_000}, stream=stream))
         await provider.until(lambda s: s.streaming == 1)
     await provider.until(lambda s: s.cancelled == 1)
 
 
-async def test_reader_that_stops_holds_only_its_own_stream_and_gets_all_of_it_later(provider):
+async def test_reader_that_stops_holds_only_its_own_stream_and_gets_all_of_it_later(
+    provider: SimulatedProvider,
+) -> None:
     async with await RawConnection.open(provider) as slow, await RawConnection.open(provider) as quick:
-        slow.writer.transport.pause_reading()
+        slow.transport.pause_reading()
         slow.post(chat_body({"tokens": 40_000, "seed": 1}))
         await provider.until(lambda s: s.streaming == 1)
         for _ in range(3):
@@ -290,12 +304,12 @@ async def test_reader_that_stops_holds_only_its_own_stream_and_gets_all_of_it_la
             await quick.head()
             assert contents(await quick.chunks()) == text(2, 2000)
         assert provider.statistics().streaming == 1
-        slow.writer.transport.resume_reading()
+        slow.transport.resume_reading()
         await slow.head()
         assert contents(await slow.chunks()) == text(1, 40_000)
 
 
-async def test_provider_that_closes_mid_stream_leaves_nothing(provider):
+async def test_provider_that_closes_mid_stream_leaves_nothing(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.post(chat_body({"tokens": 1000, "interval_ms": 20}))
         await client.head()
@@ -305,6 +319,6 @@ async def test_provider_that_closes_mid_stream_leaves_nothing(provider):
     await provider.aclose()
 
 
-async def test_until_reports_the_counts_when_time_is_up(provider):
+async def test_until_reports_the_counts_when_time_is_up(provider: SimulatedProvider) -> None:
     with pytest.raises(TimeoutError, match="requests=0"):
         await provider.until(lambda s: s.requests == 1, timeout=0.01)

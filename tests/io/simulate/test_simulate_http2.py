@@ -5,6 +5,10 @@ import json
 import shutil
 import ssl
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from ssl import SSLContext
+from typing import Any
 
 import h2.events
 import h2.settings
@@ -14,31 +18,32 @@ import pytest
 
 from holdfast_tools.simulate import certificate as certificates
 from holdfast_tools.simulate import http2_frames as frames
+from holdfast_tools.simulate.server import SimulatedProvider
 from holdfast_tools.simulate.text import text
-from tests.support.simulate_client import RawConnection, chat_body, contents
+from tests.support.simulate_client import RawConnection, Serve, chat_body, contents
 from tests.support.simulate_http2_client import H2Client
 
 TOKENS = 10
 
 
 @pytest.fixture(scope="module")
-def certificate():
+def certificate() -> tuple[bytes, bytes]:
     return certificates.self_signed()
 
 
 @pytest.fixture
-def trusting(certificate):
+def trusting(certificate: tuple[bytes, bytes]) -> SSLContext:
     """A client's context that trusts the self-signed certificate."""
     context = ssl.create_default_context(cadata=certificate[0].decode())
     context.set_alpn_protocols(["h2"])
     return context
 
 
-def body_with(kind, **fields):
+def body_with(kind: str, **fields: Any) -> dict[str, Any]:
     return chat_body({"tokens": TOKENS, "fault": {"kind": kind, **fields}})
 
 
-async def test_many_streams_share_one_connection_and_each_has_its_text(provider):
+async def test_many_streams_share_one_connection_and_each_has_its_text(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         ids = [client.post(chat_body({"tokens": 40, "interval_ms": 1, "seed": seed})) for seed in range(50)]
         for seed, stream_id in enumerate(ids):
@@ -50,9 +55,11 @@ async def test_many_streams_share_one_connection_and_each_has_its_text(provider)
     assert counts.connections_by_protocol == {"http2": 1}
 
 
-async def test_openai_sdk_streams_over_http2_and_tls(serve, certificate, trusting):
+async def test_openai_sdk_streams_over_http2_and_tls(
+    serve: Serve, certificate: tuple[bytes, bytes], trusting: SSLContext
+) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
-    http = httpx.AsyncClient(http1=False, http2=True, verify=trusting)
+    http: Any = httpx.AsyncClient(http1=False, http2=True, verify=trusting)
     async with openai.AsyncOpenAI(base_url=provider.base_url, api_key="k", http_client=http) as client:
         stream = await client.chat.completions.create(
             model="demo",
@@ -65,7 +72,9 @@ async def test_openai_sdk_streams_over_http2_and_tls(serve, certificate, trustin
     assert provider.statistics().requests_by_protocol == {"http2": 1}
 
 
-async def test_tls_client_without_http2_gets_http1(serve, certificate, trusting):
+async def test_tls_client_without_http2_gets_http1(
+    serve: Serve, certificate: tuple[bytes, bytes], trusting: SSLContext
+) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     trusting.set_alpn_protocols(["http/1.1"])
     async with httpx.AsyncClient(verify=trusting) as client:
@@ -74,7 +83,9 @@ async def test_tls_client_without_http2_gets_http1(serve, certificate, trusting)
     assert contents(answer.content) == text(7, 3000)
 
 
-async def test_client_that_does_not_trust_the_certificate_leaves_nothing(serve, certificate):
+async def test_client_that_does_not_trust_the_certificate_leaves_nothing(
+    serve: Serve, certificate: tuple[bytes, bytes]
+) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
@@ -82,7 +93,7 @@ async def test_client_that_does_not_trust_the_certificate_leaves_nothing(serve, 
     await provider.until(lambda s: s.connections == 1 and s.open_connections == 0)
 
 
-async def test_plain_bytes_on_a_tls_port_are_refused(serve, certificate):
+async def test_plain_bytes_on_a_tls_port_are_refused(serve: Serve, certificate: tuple[bytes, bytes]) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     async with await RawConnection.open(provider) as client:
         client.writer.write(b"GET / HTTP/1.1\r\n\r\n")
@@ -90,7 +101,9 @@ async def test_plain_bytes_on_a_tls_port_are_refused(serve, certificate):
     await provider.until(lambda s: s.connections == 1 and s.open_connections == 0)
 
 
-async def test_closed_tls_answer_ends_with_close_notify(serve, certificate, trusting):
+async def test_closed_tls_answer_ends_with_close_notify(
+    serve: Serve, certificate: tuple[bytes, bytes], trusting: SSLContext
+) -> None:
     provider = await serve(ssl_context=certificates.context_of(*certificate))
     trusting.set_alpn_protocols(["http/1.1"])
     async with await RawConnection.open(provider, ssl=trusting, server_hostname="localhost") as client:
@@ -100,7 +113,7 @@ async def test_closed_tls_answer_ends_with_close_notify(serve, certificate, trus
     assert end == "fin"
 
 
-async def test_alpn_can_be_limited_to_http1(certificate, trusting):
+async def test_alpn_can_be_limited_to_http1(certificate: tuple[bytes, bytes], trusting: SSLContext) -> None:
     from holdfast_tools.simulate import SimulatedProvider
 
     provider = SimulatedProvider()
@@ -116,7 +129,7 @@ async def test_alpn_can_be_limited_to_http1(certificate, trusting):
 # -- flow control --------------------------------------------------------------------------------------
 
 
-async def test_windows_of_both_kinds_are_never_exceeded(provider):
+async def test_windows_of_both_kinds_are_never_exceeded(provider: SimulatedProvider) -> None:
     # `h2` raises if a DATA frame exceeds a window.
     async with await H2Client.open(provider) as client:
         ids = [client.post(chat_body({"tokens": 3000, "seed": seed})) for seed in range(5)]
@@ -124,7 +137,7 @@ async def test_windows_of_both_kinds_are_never_exceeded(provider):
             assert contents(await client.answer(stream_id)) == text(seed, 3000)
 
 
-async def test_stream_whose_window_is_shut_does_not_hold_the_others(provider):
+async def test_stream_whose_window_is_shut_does_not_hold_the_others(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider, credits=False) as client:
         client.h2.increment_flow_control_window(10_000_000)
         shut = client.post(chat_body({"tokens": 3000, "seed": 1}))
@@ -138,7 +151,9 @@ async def test_stream_whose_window_is_shut_does_not_hold_the_others(provider):
         assert contents(await client.answer(shut)) == text(1, 3000)
 
 
-async def test_shut_connection_window_holds_all_streams_and_they_share_what_is_granted(provider):
+async def test_shut_connection_window_holds_all_streams_and_they_share_what_is_granted(
+    provider: SimulatedProvider,
+) -> None:
     async with await H2Client.open(provider, credits=False) as client:
         ids = [client.post(chat_body({"tokens": 1000, "seed": seed})) for seed in range(3)]
         for stream_id in ids:
@@ -146,10 +161,14 @@ async def test_shut_connection_window_holds_all_streams_and_they_share_what_is_g
         client.flush()
         await client.until(lambda: sum(len(client.body(i)) for i in ids) == 65_535)
         assert await client.is_silent()
+
+        async def has_come(total: int) -> None:
+            await client.until(lambda: sum(len(client.body(i)) for i in ids) == total)
+
         for granted in range(1, 9):
             client.h2.increment_flow_control_window(50_000)
             client.flush()
-            await client.until(lambda due=granted: sum(len(client.body(i)) for i in ids) == 65_535 + due * 50_000)
+            await has_come(65_535 + granted * 50_000)
         assert all(len(client.body(stream_id)) > 100_000 for stream_id in ids)
         client.h2.increment_flow_control_window(10_000_000)
         client.flush()
@@ -157,7 +176,7 @@ async def test_shut_connection_window_holds_all_streams_and_they_share_what_is_g
             assert contents(await client.answer(stream_id)) == text(seed, 1000)
 
 
-async def test_small_initial_window_gives_byte_by_byte_progress(provider):
+async def test_small_initial_window_gives_byte_by_byte_progress(provider: SimulatedProvider) -> None:
     settings = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1}
     async with await H2Client.open(provider, settings=settings) as client:
         stream_id = client.post(chat_body({"tokens": 1}))
@@ -165,7 +184,7 @@ async def test_small_initial_window_gives_byte_by_byte_progress(provider):
         assert max(len(event.data) for event in client.of(h2.events.DataReceived)) == 1
 
 
-async def test_window_that_turns_negative_is_waited_for(provider):
+async def test_window_that_turns_negative_is_waited_for(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider, credits=False) as client:
         stream_id = client.post(chat_body({"tokens": 2000}))
         await client.until(lambda: len(client.body(stream_id)) == 65_535)
@@ -180,7 +199,7 @@ async def test_window_that_turns_negative_is_waited_for(provider):
         assert contents(await client.answer(stream_id)) == text(7, 2000)
 
 
-async def test_larger_frames_are_used_where_the_client_allows_them(provider):
+async def test_larger_frames_are_used_where_the_client_allows_them(provider: SimulatedProvider) -> None:
     settings = {
         h2.settings.SettingCodes.MAX_FRAME_SIZE: 60_000,
         h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 20,
@@ -192,7 +211,7 @@ async def test_larger_frames_are_used_where_the_client_allows_them(provider):
 
 
 @pytest.mark.parametrize("window", [1, 1000, 65_535, 10_000_000])
-async def test_request_body_larger_than_the_window_is_taken(serve, window):
+async def test_request_body_larger_than_the_window_is_taken(serve: Serve, window: int) -> None:
     provider = await serve(initial_window_size=window)
     big = json.dumps(chat_body({"tokens": 2}, padding="x" * min(300_000, window * 300))).encode()
     async with await H2Client.open(provider) as client:
@@ -203,7 +222,7 @@ async def test_request_body_larger_than_the_window_is_taken(serve, window):
 # -- cancelling and refusing ---------------------------------------------------------------------------
 
 
-async def test_reset_by_the_client_cancels_that_stream_alone(provider):
+async def test_reset_by_the_client_cancels_that_stream_alone(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         gone = client.post(chat_body({"tokens": 1000, "interval_ms": 5}))
         stays = client.post(chat_body({"tokens": 30, "interval_ms": 5}))
@@ -214,7 +233,9 @@ async def test_reset_by_the_client_cancels_that_stream_alone(provider):
         assert contents(await client.answer(stays)) == text(7, 30)
 
 
-async def test_answer_that_the_window_holds_back_counts_as_cancelled_not_completed(provider):
+async def test_answer_that_the_window_holds_back_counts_as_cancelled_not_completed(
+    provider: SimulatedProvider,
+) -> None:
     settings = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0}
     async with await H2Client.open(provider, settings=settings) as client:
         stream_id = client.post(chat_body({"tokens": 5}))
@@ -224,7 +245,7 @@ async def test_answer_that_the_window_holds_back_counts_as_cancelled_not_complet
         assert (await provider.until(lambda s: s.cancelled == 1)).completed == 0
 
 
-async def test_connection_that_the_client_drops_cancels_all_its_streams(provider):
+async def test_connection_that_the_client_drops_cancels_all_its_streams(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         for _ in range(10):
             client.post(chat_body({"tokens": 1000, "interval_ms": 20}))
@@ -233,7 +254,7 @@ async def test_connection_that_the_client_drops_cancels_all_its_streams(provider
     assert counts.open_streams == 0
 
 
-async def test_streams_above_the_limit_are_refused(serve):
+async def test_streams_above_the_limit_are_refused(serve: Serve) -> None:
     provider = await serve(max_concurrent_streams=2)
     async with await RawConnection.open(provider) as client:
         settings = frames.settings_frame({})
@@ -253,7 +274,7 @@ async def test_streams_above_the_limit_are_refused(serve):
 
 
 @pytest.mark.parametrize("after", [0, 4])
-async def test_stall_leaves_the_stream_open(provider, after):
+async def test_stall_leaves_the_stream_open(provider: SimulatedProvider, after: int) -> None:
     async with await H2Client.open(provider) as client:
         stream_id = client.post(body_with("stall", after_tokens=after))
         await client.until(lambda: client.body(stream_id).count(b"\n\n") == after + 1)
@@ -263,7 +284,7 @@ async def test_stall_leaves_the_stream_open(provider, after):
 
 
 @pytest.mark.parametrize("kind", ["cut", "end_early"])
-async def test_cut_ends_the_stream_without_done(provider, kind):
+async def test_cut_ends_the_stream_without_done(provider: SimulatedProvider, kind: str) -> None:
     async with await H2Client.open(provider) as client:
         stream_id = client.post(body_with(kind, after_tokens=4))
         body = await client.answer(stream_id)
@@ -273,7 +294,9 @@ async def test_cut_ends_the_stream_without_done(provider, kind):
 
 
 @pytest.mark.parametrize("before_head", [False, True])
-async def test_reset_is_rst_stream_and_spares_the_other_streams(provider, before_head):
+async def test_reset_is_rst_stream_and_spares_the_other_streams(
+    provider: SimulatedProvider, before_head: bool
+) -> None:
     async with await H2Client.open(provider) as client:
         other = client.post(chat_body({"tokens": 20, "interval_ms": 2}))
         stream_id = client.post(body_with("reset", after_tokens=4, error_code=11, before_head=before_head))
@@ -285,7 +308,7 @@ async def test_reset_is_rst_stream_and_spares_the_other_streams(provider, before
         assert contents(await client.answer(other)) == text(7, 20)
 
 
-async def test_status_and_retry_after_are_sent(provider):
+async def test_status_and_retry_after_are_sent(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         stream_id = client.post(body_with("status", status=429, retry_after=9))
         body = await client.answer(stream_id)
@@ -295,11 +318,11 @@ async def test_status_and_retry_after_are_sent(provider):
 
 
 @pytest.mark.parametrize("kind", ["error_event", "malformed", "huge_event"])
-async def test_odd_events_come_as_over_http1(provider, kind):
+async def test_odd_events_come_as_over_http1(provider: SimulatedProvider, kind: str) -> None:
     async with await H2Client.open(provider) as client:
         stream_id = client.post(body_with(kind, after_tokens=4))
         events = (await client.answer(stream_id)).split(b"\n\n")
-    expected = {
+    expected: dict[str, Callable[[bytes], bool]] = {
         "error_event": lambda event: "error" in json.loads(event[6:]),
         "malformed": lambda event: event.endswith(b"unclosed}"),
         "huge_event": lambda event: len(event) + 2 == 5 * 1024 * 1024,
@@ -307,7 +330,7 @@ async def test_odd_events_come_as_over_http1(provider, kind):
     assert expected[kind](events[5])
 
 
-async def test_slow_headers_come_late_and_in_pieces(provider):
+async def test_slow_headers_come_late_and_in_pieces(provider: SimulatedProvider) -> None:
     loop = asyncio.get_running_loop()
     async with await H2Client.open(provider) as client:
         start = loop.time()
@@ -318,14 +341,14 @@ async def test_slow_headers_come_late_and_in_pieces(provider):
         assert contents(await client.answer(stream_id)) == text(7, TOKENS)
 
 
-async def test_drip_sends_data_frames_of_one_byte(provider):
+async def test_drip_sends_data_frames_of_one_byte(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         stream_id = client.post(chat_body({"tokens": 1, "fault": {"kind": "drip"}}))
         assert contents(await client.answer(stream_id)) == text(7, 1)
         assert {len(event.data) for event in client.of(h2.events.DataReceived)} <= {0, 1}
 
 
-async def test_no_answer_is_silent_and_can_be_cancelled(provider):
+async def test_no_answer_is_silent_and_can_be_cancelled(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         stream_id = client.post(body_with("no_answer"))
         await provider.until(lambda s: s.streaming == 1)
@@ -338,7 +361,7 @@ async def test_no_answer_is_silent_and_can_be_cancelled(provider):
 # -- clients that break the protocol -------------------------------------------------------------------
 
 
-def frame(kind, flags, stream_id, payload=b""):
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return frames.frame_header(len(payload), kind, flags, stream_id) + payload
 
 
@@ -378,7 +401,9 @@ OPEN = frame(frames.HEADERS, frames.END_HEADERS, 1, POST)
         ),
     ],
 )
-async def test_breach_of_the_protocol_gets_goaway_with_the_code(provider, sent, code):
+async def test_breach_of_the_protocol_gets_goaway_with_the_code(
+    provider: SimulatedProvider, sent: bytes, code: int
+) -> None:
     async with await RawConnection.open(provider) as client:
         client.writer.write(frames.PREFACE + frames.settings_frame({}) + sent)
         body, _ = await client.rest()
@@ -399,7 +424,7 @@ async def test_breach_of_the_protocol_gets_goaway_with_the_code(provider, sent, 
         POST + b"\x5c\x011",  # content-length that is not the length
     ],
 )
-async def test_malformed_request_resets_its_stream_alone(provider, block):
+async def test_malformed_request_resets_its_stream_alone(provider: SimulatedProvider, block: bytes) -> None:
     async with await RawConnection.open(provider) as client:
         bad = frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block)
         ping = frame(frames.PING, 0, 0, b"8 bytes!")
@@ -410,14 +435,14 @@ async def test_malformed_request_resets_its_stream_alone(provider, block):
     assert provider.statistics().requests == 0
 
 
-async def test_first_frame_that_is_not_settings_is_refused(provider):
+async def test_first_frame_that_is_not_settings_is_refused(provider: SimulatedProvider) -> None:
     async with await RawConnection.open(provider) as client:
         client.writer.write(frames.PREFACE + frame(frames.PING, 0, 0, b"8 bytes!"))
         body, _ = await client.rest()
     assert struct.pack(">BBL", frames.GOAWAY, 0, 0) in body
 
 
-async def test_preface_in_single_bytes_is_recognised(provider):
+async def test_preface_in_single_bytes_is_recognised(provider: SimulatedProvider) -> None:
     async with await H2Client.open(provider) as client:
         assert client.h2 is not None
     async with await RawConnection.open(provider) as client:
@@ -428,7 +453,7 @@ async def test_preface_in_single_bytes_is_recognised(provider):
             assert await client.reader.readexactly(9) == frames.frame_header(18, frames.SETTINGS, 0, 0)
 
 
-async def test_priority_padding_and_unknown_frames_are_accepted(provider):
+async def test_priority_padding_and_unknown_frames_are_accepted(provider: SimulatedProvider) -> None:
     data = json.dumps(chat_body({"tokens": 2})).encode()
     path = b"\x04\x14/v1/chat/completions"
     block = b"\x83\x86" + path
@@ -451,7 +476,7 @@ async def test_priority_padding_and_unknown_frames_are_accepted(provider):
 # -- other people's clients ----------------------------------------------------------------------------
 
 
-async def run(*command):
+async def run(*command: str) -> bytes:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -462,7 +487,7 @@ async def run(*command):
 
 
 @pytest.mark.skipif(shutil.which("nghttp") is None, reason="nghttp is not installed")
-async def test_nghttp_gets_the_whole_answer(provider, tmp_path):
+async def test_nghttp_gets_the_whole_answer(provider: SimulatedProvider, tmp_path: Path) -> None:
     body = tmp_path / "body.json"
     body.write_text(json.dumps(chat_body({"tokens": 5000})))
     out = await run("nghttp", "-d", str(body), f"{provider.base_url}/chat/completions")
@@ -470,7 +495,7 @@ async def test_nghttp_gets_the_whole_answer(provider, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed")
-async def test_h2load_finds_no_error(provider, tmp_path):
+async def test_h2load_finds_no_error(provider: SimulatedProvider, tmp_path: Path) -> None:
     body = tmp_path / "body.json"
     body.write_text(json.dumps(chat_body({"tokens": 100})))
     url = f"{provider.base_url}/chat/completions"

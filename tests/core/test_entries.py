@@ -1,0 +1,33 @@
+"""Whose a stream is, and what an answer took. The other records are tested with the log and the session."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.core.entries import Owner, Usage
+
+TENANT, ANN, BOB = Owner("t"), Owner("t", "ann"), Owner("t", "bob")
+
+
+@pytest.mark.parametrize(("caller", "owner"), [(TENANT, TENANT), (TENANT, ANN), (ANN, ANN)])
+def test_owner_may_read_its_own_and_a_tenant_what_its_subjects_own(caller: Owner, owner: Owner) -> None:
+    assert caller.may_read(owner)
+
+
+@pytest.mark.parametrize(
+    ("caller", "owner"), [(ANN, TENANT), (ANN, BOB), (ANN, Owner("other", "ann")), (TENANT, Owner("other"))]
+)
+def test_owner_may_not_read_what_another_owns(caller: Owner, owner: Owner) -> None:
+    assert not caller.may_read(owner)
+
+
+@pytest.mark.parametrize(
+    ("usage", "billed"),
+    [
+        (Usage(), 0),
+        (Usage(prompt_tokens=3, completion_tokens=4), 7),
+        (Usage(prompt_tokens=3, completion_tokens=4, total_tokens=9), 9),
+    ],
+)
+def test_total_is_billed_or_else_the_sum(usage: Usage, billed: int) -> None:
+    assert usage.billed == billed
