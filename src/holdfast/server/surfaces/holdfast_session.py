@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar
 
 from holdfast.core.entries import Owner, Position, error_body
 from holdfast.core.log import Cursor
@@ -22,8 +24,11 @@ from holdfast.server.delivery.client_socket import ClientSocket
 from holdfast.server.handshakes import Handshake, refuse_without_upgrade
 from holdfast.server.router import Route
 from holdfast.server.services import Services, Surface
+from holdfast.streams.store import Done
 from holdfast.streams.stream import Stream
 from holdfast.version import __version__
+
+_T = TypeVar("_T")
 
 
 class Sessions:
@@ -71,7 +76,10 @@ class SessionProtocol(ClientSocket):
     # -- from the client --
 
     def text_received(self, text: str) -> None:
-        self._handle(self.protocol.receive_text(text))
+        event = self.protocol.receive_text(text)
+        self._handle(event)
+        if event is None and self.protocol.must_pause and self.transport is not None:
+            self.transport.pause_reading()
 
     def binary_received(self, data: bytes) -> None:
         self._handle(self.protocol.receive_binary())
@@ -99,6 +107,35 @@ class SessionProtocol(ClientSocket):
                 pass
         self.outlet.mark()
 
+    def _look_up(self, begin: Callable[[Done[_T]], None], then: Callable[[_T], None]) -> None:
+        """Have something looked up. Where the answer comes later, further messages of the client wait for it."""
+        is_answered = is_late = False
+
+        def done(answer: _T) -> None:
+            nonlocal is_answered
+            is_answered = True
+            then(answer)
+            if is_late:
+                self._answered_late()
+
+        begin(done)
+        if not is_answered:
+            is_late = True
+            self.protocol.hold()
+
+    def _answered_late(self) -> None:
+        """Take the messages that have waited for an answer, up to one that has to wait as well."""
+        for event in self.protocol.resume():
+            self._handle(event)
+        if self.transport is not None and not self.protocol.must_pause:
+            self.transport.resume_reading()
+        self.outlet.mark()
+
+    @property
+    def _is_gone(self) -> bool:
+        """Whether nobody is left to be answered: a lookup may outlast its connection."""
+        return self.protocol.state is core.State.CLOSED
+
     def _create(self, event: core.CreateReceived) -> None:
         if self.protocol.state is core.State.BARE:
             # Without hello a client gets one entry per message, and what is written counts as consumed.
@@ -111,23 +148,24 @@ class SessionProtocol(ClientSocket):
             connection=self.number,
             session=self.short_token,
         )
-        self.services.launcher.create(
-            self.principal,
-            self._sessions.dialect,
-            event.request,
-            terms,
-            lambda result: self._created(event, result),
+        create = partial(
+            self.services.launcher.create, self.principal, self._sessions.dialect, event.request, terms
         )
+        self._look_up(create, partial(self._created, event))
 
     def _created(self, event: core.CreateReceived, result: Started | HoldfastError) -> None:
         try:
             if isinstance(result, HoldfastError):
                 raise result
             stream = result.stream
-            self._deliver(stream, stream.attach(self.outlet, credit=event.credit))
+            cursor = stream.attach(self.outlet, credit=event.credit)
         except HoldfastError as exc:
             self.protocol.send_error(exc, request_id=event.request_id)
             return
+        if self._is_gone:
+            stream.lose(cursor)
+            return
+        self._deliver(stream, cursor)
         self._retain(stream)
         self.protocol.send(
             m.Accepted(
@@ -147,15 +185,15 @@ class SessionProtocol(ClientSocket):
         token = hello.session if older is not None and hello.session else secrets.token_urlsafe(24)
         self.token = token
         by_token[owner, token] = self
-        self.services.directory.open(
-            owner,
-            [resume.stream for resume in hello.streams],
-            lambda found: self._welcomed(hello, token, found, was_known=older is not None),
-        )
+        wanted = [resume.stream for resume in hello.streams]
+        welcomed = partial(self._welcomed, hello, token, was_known=older is not None)
+        self._look_up(partial(self.services.directory.open, owner, wanted), welcomed)
 
     def _welcomed(
         self, hello: core.HelloReceived, token: str, found: list[Stream | HoldfastError], *, was_known: bool
     ) -> None:
+        if self._is_gone:
+            return
         limits, window = self.services.limits, self.services.peers.window
         streams = [self._resume(resume, result) for resume, result in zip(hello.streams, found, strict=True)]
         if window is not None and not self.outlet.streams:
@@ -187,13 +225,14 @@ class SessionProtocol(ClientSocket):
         return m.StreamState(stream.id, stream.status, epoch=stream.log.epoch, next=cursor.position)
 
     def _attach(self, resume: m.Resume) -> None:
-        self.services.directory.open(
-            self.principal.owner, [resume.stream], lambda found: self._attached(resume, found[0])
-        )
+        find = partial(self.services.directory.open, self.principal.owner, [resume.stream])
+        self._look_up(find, partial(self._attached, resume))
 
-    def _attached(self, resume: m.Resume, result: Stream | HoldfastError) -> None:
+    def _attached(self, resume: m.Resume, found: list[Stream | HoldfastError]) -> None:
+        if self._is_gone:
+            return
         try:
-            stream, cursor = self._open_cursor(resume, result)
+            stream, cursor = self._open_cursor(resume, found[0])
         except HoldfastError as exc:
             self.protocol.send_error(exc, stream=resume.stream)
             return
@@ -225,17 +264,18 @@ class SessionProtocol(ClientSocket):
 
     def _cancel(self, event: core.CancelReceived) -> None:
         directory, owner = self.services.directory, self.principal.owner
-        stream_id = event.stream
-        if stream_id is not None:
-            directory.open(owner, [stream_id], lambda found: self._cancel_found(stream_id, found[0]))
+        if event.stream is not None:
+            find = partial(directory.open, owner, [event.stream])
+            self._look_up(find, partial(self._cancel_found, event.stream))
         elif event.request_id is not None:
-            directory.find_request(owner, event.request_id, _cancel)
+            self._look_up(partial(directory.find_request, owner, event.request_id), _cancel)
 
-    def _cancel_found(self, stream_id: str, result: Stream | HoldfastError) -> None:
-        if isinstance(result, HoldfastError):
-            self.protocol.send_error(result, stream=stream_id)
-        else:
-            result.cancel()
+    def _cancel_found(self, stream_id: str, found: list[Stream | HoldfastError]) -> None:
+        for result in found:
+            if isinstance(result, HoldfastError):
+                self.protocol.send_error(result, stream=stream_id)
+            else:
+                result.cancel()
 
     def _cursors_moved(self, event: core.CursorsMoved) -> None:
         for cursor in event.cursors:
@@ -252,6 +292,9 @@ class SessionProtocol(ClientSocket):
         if stream.queue_position is not None:
             self.protocol.send(m.Queued(stream.id, stream.queue_position))
 
+    def epoch_changed(self, stream: Stream) -> None:
+        self.protocol.send(m.Epoch(stream.id, stream.log.epoch))
+
     def end_written(self, stream: Stream) -> None:
         self.protocol.retire(stream.id)
 
@@ -265,7 +308,8 @@ class SessionProtocol(ClientSocket):
 
     @property
     def has_said_all(self) -> bool:
-        return not self.protocol.waiting and self.protocol.state is not core.State.NEW
+        protocol = self.protocol
+        return not (protocol.waiting or protocol.is_holding or protocol.state is core.State.NEW)
 
     def _hello_timed_out(self) -> None:
         self.end(HelloTimeout())

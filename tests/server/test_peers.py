@@ -1,0 +1,124 @@
+"""The set of open connections, whatever they speak."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.errors import Overloaded, RateLimited
+from holdfast.server.peers import Peers
+from tests.server.stage import Stage
+
+
+class ScriptedPeer:
+    """A connection that notes what it is told."""
+
+    def __init__(self, *, is_conversation: bool = True, is_busy: bool = True, address: str = "192.0.2.1") -> None:
+        self.is_conversation = is_conversation
+        self.is_busy = is_busy
+        self.stream_count = 0
+        self.address = address
+        self.number = 0
+        self.calls: list[str] = []
+
+    def drain(self, window: float) -> None:
+        self.calls.append(f"drain {window:g}")
+
+    def close_when_idle(self) -> None:
+        self.calls.append("close when idle")
+
+    def say_goodbye(self) -> None:
+        self.calls.append("goodbye")
+
+    def revoke(self, removed: object) -> None:
+        self.calls.append(f"revoke {removed}")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+@pytest.fixture
+def stage() -> Stage:
+    return Stage()
+
+
+def test_connections_are_numbered_and_counted_until_they_are_gone(stage):
+    peers = Peers(stage.timers, max_connections=2)
+    first, second, third = (ScriptedPeer() for _ in range(3))
+    assert [peers.admit(first), peers.admit(second)] == [None, None]
+    assert isinstance(peers.admit(third), Overloaded)
+    assert [first.number, second.number, third.number] == [1, 2, 3]
+    peers.discard(third)
+    peers.discard(third)
+    peers.discard(first)
+    assert len(peers) == 1
+    assert peers.admit(ScriptedPeer()) is None
+
+
+def test_arrivals_are_bounded_by_address(stage):
+    peers = Peers(stage.timers, max_connections=10, connection_rate=2)
+    assert [peers.admit(ScriptedPeer()), peers.admit(ScriptedPeer())] == [None, None]
+    assert isinstance(peers.admit(ScriptedPeer()), RateLimited)
+    assert peers.admit(ScriptedPeer(address="192.0.2.2")) is None
+    peers.configure(max_connections=10, connection_rate=None)
+    assert peers.admit(ScriptedPeer()) is None
+
+
+def test_bounds_can_change_for_connections_to_come(stage):
+    peers = Peers(stage.timers, max_connections=1)
+    peers.admit(ScriptedPeer())
+    peers.configure(max_connections=2, connection_rate=None)
+    assert peers.admit(ScriptedPeer()) is None
+
+
+def test_everybody_is_told_in_every_way(stage):
+    peers = stage.peers
+    first, second = ScriptedPeer(), ScriptedPeer(is_conversation=False)
+    peers.add(first)
+    peers.admit(second)
+    peers.drain(2.0)
+    peers.close_when_idle()
+    peers.revoke({("key", 0)})
+    peers.say_goodbye()
+    peers.abort()
+    assert (
+        first.calls
+        == second.calls
+        == [
+            "drain 2",
+            "close when idle",
+            "revoke {('key', 0)}",
+            "goodbye",
+            "abort",
+        ]
+    )
+
+
+def test_conversation_that_comes_late_closes_when_it_is_idle_and_a_probe_does_not(stage):
+    stage.peers.close_when_idle()
+    conversation, probe = ScriptedPeer(), ScriptedPeer(is_conversation=False)
+    stage.peers.add(conversation)
+    stage.peers.admit(probe)
+    assert (conversation.calls, probe.calls) == (["close when idle"], [])
+
+
+def test_settled_is_said_when_the_last_busy_connection_is_gone(stage):
+    peers, settled = stage.peers, []
+    busy, answering, idle = ScriptedPeer(), ScriptedPeer(), ScriptedPeer(is_busy=False)
+    for peer in (busy, answering, idle):
+        peers.add(peer)
+    peers.on_settled = lambda: settled.append(len(peers))
+    peers.discard(busy)
+    assert settled == []
+    answering.is_busy = False
+    peers.check_settled()
+    assert settled == [2]
+
+
+def test_statistics_tell_conversations_from_other_connections(stage):
+    reader = ScriptedPeer()
+    reader.stream_count = 3
+    stage.peers.add(reader)
+    stage.peers.add(ScriptedPeer())
+    stage.peers.admit(ScriptedPeer(is_conversation=False))
+    statistics = stage.peers.statistics()
+    assert (statistics.open, statistics.conversations, statistics.most_streams) == (3, 2, 3)
