@@ -19,6 +19,7 @@ from holdfast.admission.principal import Principal, Scopes
 from holdfast.config import KeyConfig
 from holdfast.config.auth import AuthConfig
 from holdfast.core.session.messages import SUBPROTOCOL
+from holdfast.core.entries import Owner
 from holdfast.errors import Forbidden, Unauthorized
 from tests.support.gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
 from tests.support.gateway_path import GatewayPath, MakePath
@@ -256,7 +257,7 @@ def test_token_of_another_secret_is_refused(made: tuple[ClientTokens, KeyTable, 
 def test_token_ends_at_its_time_and_with_its_key(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     tokens, table, clock, caller = made
     token = tokens.issue(caller, TokenRequest(subject="ann", expires_in=60)).token
-    assert tokens.read(token, None).owner == ("acme", "ann")
+    assert tokens.read(token, None).owner == Owner("acme", "ann")
     clock.now += 60
     with pytest.raises(Unauthorized, match="expired"):
         tokens.read(token, None)
