@@ -18,8 +18,8 @@ from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, parse_has
 from holdfast.admission.principal import Principal, Scopes
 from holdfast.config import KeyConfig
 from holdfast.config.auth import AuthConfig
-from holdfast.core.session.messages import SUBPROTOCOL
 from holdfast.core.entries import Owner
+from holdfast.core.session.messages import SUBPROTOCOL
 from holdfast.errors import Forbidden, Unauthorized
 from tests.support.gateway_client import Http, Session, answer, ask, chat, content, dial, read_stream, whole
 from tests.support.gateway_path import GatewayPath, MakePath

@@ -100,7 +100,7 @@ class MemoryTransport(asyncio.Transport):
         self.taken = bytearray()
         self.buffer = bytearray()
         self.is_stalled = False
-        self.is_reading = True
+        self.is_read = True
         self.is_aborted = False
         self.has_eof = False
         self._is_paused = False
@@ -141,10 +141,10 @@ class MemoryTransport(asyncio.Transport):
         self._maybe_pause()
 
     def pause_reading(self) -> None:
-        self.is_reading = False
+        self.is_read = False
 
     def resume_reading(self) -> None:
-        self.is_reading = True
+        self.is_read = True
 
     def can_write_eof(self) -> bool:
         return True

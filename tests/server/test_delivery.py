@@ -35,7 +35,7 @@ def reading(
 # -- Server-Sent Events --------------------------------------------------------------------------------
 
 
-def test_entries_come_as_events_up_to_the_end(stage):
+def test_entries_come_as_events_up_to_the_end(stage: Stage) -> None:
     client, source = reading(stage)
     assert client.answer == b""
     source.say(1, 2)
@@ -49,7 +49,7 @@ def test_entries_come_as_events_up_to_the_end(stage):
     assert stage.timers.pending == 0
 
 
-def test_failure_before_the_first_entry_is_the_answers_status(stage):
+def test_failure_before_the_first_entry_is_the_answers_status(stage: Stage) -> None:
     client, source = reading(stage)
     source.end("failed", error=ErrorBody("upstream_status", "no such model", status=404))
     stage.loop.turn()
@@ -58,7 +58,7 @@ def test_failure_before_the_first_entry_is_the_answers_status(stage):
     assert stage.timers.pending == 0
 
 
-def test_failure_behind_an_entry_is_an_event(stage):
+def test_failure_behind_an_entry_is_an_event(stage: Stage) -> None:
     client, source = reading(stage)
     source.say(1)
     source.end("failed", error=ErrorBody("upstream_reset", "cut"))
@@ -68,7 +68,7 @@ def test_failure_behind_an_entry_is_an_event(stage):
     assert client.is_finished
 
 
-def test_form_that_starts_at_once_has_its_head_before_any_entry(stage):
+def test_form_that_starts_at_once_has_its_head_before_any_entry(stage: Stage) -> None:
     client, source = reading(stage, STREAMS_FRAMING)
     assert client.status == 200
     source.end("failed", error=ErrorBody("upstream_reset", "cut"))
@@ -76,7 +76,7 @@ def test_form_that_starts_at_once_has_its_head_before_any_entry(stage):
     assert client.body.startswith(b"event: end\nid: 1-0\n")
 
 
-def test_silent_stream_gets_comments(stage):
+def test_silent_stream_gets_comments(stage: Stage) -> None:
     client, source = reading(stage)
     stage.loop.pass_time(14.0)
     assert client.answer == b""
@@ -89,7 +89,7 @@ def test_silent_stream_gets_comments(stage):
     assert client.body.count(b"keep-alive") == 2
 
 
-def test_reader_begins_behind_its_position_and_is_refused_where_that_is_gone(stage):
+def test_reader_begins_behind_its_position_and_is_refused_where_that_is_gone(stage: Stage) -> None:
     source = stage.streams.make("st_a")
     source.say(1, 2)
     client = HttpClient()
@@ -102,7 +102,7 @@ def test_reader_begins_behind_its_position_and_is_refused_where_that_is_gone(sta
     assert source.stream.reader_count == 1
 
 
-def test_client_that_takes_nothing_holds_its_cursor_and_no_more(stage):
+def test_client_that_takes_nothing_holds_its_cursor_and_no_more(stage: Stage) -> None:
     client, source = reading(stage)
     source.say(1)
     stage.loop.turn()
@@ -112,12 +112,13 @@ def test_client_that_takes_nothing_holds_its_cursor_and_no_more(stage):
     assert b'{"n":2}' not in client.body
     assert b"keep-alive" not in client.body
     client.is_writable = True
+    assert client.exchange.on_writable is not None
     client.exchange.on_writable()
     stage.loop.turn()
     assert b'{"n":2}' in client.body
 
 
-def test_reader_that_leaves_is_lost_to_the_stream(stage):
+def test_reader_that_leaves_is_lost_to_the_stream(stage: Stage) -> None:
     client, source = reading(stage, grace=0.0)
     client.exchange.disconnected()
     assert source.calls == ["abandon"]
@@ -125,7 +126,7 @@ def test_reader_that_leaves_is_lost_to_the_stream(stage):
     assert stage.timers.pending == 0
 
 
-def test_client_that_was_gone_before_its_request_began_reads_nothing(stage):
+def test_client_that_was_gone_before_its_request_began_reads_nothing(stage: Stage) -> None:
     source = stage.streams.make("st_a", grace=0.0)
     client = HttpClient()
     client.exchange.disconnected()
@@ -136,7 +137,7 @@ def test_client_that_was_gone_before_its_request_began_reads_nothing(stage):
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_revoked_reader_is_told_in_the_dialects_form(stage, has_begun):
+def test_revoked_reader_is_told_in_the_dialects_form(stage: Stage, has_begun: bool) -> None:
     client, source = reading(stage)
     if has_begun:
         source.say(1)
@@ -148,7 +149,7 @@ def test_revoked_reader_is_told_in_the_dialects_form(stage, has_begun):
     assert source.stream.reader_count == 0
 
 
-def test_revoked_reader_of_a_form_without_errors_is_cut_off(stage):
+def test_revoked_reader_of_a_form_without_errors_is_cut_off(stage: Stage) -> None:
     client, source = reading(stage, STREAMS_FRAMING)
     client.exchange.revoke(Unauthorized("revoked"))
     assert client.is_aborted
@@ -156,17 +157,17 @@ def test_revoked_reader_of_a_form_without_errors_is_cut_off(stage):
     assert source.stream.reader_count == 0
 
 
-def test_queue_and_takeover_have_no_form(stage):
+def test_queue_and_takeover_have_no_form(stage: Stage) -> None:
     client, source = reading(stage)
-    source.stream.move(3)
-    source.stream.move(None)
+    source.stream.wait_at(3)
+    source.stream.wait_at(None)
     source.stream.begin_epoch(2)
     source.say(1)
     stage.loop.turn()
     assert client.body == b'id: 2-0\ndata: {"n":1}\n\n'
 
 
-def test_long_answer_is_left_to_later_turns_in_part(stage):
+def test_long_answer_is_left_to_later_turns_in_part(stage: Stage) -> None:
     client, source = reading(stage)
     (reader,) = source.stream._readers.values()
     assert isinstance(reader, SseReader)
@@ -179,7 +180,7 @@ def test_long_answer_is_left_to_later_turns_in_part(stage):
 # -- answers that come whole ---------------------------------------------------------------------------
 
 
-async def test_waiter_for_the_end_returns_at_the_end_alone(stage):
+async def test_waiter_for_the_end_returns_at_the_end_alone(stage: Stage) -> None:
     source, client = stage.streams.make("st_a"), HttpClient()
     waiter = Waiter(source.stream, client.exchange, wants_end=True)
     source.say(1)
@@ -192,7 +193,7 @@ async def test_waiter_for_the_end_returns_at_the_end_alone(stage):
     assert source.stream.reader_count == 0
 
 
-async def test_waiter_for_an_entry_returns_with_it(stage):
+async def test_waiter_for_an_entry_returns_with_it(stage: Stage) -> None:
     source, client = stage.streams.make("st_a"), HttpClient()
     source.say(1)
     waiter = Waiter(source.stream, client.exchange, Position(0))
@@ -201,14 +202,14 @@ async def test_waiter_for_an_entry_returns_with_it(stage):
     assert waiter.read() == [b'{"n":2}']
 
 
-async def test_waiter_on_an_ended_stream_returns_at_once(stage):
+async def test_waiter_on_an_ended_stream_returns_at_once(stage: Stage) -> None:
     source, client = stage.streams.make("st_a"), HttpClient()
     source.end()
     await Waiter(source.stream, client.exchange, wants_end=True).wait()
     assert source.stream.reader_count == 0
 
 
-async def test_waiters_client_that_leaves_ends_the_wait(stage):
+async def test_waiters_client_that_leaves_ends_the_wait(stage: Stage) -> None:
     source, client = stage.streams.make("st_a", grace=0.0), HttpClient()
     waiter = Waiter(source.stream, client.exchange, wants_end=True)
     client.exchange.disconnected()
@@ -220,7 +221,7 @@ async def test_waiters_client_that_leaves_ends_the_wait(stage):
     assert source.stream.reader_count == 0
 
 
-async def test_waiter_whose_key_is_revoked_is_refused(stage):
+async def test_waiter_whose_key_is_revoked_is_refused(stage: Stage) -> None:
     source, client = stage.streams.make("st_a"), HttpClient()
     waiter = Waiter(source.stream, client.exchange, wants_end=True)
     client.exchange.revoke(Unauthorized("revoked"))

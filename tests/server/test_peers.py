@@ -41,7 +41,7 @@ def stage() -> Stage:
     return Stage()
 
 
-def test_connections_are_numbered_and_counted_until_they_are_gone(stage):
+def test_connections_are_numbered_and_counted_until_they_are_gone(stage: Stage) -> None:
     peers = Peers(stage.timers, max_connections=2)
     first, second, third = (ScriptedPeer() for _ in range(3))
     assert [peers.admit(first), peers.admit(second)] == [None, None]
@@ -54,7 +54,7 @@ def test_connections_are_numbered_and_counted_until_they_are_gone(stage):
     assert peers.admit(ScriptedPeer()) is None
 
 
-def test_arrivals_are_bounded_by_address(stage):
+def test_arrivals_are_bounded_by_address(stage: Stage) -> None:
     peers = Peers(stage.timers, max_connections=10, connection_rate=2)
     assert [peers.admit(ScriptedPeer()), peers.admit(ScriptedPeer())] == [None, None]
     assert isinstance(peers.admit(ScriptedPeer()), RateLimited)
@@ -63,14 +63,14 @@ def test_arrivals_are_bounded_by_address(stage):
     assert peers.admit(ScriptedPeer()) is None
 
 
-def test_bounds_can_change_for_connections_to_come(stage):
+def test_bounds_can_change_for_connections_to_come(stage: Stage) -> None:
     peers = Peers(stage.timers, max_connections=1)
     peers.admit(ScriptedPeer())
     peers.configure(max_connections=2, connection_rate=None)
     assert peers.admit(ScriptedPeer()) is None
 
 
-def test_everybody_is_told_in_every_way(stage):
+def test_everybody_is_told_in_every_way(stage: Stage) -> None:
     peers = stage.peers
     first, second = ScriptedPeer(), ScriptedPeer(is_conversation=False)
     peers.add(first)
@@ -93,7 +93,7 @@ def test_everybody_is_told_in_every_way(stage):
     )
 
 
-def test_conversation_that_comes_late_closes_when_it_is_idle_and_a_probe_does_not(stage):
+def test_conversation_that_comes_late_closes_when_it_is_idle_and_a_probe_does_not(stage: Stage) -> None:
     stage.peers.close_when_idle()
     conversation, probe = ScriptedPeer(), ScriptedPeer(is_conversation=False)
     stage.peers.add(conversation)
@@ -101,7 +101,7 @@ def test_conversation_that_comes_late_closes_when_it_is_idle_and_a_probe_does_no
     assert (conversation.calls, probe.calls) == (["close when idle"], [])
 
 
-def test_settled_is_said_when_the_last_busy_connection_is_gone(stage):
+def test_settled_is_said_when_the_last_busy_connection_is_gone(stage: Stage) -> None:
     peers, settled = stage.peers, []
     busy, answering, idle = ScriptedPeer(), ScriptedPeer(), ScriptedPeer(is_busy=False)
     for peer in (busy, answering, idle):
@@ -114,7 +114,7 @@ def test_settled_is_said_when_the_last_busy_connection_is_gone(stage):
     assert settled == [2]
 
 
-def test_statistics_tell_conversations_from_other_connections(stage):
+def test_statistics_tell_conversations_from_other_connections(stage: Stage) -> None:
     reader = ScriptedPeer()
     reader.stream_count = 3
     stage.peers.add(reader)

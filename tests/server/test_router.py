@@ -55,6 +55,8 @@ class Echoes:
     def data_received(self, data: bytes) -> None:
         self.received += data
 
+    def close_when_idle(self) -> None: ...
+
 
 class World:
     """A router with routes for each guard, and the connections of its clients."""
@@ -123,8 +125,10 @@ def world() -> World:
     return World(Stage())
 
 
-def test_every_path_has_one_route(world):
-    assert world.router.find("/caller/a%2fb")[1] == "a%2fb"
+def test_every_path_has_one_route(world: World) -> None:
+    found = world.router.find("/caller/a%2fb")
+    assert found is not None
+    assert found[1] == "a%2fb"
     assert world.router.find("/caller/a/b") is None
 
 
@@ -144,7 +148,9 @@ def test_every_path_has_one_route(world):
         ("/nothing", ADMIN_KEY, NotFound),
     ],
 )
-async def test_guard_lets_through_whom_it_should(world, path, key, expected):
+async def test_guard_lets_through_whom_it_should(
+    world: World, path: str, key: str, expected: type[HoldfastError] | None
+) -> None:
     if expected is None:
         assert (await world.ask("GET", path, key)).status == 200
         assert len(world.seen) == 1
@@ -154,26 +160,26 @@ async def test_guard_lets_through_whom_it_should(world, path, key, expected):
         assert world.seen == []
 
 
-async def test_handler_gets_the_caller_and_what_the_path_holds(world):
+async def test_handler_gets_the_caller_and_what_the_path_holds(world: World) -> None:
     client = await world.ask("HEAD", "/caller/st_1", SERVER_KEY)
     (principal, argument) = world.seen[0]
     assert (principal.key_id, argument, client.exchange.secret) == ("server", "st_1", ("server", 0))
 
 
-async def test_admin_key_opens_no_websocket_as_a_subprotocol(world):
+async def test_admin_key_opens_no_websocket_as_a_subprotocol(world: World) -> None:
     answer = world.send(
         f"GET /echo HTTP/1.1\r\nhost: x\r\n{UPGRADE}sec-websocket-protocol: holdfast.token.{ADMIN_KEY}\r\n\r\n"
     )
     assert answer.startswith(b"HTTP/1.1 401")
 
 
-async def test_method_that_a_path_has_not_is_refused_with_those_that_it_has(world):
+async def test_method_that_a_path_has_not_is_refused_with_those_that_it_has(world: World) -> None:
     client = await world.ask("DELETE", "/caller/x", SERVER_KEY)
     assert client.status == 405
     assert b"allow: GET, HEAD, POST\r\n" in client.answer
 
 
-async def test_page_of_an_allowed_origin_gets_its_preflight_without_a_credential(world):
+async def test_page_of_an_allowed_origin_gets_its_preflight_without_a_credential(world: World) -> None:
     page = {"origin": "https://app.example", "access_control_request_method": "POST"}
     client = await world.ask("OPTIONS", "/caller/x", **page)
     assert client.status == 204
@@ -197,7 +203,9 @@ async def test_page_of_an_allowed_origin_gets_its_preflight_without_a_credential
         (f"GET /echo HTTP/1.1\r\nhost: x\r\n{UPGRADE}\r\n", 401),
     ],
 )
-def test_listener_and_handshake_refuse_in_the_shape_of_the_path(world, request_text, status):
+def test_listener_and_handshake_refuse_in_the_shape_of_the_path(
+    world: World, request_text: str, status: int
+) -> None:
     answer = world.send(request_text)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert b"\r\n\r\nplain %d " % status in answer
@@ -212,11 +220,11 @@ def test_listener_and_handshake_refuse_in_the_shape_of_the_path(world, request_t
         "POST /plain" + "x" * (2 * MAX_HEAD),
     ],
 )
-def test_refusal_of_a_path_without_a_dialect_has_the_default_shape(world, request_text):
+def test_refusal_of_a_path_without_a_dialect_has_the_default_shape(world: World, request_text: str) -> None:
     assert b'\r\n\r\n{"error":{"message":' in world.send(request_text)
 
 
-async def test_handlers_and_methods_errors_have_the_shape_of_the_path(world):
+async def test_handlers_and_methods_errors_have_the_shape_of_the_path(world: World) -> None:
     client = await world.ask("GET", "/plain", SERVER_KEY)
     assert client.body == b"plain 405 method_not_allowed"
     with pytest.raises(Unauthorized):
@@ -235,7 +243,7 @@ def handshake(world: World, *, subprotocols: str = "", rest: str = "", path: str
     )
 
 
-def test_handshake_is_handed_to_the_surface_with_what_came_behind_it(world):
+def test_handshake_is_handed_to_the_surface_with_what_came_behind_it(world: World) -> None:
     answer = handshake(world, subprotocols="echo.v1, echo.v2", rest="frames")
     assert answer.startswith(b"HTTP/1.1 101")
     assert b"sec-websocket-protocol: echo.v2\r\n" in answer.lower()
@@ -245,24 +253,25 @@ def test_handshake_is_handed_to_the_surface_with_what_came_behind_it(world):
     assert (len(world.stage.peers), world.stage.peers.statistics().conversations) == (1, 1)
 
 
-def test_handshake_without_a_known_subprotocol_has_none(world):
+def test_handshake_without_a_known_subprotocol_has_none(world: World) -> None:
     assert b"sec-websocket-protocol" not in handshake(world, subprotocols="other").lower()
     assert world.echoes.opened[0].subprotocol is None
 
 
-def test_handshake_beyond_the_connections_of_a_key_is_refused(world):
+def test_handshake_beyond_the_connections_of_a_key_is_refused(world: World) -> None:
     handshake(world)
     assert handshake(world).startswith(b"HTTP/1.1 429")
     assert len(world.echoes.opened) == 1
 
 
-def test_handshake_at_another_path_names_the_paths_that_there_are(world):
+def test_handshake_at_another_path_names_the_paths_that_there_are(world: World) -> None:
     assert b"there is no WebSocket at /nowhere; try /echo" in handshake(world, path="/nowhere")
 
 
 @pytest.mark.parametrize("has_unfinished", [False, True])
-def test_process_that_goes_opens_conversations_for_what_is_unfinished_alone(world, has_unfinished):
+def test_process_that_goes_opens_conversations_for_what_is_unfinished_alone(
+    world: World, has_unfinished: bool
+) -> None:
     world.has_unfinished = has_unfinished
     world.stage.peers.close_when_idle()
-    world.echoes.close_when_idle = lambda: None
     assert handshake(world).startswith(b"HTTP/1.1 101" if has_unfinished else b"HTTP/1.1 503")

@@ -38,7 +38,7 @@ def created(stage: Stage, client: Client, request_id: str = "r-1", **fields: Any
 # -- creating and reading ------------------------------------------------------------------------------
 
 
-def test_created_stream_is_accepted_and_delivered_to_its_end(stage):
+def test_created_stream_is_accepted_and_delivered_to_its_end(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     source.say(1)
@@ -54,7 +54,7 @@ def test_created_stream_is_accepted_and_delivered_to_its_end(stage):
     assert client.session.outlet.streams == {}
 
 
-def test_refused_create_is_told_under_its_request_id(stage):
+def test_refused_create_is_told_under_its_request_id(stage: Stage) -> None:
     client = welcomed(stage)
     stage.streams.refusal = Overloaded("full", retry_after=2.0)
     client.say("create", request_id="r-1", request=REQUEST)
@@ -62,7 +62,7 @@ def test_refused_create_is_told_under_its_request_id(stage):
     assert (error["type"], error["code"], error["request_id"]) == ("error", "overloaded", "r-1")
 
 
-def test_terms_of_a_session_say_whose_connection_and_session_it_is(stage):
+def test_terms_of_a_session_say_whose_connection_and_session_it_is(stage: Stage) -> None:
     client = stage.greet()
     (welcome,) = client.hear()
     created(stage, client)
@@ -71,7 +71,7 @@ def test_terms_of_a_session_say_whose_connection_and_session_it_is(stage):
     assert (terms.request_id, terms.detach_grace) == ("r-1", 60.0)
 
 
-def test_streams_are_delivered_in_turn(stage):
+def test_streams_are_delivered_in_turn(stage: Stage) -> None:
     client = welcomed(stage)
     sources = [created(stage, client, f"r-{number}") for number in range(3)]
     for source in sources:
@@ -80,7 +80,7 @@ def test_streams_are_delivered_in_turn(stage):
     assert seen[:6] == ["st_1", "st_2", "st_3"] * 2
 
 
-def test_control_messages_go_before_entries(stage):
+def test_control_messages_go_before_entries(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     source.say(1)
@@ -88,18 +88,18 @@ def test_control_messages_go_before_entries(stage):
     assert client.types() == ["pong", "event"]
 
 
-def test_position_in_the_queue_is_told_once_a_turn(stage):
+def test_position_in_the_queue_is_told_once_a_turn(stage: Stage) -> None:
     client = welcomed(stage)
     stream = created(stage, client).stream
     for position in (3, 2, 1):
-        stream.move(position)
+        stream.wait_at(position)
     assert client.hear() == [{"type": "queued", "stream": "st_1", "position": 1}]
-    stream.move(1)
-    stream.move(None)
+    stream.wait_at(1)
+    stream.wait_at(None)
     assert client.hear() == []
 
 
-def test_new_epoch_is_told_before_its_first_entry(stage):
+def test_new_epoch_is_told_before_its_first_entry(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     source.stream.begin_epoch(2)
@@ -109,7 +109,7 @@ def test_new_epoch_is_told_before_its_first_entry(stage):
     assert event["type"] == "event"
 
 
-def test_client_that_takes_nothing_is_written_no_more(stage):
+def test_client_that_takes_nothing_is_written_no_more(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     client.transport.stall()
@@ -124,7 +124,7 @@ def test_client_that_takes_nothing_is_written_no_more(stage):
     assert got == 100_000
 
 
-def test_bare_client_gets_one_entry_per_message_and_acknowledges_nothing(stage):
+def test_bare_client_gets_one_entry_per_message_and_acknowledges_nothing(stage: Stage) -> None:
     client = stage.connect(negotiated=False)
     client.say(**REQUEST)
     assert client.types() == ["accepted"]
@@ -138,7 +138,7 @@ def test_bare_client_gets_one_entry_per_message_and_acknowledges_nothing(stage):
 # -- resuming ------------------------------------------------------------------------------------------
 
 
-def test_hello_resumes_what_is_there_and_refuses_the_rest(stage):
+def test_hello_resumes_what_is_there_and_refuses_the_rest(stage: Stage) -> None:
     stage.streams.make("st_a").say(1, 2)
     stage.streams.make("st_b", owner=Owner("somebody else"))
     resumes = [{"stream": name, "after": 0} for name in ("st_a", "st_b", "st_c")]
@@ -148,7 +148,7 @@ def test_hello_resumes_what_is_there_and_refuses_the_rest(stage):
     assert (event["seq"], event["data"]) == (1, {"n": 2})
 
 
-def test_session_that_is_full_refuses_further_streams_for_the_time_being(stage):
+def test_session_that_is_full_refuses_further_streams_for_the_time_being(stage: Stage) -> None:
     for number in range(5):
         stage.streams.make(f"st_{number}")
     client = stage.greet(streams=[{"stream": f"st_{number}", "after": -1} for number in range(5)])
@@ -157,7 +157,7 @@ def test_session_that_is_full_refuses_further_streams_for_the_time_being(stage):
     assert welcome["streams"][4]["error"]["retryable"] is True
 
 
-def test_same_client_on_a_new_connection_takes_over(stage):
+def test_same_client_on_a_new_connection_takes_over(stage: Stage) -> None:
     older = stage.greet()
     (welcome,) = older.hear()
     source = created(stage, older)
@@ -174,7 +174,7 @@ def test_same_client_on_a_new_connection_takes_over(stage):
     assert source.stream.reader_count == 1
 
 
-def test_other_tenants_token_takes_nothing_over(stage):
+def test_other_tenants_token_takes_nothing_over(stage: Stage) -> None:
     older = stage.greet()
     (welcome,) = older.hear()
     other = stage.greet(Principal("somebody else"), session=welcome["session"])
@@ -184,7 +184,7 @@ def test_other_tenants_token_takes_nothing_over(stage):
     assert older.close is None
 
 
-def test_acknowledged_end_of_what_was_created_or_resumed_need_not_be_kept(stage):
+def test_acknowledged_end_of_what_was_created_or_resumed_need_not_be_kept(stage: Stage) -> None:
     stage.streams.make("st_a").end()
     stage.streams.make("st_b").end()
     client = stage.greet(streams=[{"stream": "st_a", "after": -1}])
@@ -195,7 +195,7 @@ def test_acknowledged_end_of_what_was_created_or_resumed_need_not_be_kept(stage)
     assert stage.streams.acknowledgements == ["st_a"]
 
 
-def test_admin_that_resumes_the_stream_of_another_decides_nothing_about_it(stage):
+def test_admin_that_resumes_the_stream_of_another_decides_nothing_about_it(stage: Stage) -> None:
     stage.streams.make("st_a").end()
     admin = Principal("admin", scopes=Scopes(is_admin=True))
     client = stage.greet(admin, streams=[{"stream": "st_a", "after": -1}])
@@ -204,7 +204,7 @@ def test_admin_that_resumes_the_stream_of_another_decides_nothing_about_it(stage
     assert stage.streams.acknowledgements == []
 
 
-def test_expired_token_resumes_nothing(stage):
+def test_expired_token_resumes_nothing(stage: Stage) -> None:
     stage.streams.make("st_a")
     client = stage.greet(Principal("tenant", expires=999.0), streams=[{"stream": "st_a", "after": -1}])
     (welcome,) = client.hear()
@@ -214,7 +214,7 @@ def test_expired_token_resumes_nothing(stage):
 # -- answers that come later ---------------------------------------------------------------------------
 
 
-def test_messages_wait_for_the_answer_before_them(stage):
+def test_messages_wait_for_the_answer_before_them(stage: Stage) -> None:
     client = welcomed(stage)
     running = created(stage, client)
     stage.streams.is_late = True
@@ -230,7 +230,7 @@ def test_messages_wait_for_the_answer_before_them(stage):
     assert client.types() == ["error", "pong"]
 
 
-def test_hello_is_answered_when_all_its_streams_are_found(stage):
+def test_hello_is_answered_when_all_its_streams_are_found(stage: Stage) -> None:
     stage.streams.make("st_a")
     stage.streams.is_late = True
     client = stage.greet(streams=[{"stream": "st_a", "after": -1}, {"stream": "st_b", "after": -1}])
@@ -241,20 +241,20 @@ def test_hello_is_answered_when_all_its_streams_are_found(stage):
     assert client.types() == ["welcome", "pong"]
 
 
-def test_client_that_sends_on_while_it_waits_is_read_no_further(stage):
+def test_client_that_sends_on_while_it_waits_is_read_no_further(stage: Stage) -> None:
     client = welcomed(stage)
     stage.streams.is_late = True
     client.say("cancel", request_id="r-1")
     for number in range(MAX_HELD_MESSAGES):
-        assert client.transport.is_reading
+        assert client.transport.is_read
         client.say("ping", t=number)
-    assert not client.transport.is_reading
+    assert not client.transport.is_read
     stage.streams.answer()
-    assert client.transport.is_reading
+    assert client.transport.is_read
     assert client.types() == ["pong"] * MAX_HELD_MESSAGES
 
 
-def test_stream_that_was_created_for_a_lost_client_waits_for_its_return(stage):
+def test_stream_that_was_created_for_a_lost_client_waits_for_its_return(stage: Stage) -> None:
     client = welcomed(stage)
     stage.streams.is_late = True
     client.say("create", request_id="r-1", request=REQUEST)
@@ -269,7 +269,7 @@ def test_stream_that_was_created_for_a_lost_client_waits_for_its_return(stage):
 
 
 @pytest.mark.parametrize("message", [{"type": "attach", "stream": "st_a", "after": -1}, {"type": "hello"}])
-def test_lookup_that_outlasts_its_connection_leaves_no_reader(stage, message):
+def test_lookup_that_outlasts_its_connection_leaves_no_reader(stage: Stage, message: dict[str, Any]) -> None:
     stream = stage.streams.make("st_a").stream
     if message["type"] == "hello":
         stage.streams.is_late = True
@@ -284,7 +284,7 @@ def test_lookup_that_outlasts_its_connection_leaves_no_reader(stage, message):
     assert stage.sessions.by_token == {}
 
 
-def test_cancel_is_carried_out_for_a_client_that_has_gone(stage):
+def test_cancel_is_carried_out_for_a_client_that_has_gone(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     stage.streams.is_late = True
@@ -297,7 +297,7 @@ def test_cancel_is_carried_out_for_a_client_that_has_gone(stage):
 # -- the end of a connection ---------------------------------------------------------------------------
 
 
-def test_lost_connection_gives_everything_back_and_keeps_the_place_in_the_log(stage):
+def test_lost_connection_gives_everything_back_and_keeps_the_place_in_the_log(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     assert client.counted.used == 1
@@ -314,14 +314,14 @@ def test_lost_connection_gives_everything_back_and_keeps_the_place_in_the_log(st
     assert (ended.connection, ended.caller.key, ended.streams_left) == (7, "key", 1)
 
 
-def test_client_without_hello_is_sent_away(stage):
+def test_client_without_hello_is_sent_away(stage: Stage) -> None:
     client = stage.connect()
     stage.loop.pass_time(10.2)
     assert client.types() == ["error"]
     assert client.close == (4408, "hello_timeout")
 
 
-def test_revoked_key_ends_its_sessions_and_leaves_their_streams(stage):
+def test_revoked_key_ends_its_sessions_and_leaves_their_streams(stage: Stage) -> None:
     client, other = welcomed(stage), welcomed(stage, Principal("tenant", key_id="other"))
     source = created(stage, client)
     stage.peers.revoke({("key", 0)})
@@ -332,7 +332,7 @@ def test_revoked_key_ends_its_sessions_and_leaves_their_streams(stage):
     assert other.close is None
 
 
-def test_client_that_never_reads_what_it_asks_for_is_dropped(stage):
+def test_client_that_never_reads_what_it_asks_for_is_dropped(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     client.transport.stall()
@@ -347,7 +347,7 @@ def test_client_that_never_reads_what_it_asks_for_is_dropped(stage):
 # -- a process that goes -------------------------------------------------------------------------------
 
 
-def test_drain_is_told_to_those_who_are_there_and_to_those_who_come(stage):
+def test_drain_is_told_to_those_who_are_there_and_to_those_who_come(stage: Stage) -> None:
     client = welcomed(stage)
     created(stage, client)
     stage.peers.drain(30.0)
@@ -358,21 +358,21 @@ def test_drain_is_told_to_those_who_are_there_and_to_those_who_come(stage):
     assert (welcome["type"], told) == ("welcome", goaway)
 
 
-def test_client_with_nothing_to_resume_is_sent_elsewhere_by_a_process_that_goes(stage):
+def test_client_with_nothing_to_resume_is_sent_elsewhere_by_a_process_that_goes(stage: Stage) -> None:
     stage.peers.drain(30.0)
     client = stage.greet(streams=[{"stream": "st_1", "after": -1}])
     assert client.types() == ["error"]
     assert client.close == (1012, "draining")
 
 
-def test_idle_session_is_closed_at_once(stage):
+def test_idle_session_is_closed_at_once(stage: Stage) -> None:
     client = welcomed(stage)
     stage.peers.close_when_idle()
     client.hear()
     assert client.close == (1012, "draining")
 
 
-def test_busy_session_is_closed_behind_the_end_of_its_stream(stage):
+def test_busy_session_is_closed_behind_the_end_of_its_stream(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     stage.peers.close_when_idle()
@@ -384,7 +384,7 @@ def test_busy_session_is_closed_behind_the_end_of_its_stream(stage):
     assert client.close == (1012, "draining")
 
 
-def test_session_is_not_closed_before_its_client_has_taken_everything(stage):
+def test_session_is_not_closed_before_its_client_has_taken_everything(stage: Stage) -> None:
     client = welcomed(stage)
     source = created(stage, client)
     client.transport.stall()
@@ -399,7 +399,7 @@ def test_session_is_not_closed_before_its_client_has_taken_everything(stage):
     assert client.close == (1012, "draining")
 
 
-def test_session_that_comes_late_is_closed_when_it_is_idle(stage):
+def test_session_that_comes_late_is_closed_when_it_is_idle(stage: Stage) -> None:
     stage.peers.close_when_idle()
     client = stage.connect()
     client.hear()
@@ -409,7 +409,7 @@ def test_session_that_comes_late_is_closed_when_it_is_idle(stage):
     assert client.close == (1012, "draining")
 
 
-def test_session_is_not_idle_while_something_is_looked_up_for_it(stage):
+def test_session_is_not_idle_while_something_is_looked_up_for_it(stage: Stage) -> None:
     client = welcomed(stage)
     stage.streams.is_late = True
     client.say("create", request_id="r-1", request=REQUEST)
