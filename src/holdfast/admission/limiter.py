@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from holdfast.config.limits import LimitConfig, LimitsConfig, merged
 from holdfast.core.http.request import Headers
@@ -21,12 +22,15 @@ _MEDIA_TOKENS = 1000
 _MAX_IDLE = 1024
 
 
-class Account:
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+class Account(Generic[_Name]):
     """What one key or one tenant uses, against its limits."""
 
     __slots__ = ("connections", "kind", "limits", "name", "requests", "streams", "tokens")
 
-    def __init__(self, kind: str, name: str, limits: LimitConfig) -> None:
+    def __init__(self, kind: str, name: _Name, limits: LimitConfig) -> None:
         self.kind = kind
         self.name = name
         self.streams = Concurrency()
@@ -62,19 +66,20 @@ def _rate(rate: RateLimit | None, limit: int | None) -> RateLimit | None:
     return rate
 
 
-class Accounts:
-    """The accounts of all keys or of all tenants; those without use are forgotten in time."""
+class Accounts(Generic[_Name]):
+    """The accounts of all keys or of all tenants. Accounts without use are forgotten in time."""
 
-    def __init__(self, kind: str, limits_of: Callable[[str], LimitConfig]) -> None:
+    def __init__(self, kind: str, limits_of: Callable[[_Name], LimitConfig]) -> None:
         self._kind = kind
         self._limits_of = limits_of
-        self._accounts: dict[str, Account] = {}
+        self._accounts: dict[_Name, Account[_Name]] = {}
         self._prune_at = _MAX_IDLE
 
-    def __iter__(self) -> Iterator[Account]:
+    def __iter__(self) -> Iterator[Account[_Name]]:
         return iter(self._accounts.values())
 
-    def get(self, name: str, now: float) -> Account:
+    def get(self, name: _Name, now: float) -> Account[_Name]:
+        """Return an account, which is made at its first use."""
         account = self._accounts.get(name)
         if account is None:
             if len(self._accounts) >= self._prune_at:
@@ -83,10 +88,22 @@ class Accounts:
             account = self._accounts[name] = Account(self._kind, name, self._limits_of(name))
         return account
 
-    def configure(self, limits_of: Callable[[str], LimitConfig]) -> None:
+    def configure(self, limits_of: Callable[[_Name], LimitConfig]) -> None:
+        """Use other limits from now on."""
         self._limits_of = limits_of
         for account in self._accounts.values():
             account.configure(limits_of(account.name))
+
+
+class KeyName(NamedTuple):
+    """A key within its tenant; None for callers of the tenant that are not told apart."""
+
+    tenant: str
+    key: str | None
+
+
+#: Those of a request: its key's and its tenant's.
+BothAccounts: TypeAlias = tuple[Account[KeyName], Account[str]]
 
 
 class Limiter:
@@ -111,15 +128,16 @@ class Limiter:
         self.keys.configure(self._of_key)
         self.tenants.configure(config.of_tenant)
 
-    def _of_key(self, account: str) -> LimitConfig:
-        name = account.partition("\n")[2]  # neither a tenant's nor a key's name can hold a line feed
+    def _of_key(self, account: KeyName) -> LimitConfig:
+        name = account.key or ""
         own = None if self._own_limits is None else self._own_limits(name)
         return merged(own, self._config.of_key(name))
 
-    def accounts(self, tenant: str, key: str | None, now: float) -> tuple[Account, Account]:
-        return self.keys.get(f"{tenant}\n{key or ''}", now), self.tenants.get(tenant, now)
+    def accounts(self, tenant: str, key: str | None, now: float) -> BothAccounts:
+        """Return the accounts of a key and of its tenant."""
+        return self.keys.get(KeyName(tenant, key), now), self.tenants.get(tenant, now)
 
-    def estimate(self, accounts: tuple[Account, Account], bounds: Bounds) -> tuple[int, int]:
+    def estimate(self, accounts: BothAccounts, bounds: Bounds) -> tuple[int, int]:
         """Estimate how many tokens a request has, and how many with its answer, over all its choices.
 
         A request that does not bound its answer is taken to stay within the limits that it is within itself.
@@ -130,7 +148,7 @@ class Limiter:
         limits = [account.tokens.limit for account in accounts if account.tokens is not None]
         return prompt, max(min([prompt + self._config.answer_tokens * bounds.choices, *limits]), prompt)
 
-    def check(self, accounts: tuple[Account, Account], tokens: int, output_field: str, now: float) -> None:
+    def check(self, accounts: BothAccounts, tokens: int, output_field: str, now: float) -> None:
         """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it."""
         for account in accounts:
             limits = account.limits
@@ -152,7 +170,7 @@ class Limiter:
             what = "have {} streams at a time"
             raise key.refuse(what, key.limits.concurrent_streams, "concurrent_streams", 1.0)
 
-    def take(self, accounts: tuple[Account, Account], tokens: int, now: float) -> list[Reservation]:
+    def take(self, accounts: BothAccounts, tokens: int, now: float) -> list[Reservation]:
         """Count a request that was checked in this very turn, and set its tokens aside."""
         reservations = []
         for account in accounts:

@@ -1,9 +1,9 @@
-"""Lets requests in: at once, when their turn comes, or not at all. For one process, and exact.
+"""Admits requests: at once, after a wait in the queue, or not at all. It counts exactly, for one process.
 
-A request is checked against the limits of its key and tenant, then takes a stream of its model's and its tenant's
-capacity, and a place at a provider of its route if their concurrency is bounded. Where one of them is missing it
-waits, fairly, and is told where it stands. The check happens once per request; one whose provider has failed may
-wait again.
+A request is checked against the limits of its key and tenant. It then takes a stream of its model's and its
+tenant's capacity, and a slot at a provider of its route if the providers have limits. A request that lacks one of
+them waits in a queue that is fair between tenants, and is told its position. It is checked once; a request whose
+provider has failed may wait again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from holdfast.admission.limiter import Account, Limiter
+from holdfast.admission.limiter import Account, BothAccounts, Limiter
 from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig
 from holdfast.core.entries import Usage
 from holdfast.core.http.request import Headers
@@ -27,12 +27,19 @@ from holdfast.upstream.capacity import Endpoints, ProviderLease
 
 #: Positions are told at most this often, in seconds, since all of them are looked at for it.
 _POSITION_INTERVAL = 1.0
-#: Over which it is counted how fast the queue moves, in seconds.
+#: The pace of the queue is counted over so many seconds.
 _PACE_WINDOW = 10.0
 
 
 class Ticket:
-    """What one request holds, from its admission until its stream has ended."""
+    """What one request holds, from the check of its limits until its stream has ended.
+
+    | state | holds | what moves it there |
+    |---|---|---|
+    | waiting | its key's stream, reserved tokens, a slot in the queue | `enter` or `wait_again` without room |
+    | admitted | also a stream of model and tenant; a provider's slot until that is taken | `begin`, by the queue |
+    | closed | nothing | `close`, by the launcher; the queue, when its deadline has passed |
+    """
 
     __slots__ = (
         "_admission",
@@ -58,21 +65,21 @@ class Ticket:
         self,
         admission: Admission,
         model: str,
-        accounts: tuple[Account, Account],
+        accounts: BothAccounts,
         reservations: list[Reservation],
         *,
         prompt: int,
     ) -> None:
         self._admission = admission
         self._reservations = reservations
-        # Of the model's and the tenant's streams, and a place at a provider until the pump takes it over.
+        # A stream of the model and one of the tenant; a slot at a provider until the pump takes it over.
         self._capacity: list[Lease] = []
         self._lease: ProviderLease | None = None
         self._prompt = prompt
         self._is_closed = False
         self.model = model
         self.key, self.tenant = accounts
-        #: Where it waits, if not for any endpoint of its model.
+        #: The endpoints that it waits for; None for any of its model.
         self.endpoints: Endpoints | None = None
         self.pool = model
         self.slot: Slot[Ticket] | None = None
@@ -84,7 +91,7 @@ class Ticket:
         self._key_lease = _held(self.key.streams)
 
     def begin(self, model: Concurrency, endpoints: Endpoints | None, now: float) -> None:
-        """Its turn is here: take of the capacity, and let the reserved tokens count."""
+        """Take what admission gives: a stream of model and tenant, a slot; the reserved tokens begin to count."""
         if self.charged is None:
             self.charged = self.slot
         self.position = None
@@ -95,38 +102,39 @@ class Ticket:
             reservation.start(now)
 
     def pause(self) -> None:
-        """Give back what it took when its turn came; its tokens count on."""
+        """Give back what `begin` took; its tokens count on."""
         for lease in self._capacity:
             lease.release()
         self._capacity = []
-        place = self.take_lease()
-        if place is not None:
-            place.release()
+        slot = self.take_lease()
+        if slot is not None:
+            slot.release()
 
     def take_lease(self) -> ProviderLease | None:
+        """Take over the slot at a provider that came with the admission; None where there is none, or no more."""
         lease, self._lease = self._lease, None
         return lease
 
     def watch(self, position_changed: Callable[[int | None], None]) -> None:
-        """Say who is told where the request stands while it waits again; None where it waits no more."""
+        """Name who is told the position while the request waits again; None when it waits no more."""
         self._told = position_changed
 
     def wait(self, waiter: Waiter) -> None:
-        """Say who waits; to be called before the next turn of the loop where there is a position."""
+        """Name who waits. Call it before the next turn of the loop if the ticket has a position."""
         self.waiter = waiter
 
     def wait_again(self, endpoints: Endpoints, waiter: Waiter) -> bool:
         """Wait in the queue once more, for a slot at one of these endpoints alone.
 
-        False, with nothing given back, where the queue has no room.
+        Returns False, with nothing given back, if the queue has no room.
         """
         return not self._is_closed and self._admission.readmit(self, endpoints, waiter)
 
     async def wait_for(self, endpoints: Endpoints) -> ProviderLease | None:
         """Wait as `wait_again` does, and take the slot.
 
-        None where the endpoint that is free has no limit. Raises `QueueFull`, with nothing given back, where the
-        queue has no room, and `QueueTimeout`. Cancellation-safe: `close` gives back what it has.
+        Returns None if the endpoint that is free has no limit. Raises `QueueFull`, with nothing given back, if the
+        queue has no room, and `QueueTimeout`. Cancellation-safe: `close` gives back what it has taken.
         """
         again = _Again(self._told)
         if not self.wait_again(endpoints, again):
@@ -139,7 +147,7 @@ class Ticket:
     def close(self, usage: Usage | None, units: int) -> None:
         """Give everything back, and settle what was used. Idempotent.
 
-        Without `usage` the units of the answer count; where nothing was delivered nothing was used.
+        `units` is what the answer counts if the provider has not told its `usage`; 0 if nothing was delivered.
         """
         if self._is_closed:
             return
@@ -153,6 +161,7 @@ class Ticket:
         self._admission.leave(self, used)
 
     def give_back(self, used: int, now: float) -> None:
+        """Release every lease, and settle the reserved tokens with those that were used."""
         self._key_lease.release()
         self.pause()
         for reservation in self._reservations:
@@ -188,9 +197,9 @@ class _Again:
 
 
 class Admission:
-    """The door of one process. `models` gives each model its bound of streams at a time, None for none.
+    """Admits the requests of one process. `models` bounds the streams of each model; None is no bound.
 
-    `routes` are the endpoints of each model; whoever changes what they have room for calls `admit_waiting`.
+    `routes` are the endpoints of each model. Whoever makes room at one of them calls `admit_waiting`.
     """
 
     def __init__(
@@ -212,23 +221,23 @@ class Admission:
             timeout=queue.deadline,
         )
         self._routes: Mapping[str, Endpoints] = {} if routes is None else routes
-        # The pools where somebody waits; who was served last is at the end.
+        # The pools where somebody waits; the pool that was served last is at the end.
         self._rotation: OrderedDict[str, None] = OrderedDict()
         self._timers = timers
         self._pace = SlidingCounts(_PACE_WINDOW)
         self._deadline: Deadline | None = None
-        # When a breaker of those that are waited for lets requests through again.
+        # When the first breaker of the endpoints that are waited for lets requests through again.
         self._opening: Deadline | None = None
         self._opening_at = math.inf
-        # The models whose queue has moved since positions were told.
-        self._moved: dict[str, None] = {}
+        # The pools whose positions have changed since they were told.
+        self._changed: dict[str, None] = {}
         self._telling: Deadline | None = None
         self._told = -_POSITION_INTERVAL
         self.refused = 0
         self.expired = 0
 
     def enter(self, tenant: str, key: str | None, ask: Ask) -> Ticket:
-        """Let a request in, or give it a place in the queue.
+        """Admit a request, or give it a slot in the queue.
 
         Raises `RateLimited`, `QueueFull`, or `InvalidRequest` (beyond the token limit on its own); then nothing is
         counted or held.
@@ -255,11 +264,11 @@ class Admission:
             ticket.slot = queue.serve(ask.model, tenant, ticket, now=now, cost=prompt, priority=priority)
             ticket.begin(model, self._routes.get(ask.model), now)
             if accounts[1].streams.is_full:
-                queue.pause(tenant)  # it may be waiting for another model, with room of its own until now
+                queue.pause(tenant)  # it may wait for another model, and had room until now
         return ticket
 
     def configure(self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None]) -> None:
-        """Use new settings from now on. Who runs or waits stays; who can be let in now is let in.
+        """Use new settings from now on. Running and waiting requests stay; every one that fits now is admitted.
 
         Models that are gone are kept for what still runs on them.
         """
@@ -285,14 +294,14 @@ class Admission:
         return self.limiter.headers(tenant, key, self._timers.now())
 
     def readmit(self, ticket: Ticket, endpoints: Endpoints, waiter: Waiter) -> bool:
-        """Let a request that was let in before wait for these endpoints. False where the queue has no room."""
+        """Let an admitted request wait for these endpoints. Returns False if the queue has no room."""
         now, queue = self._timers.now(), self.queue
         if queue.is_full or queue.is_full_for(ticket.tenant.name):
             return False
         ticket.pause()
         ticket.endpoints = endpoints
-        # A pool of its own for each choice of endpoints: who is next in it can be served if anybody in it can. No
-        # model's name can hold a line feed.
+        # Each choice of endpoints has a pool of its own, so that if anybody in it can be served, the first can. No
+        # model's name holds a line feed.
         ticket.pool = f"{ticket.model}\n{endpoints.key}"
         ticket.waiter = waiter
         self._push(ticket, cost=0, now=now)  # what it costs was charged when it was served first
@@ -300,25 +309,25 @@ class Admission:
         return True
 
     def leave(self, ticket: Ticket, used: int) -> None:
-        """A ticket was closed: give back what it held, and let in who can be let in now."""
+        """Give back what a closed ticket held, and admit every waiting request that fits."""
         now = self._timers.now()
         ticket.give_back(used, now)
         if ticket.charged is not None:
             self.queue.settle(ticket.charged, used)
         if ticket.slot is not None and ticket.slot.is_waiting:
             self.queue.cancel(ticket.slot)
-            self._has_moved(ticket.pool, now)
+            self._positions_changed(ticket.pool, now)
         self._admit_after(ticket, now)
 
     def admit_waiting(self) -> None:
-        """There may be room: start whoever is next, for as long as there is, of all models in turn."""
+        """Admit waiting requests while there is room, of all models in turn."""
         now = self._timers.now()
         while any(self._serve_one(pool, now) for pool in list(self._rotation)):
             pass
         self._watch_breakers(now)
 
     def waiting_for(self, model: str) -> int:
-        """How many requests for a model wait, whatever for."""
+        """How many requests of a model wait, for whatever endpoint."""
         return sum(self.queue.waiting_in(pool) for pool in self._rotation if pool.partition("\n")[0] == model)
 
     @property
@@ -335,7 +344,7 @@ class Admission:
 
     # -- the queue --
 
-    def _check_room(self, tenant: Account, *, own_full: bool, now: float) -> None:
+    def _check_room(self, tenant: Account[str], *, own_full: bool, now: float) -> None:
         queue = self.queue
         if queue.is_full:
             if own_full and not queue.max_waiting:
@@ -349,12 +358,12 @@ class Admission:
             )
 
     def _retry_after(self, now: float) -> float:
-        """About when a place will be free, by how many have left the queue of late."""
+        """Estimate when a slot will be free, from how many requests have left the queue of late."""
         left, _ = self._pace.totals(now)
         return min(max(_PACE_WINDOW / left, 1.0), self.queue.timeout) if left else self.queue.timeout
 
     def _admit_after(self, ticket: Ticket, now: float) -> None:
-        """A ticket has given back what it held."""
+        """Admit what fits after a ticket has given back what it held."""
         if not self.queue:
             return
         if not ticket.tenant.streams.is_full:
@@ -381,7 +390,7 @@ class Admission:
         return ticket.endpoints or self._routes.get(ticket.model)
 
     def _serve_one(self, pool: str, now: float) -> bool:
-        """Start whoever is next, if there is room; say whether there was."""
+        """Admit the next request of a pool if there is room; return whether there was."""
         queue = self.queue
         slot = queue.peek(pool)
         if slot is None:
@@ -399,7 +408,7 @@ class Admission:
         if ticket.tenant.streams.is_full:
             queue.pause(ticket.tenant.name)
         self._pace.add(now, 1)
-        self._has_moved(pool, now)
+        self._positions_changed(pool, now)
         if ticket.waiter is not None:
             ticket.waiter.admitted()
         return True
@@ -410,7 +419,7 @@ class Admission:
             self._deadline = self._timers.after(max(deadline - now, 0.0), self._expire)
 
     def _watch_breakers(self, now: float) -> None:
-        """Look again when one lets requests through by time alone; what else makes room is told."""
+        """Look again when a breaker half-opens: that alone makes room without a call of `admit_waiting`."""
         soonest = math.inf
         for pool in self._rotation:
             slot = self.queue.peek(pool)
@@ -434,7 +443,7 @@ class Admission:
         for slot in self.queue.expire(now):
             ticket = slot.item
             self.expired += 1
-            self._has_moved(ticket.pool, now)
+            self._positions_changed(ticket.pool, now)
             if ticket.waiter is not None:
                 ticket.waiter.expired(QueueTimeout(retry_after=self._retry_after(now)))
             ticket.close(None, 0)
@@ -442,9 +451,9 @@ class Admission:
 
     # -- positions --
 
-    def _has_moved(self, pool: str, now: float) -> None:
+    def _positions_changed(self, pool: str, now: float) -> None:
         if self.queue.waiting_in(pool):
-            self._moved[pool] = None
+            self._changed[pool] = None
             if self._telling is None:
                 self._telling = self._timers.after(
                     max(self._told + _POSITION_INTERVAL - now, 0.0), self._tell_positions
@@ -453,8 +462,8 @@ class Admission:
     def _tell_positions(self) -> None:
         self._telling = None
         self._told = self._timers.now()
-        moved, self._moved = self._moved, {}
-        for pool in moved:
+        changed, self._changed = self._changed, {}
+        for pool in changed:
             for slot, position in list(self.queue.positions(pool)):
                 ticket = slot.item
                 if ticket.position != position:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -164,7 +165,7 @@ def _protocol_bounds(config: Config) -> list[Bound]:
     ]
 
 
-def _account(account: Account, now: float, *, waiting: int | None = None) -> AccountUse:
+def _account(account: Account[Any], now: float, *, waiting: int | None = None) -> AccountUse:
     return AccountUse(
         requests=_rate(account.requests, now),
         tokens=_rate(account.tokens, now),
