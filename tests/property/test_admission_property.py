@@ -162,4 +162,4 @@ def check(admission: Admission, alive: list[Asked], granted: list[tuple[float, s
         assert model_full or tenants[KEYS[asked.key]] >= 2
     for account in admission.limiter.keys:
         assert account.tokens is not None
-        assert account.tokens.held == sum(f"{KEYS[asked.key]}\n{asked.key}" == account.name for asked in queued)
+        assert account.tokens.held == sum((KEYS[asked.key], asked.key) == account.name for asked in queued)

@@ -309,7 +309,7 @@ def one(world: World, kind: str, asked: Asked) -> None:
     if kind in ("end", "cancel", "overload"):
         asked.finish(is_overload=kind == "overload")
     elif kind == "answer" and asked.lease is not None:
-        world.clock.time += 0.5
+        world.clock.advance(0.5)  # with what is due: a breaker may open the way
         asked.lease.answered()
     elif kind == "pause" and asked.lease is not None:
         asked.lease.release()  # its try has failed, and the next one has yet to begin
