@@ -25,6 +25,7 @@ from holdfast.config.units import Count, Grace, Seconds, Size
 from holdfast.core.entries import AttemptRecord, Usage
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
+from holdfast.dialects.chat import ChatOptions
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
 from holdfast.server.delivery import outlet, sse
 from holdfast.server.listener import http
@@ -97,6 +98,8 @@ _UNITS = [
 ]
 #: Plain numbers whose constraint cannot be told from that of a duration: `typing` shares equal annotations.
 _UNITLESS = {"weight"}
+#: What `options` of a provider holds, by its `api`: dialects define it, and the configuration does not know them.
+_OPTIONS = {"chat": ChatOptions}
 _WORDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
@@ -126,6 +129,11 @@ def _tables(cls: type[msgspec.Struct], path: str, purpose: str, shown: dict[obje
         text = purpose or (f"{text[:1].upper()}{text[1:]}" if text else lead)
         yield f"### {title}\n\n{text}\n\n| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
         yield ""
+    if cls is config.ProviderConfig:
+        inner[:0] = [
+            (options, f"{path}.options", f'The options of a provider with `api = "{api}"`.')
+            for api, options in _OPTIONS.items()
+        ]
     for struct, place, meaning in inner:
         yield from _tables(struct, place, "" if place.endswith("[]") else meaning, shown)
 
@@ -166,7 +174,7 @@ def _kind(type_: Any, metas: list[msgspec.Meta]) -> str:
     if origin is list:
         return f"list of {_kind(args[0], [])}"
     if origin is dict:
-        return f"table of {_kind(args[1], [])}s"
+        return "table" if args[1] is Any else f"table of {_kind(args[1], [])}s"
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
         return "table"
     return f"{_WORDS[type_]}{''.join(_bounds(meta) for meta in metas)}"

@@ -124,8 +124,6 @@ def _serve(args: argparse.Namespace) -> int:
     file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
     config = _load(args)
     logs = Logs(config.logging)
-    if file is not None:
-        file.on_reload = lambda config: logs.configure(config.logging)
 
     async def serve() -> None:
         gateway = Gateway(config)
@@ -136,7 +134,7 @@ def _serve(args: argparse.Namespace) -> int:
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
         if file is not None:
-            file.follow(gateway)
+            file.follow(gateway, on_reload=lambda config: logs.configure(config.logging))
         print(_greeting(gateway), flush=True)
         await signals.serve(gateway)
 

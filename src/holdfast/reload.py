@@ -1,4 +1,4 @@
-"""Follows the configuration file of a running gateway: on SIGHUP, and when the file has changed."""
+"""Reloads a running gateway's configuration file: on SIGHUP, and when the file has changed."""
 
 from __future__ import annotations
 
@@ -15,24 +15,34 @@ from holdfast.timers import Deadline
 
 logger = logging.getLogger("holdfast")
 
-#: How often the file is looked at, in seconds.
+#: Seconds between two looks at the file.
 INTERVAL = 2.0
 
 _Signature = tuple[int, int, int] | None
 
 
 class ConfigFile:
-    """Reloads a gateway. `load` reads the file and raises `ConfigError`; make it before the file is read first."""
+    """Reloads a gateway. `load` reads the file, and raises `ConfigError`.
+
+    Construct it before the file is read for the first time, so that no change of it is missed.
+    """
 
     def __init__(self, path: Path, load: Callable[[], Config]) -> None:
         self._path = path
         self._load = load
         self._seen = self._signature()
         self._timer: Deadline | None = None
-        self.on_reload: Callable[[Config], None] = _nothing
+        self._on_reload: Callable[[Config], None] | None = None
 
-    def follow(self, gateway: Gateway, *, interval: float = INTERVAL) -> None:
-        """Begin, with a gateway that has started. `close` ends it."""
+    def follow(
+        self,
+        gateway: Gateway,
+        *,
+        on_reload: Callable[[Config], None] | None = None,
+        interval: float = INTERVAL,
+    ) -> None:
+        """Begin, with a gateway that has started; `close` ends it. `on_reload` gets each configuration in use."""
+        self._on_reload = on_reload
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload, gateway)
         self._look(gateway, interval)
@@ -42,7 +52,7 @@ class ConfigFile:
             self._timer.cancel()
 
     def reload(self, gateway: Gateway) -> None:
-        """Read the file now. One that cannot be used is refused, and the gateway goes on as it was."""
+        """Read the file now. If it cannot be used, the gateway keeps its present configuration."""
         self._seen = self._signature()
         try:
             config = self._load()
@@ -50,7 +60,8 @@ class ConfigFile:
         except ConfigError as exc:
             logger.error("the configuration was refused, the old one stays: %s", exc.message)
         else:
-            self.on_reload(config)
+            if self._on_reload is not None:
+                self._on_reload(config)
             logger.warning("the configuration was reloaded from %s", self._path)
 
     def _look(self, gateway: Gateway, interval: float) -> None:
@@ -66,7 +77,3 @@ class ConfigFile:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _nothing(_: Config) -> None:
-    pass

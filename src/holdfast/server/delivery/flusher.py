@@ -1,4 +1,4 @@
-"""Corks writes: whatever becomes due in one turn of the loop goes out in one write per connection."""
+"""Corks writes: all that becomes due in one turn of the loop is written at once, per connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("holdfast")
 
 class Flushable(Protocol):
     def flush(self) -> int:
-        """Write what is due; return of how many events that was, about."""
+        """Write what is due, and return about how many events that was."""
 
 
 class Flusher:

@@ -1,4 +1,4 @@
-"""One request over HTTP and its answer, apart from the connection that carries them."""
+"""One HTTP request and its answer, whatever connection carries them."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class ErrorShape(Protocol):
-    """How errors look to the clients of a path: every dialect is one."""
+    """Writes errors as the clients of a path read them. Every dialect is one."""
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         """Write an error as the body of an HTTP answer with this status."""
 
 
 class Connection(Protocol):
-    """What carries an exchange."""
+    """The connection that carries an exchange."""
 
     number: int
 
@@ -110,14 +110,14 @@ class Exchange:
         self._head_only = request.method == "HEAD"
         self._chunked = request.http_version == "1.1"
         self._keep_alive = keep_alive
-        #: Sent with whatever the answer becomes, errors included.
+        #: Headers of any answer, errors included.
         self.headers: Headers = []
         self.is_started = False
         self.is_complete = False
         self.on_writable: Callable[[], None] | None = None
         self.on_disconnect: Callable[[], None] | None = None
         self.on_revoked: Callable[[HoldfastError], None] | None = None
-        #: Which secret of which key the request came with; None for callers without a key.
+        #: The secret that authenticated the request; None for callers without a key.
         self.secret: SecretId | None = None
 
     @property
@@ -202,13 +202,13 @@ class Exchange:
                 callback()
 
     def revoke(self, error: HoldfastError) -> None:
-        """The credential is no longer good: end what is under way."""
+        """End the answer that is under way: its credential is no longer good."""
         callback, self.on_revoked = self.on_revoked, None
         if callback is not None:
             callback(error)
 
 
-#: Of answers that are made for one caller at one time.
+#: Headers of answers that nobody may cache.
 JSON_HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 
 
@@ -220,7 +220,7 @@ def respond_json(exchange: Exchange, body: object, *, status: int = 200) -> None
 def error_response(
     error: HoldfastError, shape: ErrorShape, *, status: int | None = None
 ) -> tuple[int, Headers, bytes]:
-    """Make status, headers and body of the answer for an error."""
+    """Return status, headers and body of the answer for an error."""
     status = status or error.http_status
     headers: Headers = [(b"content-type", b"application/json")]
     if error.retry_after is not None:

@@ -32,7 +32,7 @@ logger = logging.getLogger("holdfast")
 
 #: Largest request head: request line and all headers.
 MAX_HEAD = 32 * 1024
-#: Parameters of one query.
+#: Most parameters that one query may have.
 _MAX_PARAMETERS = 100
 #: Requests that may wait on one connection behind the one that is being answered (pipelining); together their
 #: bodies may be as large as one.
@@ -43,28 +43,28 @@ _DISCARD_TIMEOUT = 10.0
 
 
 class Application(Protocol):
-    """What the connection serves."""
+    """What answers the requests of a connection."""
 
     async def handle(self, request: Request, exchange: Exchange) -> None:
         """Answer one request through its exchange; a raised HoldfastError becomes the answer."""
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
-        """Answer a WebSocket handshake, or take the transport over; `rest` came behind the request."""
+        """Answer a WebSocket handshake, or take over the transport. `rest` are the bytes behind the request."""
 
     def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
-        """Count a connection; an error refuses it."""
+        """Count a new connection. A returned error is sent to it, and closes it."""
 
     def connection_lost(self, connection: HttpConnection) -> None: ...
 
     def answer_finished(self, connection: HttpConnection) -> None:
-        """An answer is complete, and its connection takes the next request or closes. Called while draining."""
+        """Note, while draining, that an answer of this connection is complete."""
 
     def shape_of(self, path: str | None) -> ErrorShape:
         """Return the shape of errors on a path; None stands for a path that is not known yet."""
 
     @property
     def is_draining(self) -> bool:
-        """Whether connections are to be closed behind their answers."""
+        """Whether each connection closes behind its answer."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -122,7 +122,7 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._timer: Deadline | None = None
         self.is_writable = True
-        #: Given by the application, for the log.
+        #: Connection number, for log lines. The application gives it.
         self.number = 0
         self.transport: asyncio.Transport | None = None
 
@@ -155,7 +155,7 @@ class HttpConnection(asyncio.Protocol):
             exchange.on_writable()
 
     def eof_received(self) -> bool:
-        # A client that closes its sending side is gone for us: proxies cut both directions too.
+        # A client that closes its sending side counts as gone: proxies cut both directions too.
         return False
 
     def data_received(self, data: bytes) -> None:
@@ -236,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
             self._set_timer(self._limits.body_timeout, self._body_timed_out)
 
     def _check_framing(self, version: str) -> None:
-        """Refuse what leaves open where the request ends or whom it is for: proxies might see it otherwise."""
+        """Refuse a request whose end or host is ambiguous: a proxy might have read it differently."""
         if version not in ("1.0", "1.1"):
             raise _RefusedError(505, InvalidRequest(f"HTTP/{version} is not spoken here; this is HTTP/1.1"))
         hosts = sum(name == b"host" for name, _ in self._headers)
@@ -334,7 +334,7 @@ class HttpConnection(asyncio.Protocol):
             exchange.refuse(error)
 
     def exchange_finished(self, *, keep_alive: bool) -> None:
-        """The current answer is complete: serve the next request, wait for one, or close."""
+        """Serve the next request, wait for one, or close, now that the answer is complete."""
         self._exchange = None
         self._task = None
         if self.transport is None:
@@ -376,13 +376,13 @@ class HttpConnection(asyncio.Protocol):
         self.refuse(*error_response(error, self._app.shape_of(self._known_path()), status=status))
 
     def _known_path(self) -> str | None:
-        """Return the path of the request that is being received, None where not all of it has come."""
+        """Return the path of the request that is being received; None while it is incomplete."""
         if not self._url or not (self._headers or self._in_body):
             return None
         return unquote(self._url.partition(b"?")[0].decode("latin-1"))
 
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer outside an exchange and close, reading on for a while so that the client sees the answer."""
+        """Answer without an exchange, and close. Input is dropped for a while, until the client has seen it."""
         if self._exchange is not None or self._pipeline:  # first come the answers that were asked for before
             self._parser = None
             self._deferred = (status, headers, body)
@@ -426,7 +426,7 @@ class HttpConnection(asyncio.Protocol):
         return self._exchange is not None
 
     def drain(self, window: float) -> None:
-        """Close as soon as no answer is under way: HTTP has no word for leaving later."""
+        """Close behind the answer that is under way, or now. HTTP cannot tell a client to leave later."""
         self.close_when_idle()
 
     def revoke(self, removed: Set[SecretId]) -> None:
@@ -436,16 +436,16 @@ class HttpConnection(asyncio.Protocol):
             exchange.revoke(Unauthorized(REVOKED))
 
     def close_when_idle(self) -> None:
-        """Close unless an answer is under way; then the connection closes behind it."""
+        """Close, unless an answer is under way: then the connection closes behind it."""
         if self._exchange is None:
             self._close()
 
     def say_goodbye(self) -> None:
-        """Do nothing: HTTP has no word for it."""
+        """Do nothing: HTTP has no message for it."""
 
     @property
     def address(self) -> str:
-        """The peer's address, without its port; empty where there is none."""
+        """The peer's address without its port; empty if the transport has none."""
         peer = None if self.transport is None else self.transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
@@ -462,7 +462,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def give_away(self) -> asyncio.Transport | None:
-        """Leave the transport to another protocol; this object is of no further use."""
+        """Hand over the transport; None if the connection is lost. Do not use this object afterwards."""
         self._stop_timer()
         transport, self.transport = self.transport, None
         return transport
@@ -482,7 +482,7 @@ def _head_too_large() -> InvalidRequest:
 
 
 class _RefusedError(Exception):
-    """Raised inside parser callbacks, which cannot answer themselves."""
+    """Carries a refusal out of the parser's callbacks, which cannot answer themselves."""
 
     def __init__(self, status: int, error: HoldfastError) -> None:
         super().__init__(error.message)

@@ -1,4 +1,4 @@
-"""A WebSocket connection's I/O: bytes in and out of the codec, heartbeat, closing. Subclasses give it meaning."""
+"""A WebSocket connection's I/O: feeds the codec, writes, sends heartbeats, closes. Subclasses handle messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
-#: After our Close frame the peer has this many seconds to answer; after its own, this many to hang up.
+#: Seconds that the peer has to answer our Close frame, and to hang up after its own.
 CLOSE_TIMEOUT = 5.0
 _LINGER_TIMEOUT = 2.0
 
 
 class Liveness(msgspec.Struct, frozen=True):
-    """Seconds: after `interval` of silence a Ping, `timeout` later the end; any frame is a sign of life."""
+    """A peer that is silent for `interval` seconds is pinged, and dropped `timeout` seconds later.
+
+    Any frame is a sign of life.
+    """
 
     interval: float
     timeout: float
@@ -62,10 +65,10 @@ class WebSocketProtocol(asyncio.Protocol):
     def binary_received(self, data: bytes) -> None: ...
 
     def connection_closed(self) -> None:
-        """Called once, when the connection is of no further use."""
+        """Release what the connection holds. Called once, when it is lost."""
 
     def write_codec(self) -> None:
-        """Write what the codec has queued, unless the socket does not take more."""
+        """Write what the codec has queued, if the socket takes more."""
         if self.transport is not None and self.is_writable:
             data = self.codec.data_to_send()
             if data:
@@ -87,7 +90,7 @@ class WebSocketProtocol(asyncio.Protocol):
                     self._peer_closed()
                     return
         except Exception:
-            # The supervisor of one connection: others are not harmed, details go to the log only.
+            # The supervisor of one connection: other connections go on, and details go to the log only.
             logger.exception("a WebSocket connection failed")
             self.close(1011, "internal_error")
         self.write_codec()
@@ -112,7 +115,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # -- liveness and closing --
 
     def _check_liveness(self) -> None:
-        """Runs once per interval and connection, not once per frame: it looks at what the frames left behind."""
+        """Ping or drop a silent peer. It runs once per interval, not per frame: frames leave their time behind."""
         if self.transport is None:
             return
         liveness = self.liveness
@@ -129,7 +132,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._timer = self.timers.after(max(wait, 0.05), self._check_liveness)
 
     def close(self, code: int, reason: str = "") -> None:
-        """Start the closing handshake; the connection ends at the latest after `CLOSE_TIMEOUT`. Idempotent."""
+        """Start the closing handshake, which ends after `CLOSE_TIMEOUT` seconds at the latest. Idempotent."""
         if self.transport is None or self.codec.is_closing:
             return
         self.codec.send_close(code, reason)

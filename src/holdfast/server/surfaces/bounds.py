@@ -1,4 +1,4 @@
-"""Every bound of this process with its present use: what `GET /v1/limits` shows."""
+"""Collects every bound of this process and its present use, for `GET /v1/limits`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bound(Struct, frozen=True):
 
 
 class RateUse(Struct, frozen=True):
-    """Within the last minute; `held` are reservations of requests that wait. `reset_after` is in seconds."""
+    """Use within the last minute. `held` is reserved by requests that wait. `reset_after` is in seconds."""
 
     limit: int
     used: int
@@ -47,7 +47,7 @@ class HoldUse(Struct, frozen=True):
 
 
 class AccountUse(Struct, frozen=True):
-    """What one key or tenant uses. Rates without a limit are not counted."""
+    """What one key or tenant uses. A rate without a limit is not counted, and is None."""
 
     requests: RateUse | None
     tokens: RateUse | None
@@ -64,7 +64,7 @@ class ModelUse(Struct, frozen=True):
 
 
 class Bounds(Struct, frozen=True):
-    """`key` and `tenant` are the caller's own."""
+    """The answer. `key` and `tenant` are the caller's own accounts."""
 
     bounds: list[Bound]
     models: list[ModelUse]
@@ -84,7 +84,7 @@ def collect(
     caller: tuple[str, str | None],
     now: float,
 ) -> Bounds:
-    """Gather what there is; it looks at every connection and stream once."""
+    """Collect all bounds. It looks at every connection and stream once."""
     tenant, key = caller
     key_account, tenant_account = admission.limiter.accounts(tenant, key, now)
     waiting = admission.queue.waiting_of(tenant)

@@ -19,7 +19,7 @@ from holdfast.server.router import Guard, Route
 
 
 class TokenApi:
-    """`POST /v1/client_tokens`."""
+    """Serves `POST /v1/client_tokens`: a server makes tokens for its browsers."""
 
     def __init__(self, tokens: ClientTokens) -> None:
         self._tokens = tokens
@@ -32,16 +32,16 @@ class TokenApi:
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How long the present secret stays good, in seconds."""
+    """The body of a rotation. `grace` is how long the present secret stays good, in seconds."""
 
     grace: float = 3600.0
 
 
 class AdminApi:
-    """The keys of the store, for who has the admin key. A change is in force here when it is answered.
+    """Administers the key store for whoever has the admin key. A change is in force here when it is answered.
 
-    `watched` is the store and what brings its changes into force, None where there is no store: then every path
-    answers 404 and says so.
+    `watched` is the store and the watcher that brings its changes into force. Without a store every path answers
+    404 and says so.
     """
 
     def __init__(self, watched: tuple[KeyStore, KeyWatcher] | None) -> None:
@@ -88,7 +88,7 @@ class AdminApi:
 
 
 def _with_key(record: KeyRecord, key: str) -> dict[str, Any]:
-    """The only answer that holds the key itself."""
+    """Make the one answer that holds the key itself."""
     return {**msgspec.structs.asdict(record), "key": key}
 
 
