@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.core.entries import Usage
 from holdfast.dialects.chat import CHAT, CompletionReader, StreamReader
+from holdfast.dialects.dialect import AnswerReader
 from holdfast.errors import UpstreamError, UpstreamMalformed, UpstreamTruncated
 
 ANSWER = b'data: {"choices": [{"delta": {"content": "Hold"}, "finish_reason": null}]}\n\n'
@@ -24,6 +25,10 @@ def read_whole(body: bytes, *, max_size: int = 10_000) -> tuple[CompletionReader
     reader = CompletionReader(max_size=max_size)
     assert reader.receive([body]) == []
     return reader, reader.end()
+
+
+def fault(reader: AnswerReader) -> type[UpstreamError | None]:
+    return type(reader.error)
 
 
 def event(payload: bytes) -> bytes:
@@ -115,9 +120,9 @@ def test_event_beyond_the_bound_is_malformed_at_once() -> None:
 def test_event_beyond_the_bound_is_malformed_also_where_the_body_ends_behind_it() -> None:
     reader = stream_reader(max_event=100)
     assert reader.receive([event(LAST) + b"data: " + b"x" * 101]) == [LAST]
-    assert reader.error is None
+    assert fault(reader) is type(None)
     assert reader.end() == []
-    assert type(reader.error) is UpstreamMalformed
+    assert fault(reader) is UpstreamMalformed
 
 
 # -- usage ---------------------------------------------------------------------------------------------
@@ -246,8 +251,8 @@ def test_body_that_is_no_completion_is_malformed(body: bytes) -> None:
 def test_completion_beyond_the_bound_is_malformed_before_it_has_ended() -> None:
     reader = CompletionReader(max_size=10)
     reader.receive([b"{" + b" " * 9])
-    assert reader.error is None
+    assert fault(reader) is type(None)
     reader.receive([b"}"])
-    assert type(reader.error) is UpstreamMalformed
-    assert "larger than 10 bytes" in reader.error.message
+    assert fault(reader) is UpstreamMalformed
+    assert "larger than 10 bytes" in str(reader.error)
     assert reader.end() == []
