@@ -16,24 +16,34 @@ from holdfast.config.checks import check, place
 from holdfast.config.gateway import Config
 from holdfast.config.models import ModelConfig
 from holdfast.config.providers import ProviderConfig
+from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
 _T = TypeVar("_T")
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 
 
-def load(path: str | Path, *, environ: Mapping[str, str] | None = None) -> Config:
-    """Read and check a configuration file. Raises `ConfigError`, which names file, key and what was expected."""
+def load(path: str | Path, *, environ: Mapping[str, str] | None = None, dialects: Dialects = DIALECTS) -> Config:
+    """Read and check a configuration file. `dialects` are the APIs that a provider may name.
+
+    Raises `ConfigError`, which names file, key and what was expected.
+    """
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: is not UTF-8 text: {exc}") from exc
-    return parse(text, source=str(path), environ=environ)
+    return parse(text, source=str(path), environ=environ, dialects=dialects)
 
 
-def parse(text: str, *, source: str = "configuration", environ: Mapping[str, str] | None = None) -> Config:
+def parse(
+    text: str,
+    *,
+    source: str = "configuration",
+    environ: Mapping[str, str] | None = None,
+    dialects: Dialects = DIALECTS,
+) -> Config:
     """Parse and check the text of a configuration; see `load`."""
     try:
         raw = tomllib.loads(text)
@@ -49,7 +59,7 @@ def parse(text: str, *, source: str = "configuration", environ: Mapping[str, str
                 name: _convert(item, type_, f"{section}.{name}", source) for name, item in table.items()
             }
     config = _convert(parts, Config, "", source)
-    check(config, source=source)
+    check(config, source=source, dialects=dialects)
     return config
 
 

@@ -173,7 +173,13 @@ class StreamReader:
 
     def end(self) -> list[bytes]:
         """The body is over: without the terminal event the answer is truncated, whatever was received."""
-        if not self.is_finished and self.error is None:
+        if self.is_finished or self.error is not None:
+            return []
+        try:
+            self._splitter.eof()
+        except EventTooLarge as exc:  # events came before it in the last piece
+            self.error = UpstreamMalformed(str(exc))
+        else:
             self.error = UpstreamTruncated()
         return []
 

@@ -1,0 +1,1 @@
+"""Tests of what the APIs mean, without an event loop."""
