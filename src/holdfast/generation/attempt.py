@@ -33,8 +33,17 @@ _MAX_ERROR_BODY = 64 * 1024
 class Attempt:
     """One try, as the sink of its response.
 
+    | state | what moves it there | who |
+    |---|---|---|
+    | sending | `run` | pump |
+    | waiting for the first byte | the request is on its way | upstream |
+    | reading | body bytes of a 200; `paused` while the stream is full | upstream, stream |
+    | collecting an error | the head of any other status | upstream |
+    | settled | the answer's end, an error, a deadline | reader, upstream, timers |
+
     `lease` is its slot at the provider, which the caller gives back. `deadline` is when the whole answer is due,
-    on the clock of `timers`.
+    on the clock of `timers`. Invariants: it settles once; the call is left or cancelled when `run` returns; silence
+    does not count against the provider while it is paused.
     """
 
     __slots__ = (
