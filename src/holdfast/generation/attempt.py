@@ -42,8 +42,8 @@ class Attempt:
     | settled | the answer's end, an error, a deadline | reader, upstream, timers |
 
     `lease` is its slot at the provider, which the caller gives back. `deadline` is when the whole answer is due,
-    on the clock of `timers`. Invariants: it settles once; the call is left or cancelled when `run` returns; silence
-    does not count against the provider while it is paused.
+    on the clock of `timers`. Invariants: it settles once; the call is left or cancelled when `run` returns; while
+    it is paused, silence does not count against the provider.
     """
 
     __slots__ = (
