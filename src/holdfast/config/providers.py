@@ -74,7 +74,7 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     base_url: Annotated[str, Meta(description="URL up to and including the version, `https://api.openai.com/v1`.")]
     api: Annotated[str, Meta(description="Which API it speaks: `chat`, OpenAI's chat completions.")] = "chat"
     options: Annotated[
-        dict[str, Any], Meta(description="Settings of that API; see below for those of `chat`.")
+        dict[str, Any], Meta(description="Settings of that API: [those of `chat`](#options-of-chat).")
     ] = {}
     api_key: Annotated[
         str | None,
