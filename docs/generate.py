@@ -25,7 +25,7 @@ from holdfast.config.units import Count, Grace, Seconds, Size
 from holdfast.core.entries import AttemptRecord, Usage
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
-from holdfast.dialects.chat import ChatOptions
+from holdfast.dialects.table import DIALECTS
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
 from holdfast.server.delivery import outlet, sse
 from holdfast.server.listener import http
@@ -38,6 +38,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Raised by the SDK or the command line, never sent.
 _LOCAL = {ConfigError, ConnectionLost, ProtocolError, StreamFailed}
+
+#: The module of a name of ours.
+_HOME = re.compile(r"\bholdfast\.[a-z_.]*(?=[A-Z])")
 
 _PART = re.compile(r"(<!-- generated: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -98,9 +101,8 @@ _UNITS = [
 ]
 #: Plain numbers whose constraint cannot be told from that of a duration: `typing` shares equal annotations.
 _UNITLESS = {"weight"}
-#: What `options` of a provider holds, by its `api`: dialects define it, and the configuration does not know them.
-_OPTIONS = {"chat": ChatOptions}
 _WORDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_HEAD = "| key | type | default | meaning |\n|---|---|---|---|\n"
 
 
 def configuration() -> str:
@@ -115,34 +117,47 @@ def _tables(cls: type[msgspec.Struct], path: str, purpose: str, shown: dict[obje
         return
     shown[cls] = path
     rows, inner = [], []
-    for field in msgspec.structs.fields(cls):
-        type_, metas = _unwrapped(field.type)
+    for field, type_, metas in _fields(cls):
         structs, is_list = _structs_in(type_), get_origin(type_) is list
-        meaning = next((meta.description for meta in metas if meta.description), "")
+        meaning = _meaning(metas)
         place = f"{path}.{field.name}".lstrip(".") + {dict: ".NAME", list: "[]"}.get(get_origin(type_), "")
         inner += [(struct, place, meaning) for struct in structs]
         if not structs or is_list:
-            rows.append(_row(field, type_, metas, meaning))
+            rows.append(_row(field, type_, metas))
     if rows:
         lead, _, text = inspect.cleandoc(cls.__doc__ or "").partition(": ")
         # A docstring begins with the name of its table, which is the title already.
         text = purpose or (f"{text[:1].upper()}{text[1:]}" if text else lead)
-        yield f"### {title}\n\n{text}\n\n| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows)
+        yield f"### {title}\n\n{text}\n\n{_HEAD}" + "\n".join(rows)
         yield ""
     if cls is config.ProviderConfig:
-        inner[:0] = [
-            (options, f"{path}.options", f'The options of a provider with `api = "{api}"`.')
-            for api, options in _OPTIONS.items()
-        ]
+        yield from _options_of_apis()
     for struct, place, meaning in inner:
         yield from _tables(struct, place, "" if place.endswith("[]") else meaning, shown)
 
 
-def _row(field: msgspec.structs.FieldInfo, type_: Any, metas: list[msgspec.Meta], meaning: str) -> str:
+def _options_of_apis() -> Iterator[str]:
+    """`options` of a provider are what the dialect of its API makes of them."""
+    for name in DIALECTS.names:
+        cls = type(DIALECTS.get(name).options({}))
+        rows = [_row(field, type_, metas) for field, type_, metas in _fields(cls)]
+        yield f"### Options of `{name}`\n\n{_text(cls)}\n\n{_HEAD}" + "\n".join(rows) + "\n"
+
+
+def _fields(cls: type[msgspec.Struct]) -> Iterator[tuple[msgspec.structs.FieldInfo, Any, list[msgspec.Meta]]]:
+    for field in msgspec.structs.fields(cls):
+        yield field, *_unwrapped(field.type)
+
+
+def _meaning(metas: list[msgspec.Meta]) -> str:
+    return next((meta.description for meta in metas if meta.description), "")
+
+
+def _row(field: msgspec.structs.FieldInfo, type_: Any, metas: list[msgspec.Meta]) -> str:
     kind = _kind(type_, metas)
     if field.name in _UNITLESS:
         kind = kind.replace("seconds", "number")
-    cells = (f"`{field.name}`", kind, _default(field, in_bytes=kind.startswith("bytes")), meaning)
+    cells = (f"`{field.name}`", kind, _default(field, in_bytes=kind.startswith("bytes")), _meaning(metas))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -359,7 +374,8 @@ def sdk_events() -> str:
 def _annotation(type_: Any) -> str:
     if get_origin(type_) is Literal:
         return " | ".join(f'"{value}"' for value in get_args(type_))
-    return inspect.formatannotation(_unwrapped(type_)[0]).replace("holdfast.core.session.messages.", "")
+    # A user imports every name from `holdfast`, wherever it is defined.
+    return _HOME.sub("", inspect.formatannotation(_unwrapped(type_)[0]))
 
 
 def _class(cls: type, *, members: bool = True) -> Iterator[str]:

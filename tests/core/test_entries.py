@@ -7,15 +7,26 @@ import pytest
 from holdfast.core.entries import Owner, Usage
 
 TENANT, ANN, BOB = Owner("t"), Owner("t", "ann"), Owner("t", "bob")
+ADMIN = Owner("admin", is_admin=True)
 
 
-@pytest.mark.parametrize(("caller", "owner"), [(TENANT, TENANT), (TENANT, ANN), (ANN, ANN)])
+@pytest.mark.parametrize(
+    ("caller", "owner"), [(TENANT, TENANT), (TENANT, ANN), (ANN, ANN), (ADMIN, ANN), (ADMIN, ADMIN)]
+)
 def test_owner_may_read_its_own_and_a_tenant_what_its_subjects_own(caller: Owner, owner: Owner) -> None:
     assert caller.may_read(owner)
 
 
 @pytest.mark.parametrize(
-    ("caller", "owner"), [(ANN, TENANT), (ANN, BOB), (ANN, Owner("other", "ann")), (TENANT, Owner("other"))]
+    ("caller", "owner"),
+    [
+        (ANN, TENANT),
+        (ANN, BOB),
+        (ANN, Owner("other", "ann")),
+        (TENANT, Owner("other")),
+        (TENANT, ADMIN),
+        (Owner("admin"), ADMIN),
+    ],
 )
 def test_owner_may_not_read_what_another_owns(caller: Owner, owner: Owner) -> None:
     assert not caller.may_read(owner)

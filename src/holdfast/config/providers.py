@@ -74,7 +74,7 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
     base_url: Annotated[str, Meta(description="URL up to and including the version, `https://api.openai.com/v1`.")]
     api: Annotated[str, Meta(description="Which API it speaks: `chat`, OpenAI's chat completions.")] = "chat"
     options: Annotated[
-        dict[str, Any], Meta(description="Settings of that API; see below for those of `chat`.")
+        dict[str, Any], Meta(description="Settings of that API: [those of `chat`](#options-of-chat).")
     ] = {}
     api_key: Annotated[
         str | None,
@@ -96,10 +96,6 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
         Count,
         Meta(description="Requests at a time on one HTTP/2 connection. The provider's own limit may be lower."),
     ] = 32
-    spread: Annotated[
-        Count,
-        Meta(description="HTTP/2: requests are spread over so many connections before one of them is filled."),
-    ] = 4
     min_warm: Annotated[int, Meta(ge=0, description="How many connections are kept open without requests.")] = 0
     max_age: Annotated[
         Seconds, Meta(description="A connection gets no new requests after 80 to 100 % of this, drawn at random.")
