@@ -36,7 +36,7 @@ async def claimed(store: LogStore) -> str:
 
 async def read_all(store: LogStore, stream: str, after: Position, max_bytes: int = 1 << 20) -> list[Batch]:
     """Read pages until there is no more."""
-    batches = []
+    batches: list[Batch] = []
     while True:
         batch = await answer(store.read, stream, after, max_bytes)
         assert isinstance(batch, Batch), batch
@@ -71,6 +71,9 @@ class Follower:
     def following_lost(self, error: HoldfastError) -> None:
         self.error = error
         self._changed.set()
+
+    async def ended(self) -> None:
+        await self.until(lambda: self.end is not None)
 
     async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE):
@@ -278,7 +281,7 @@ async def test_each_follower_gets_everything(store: LogStore) -> None:
         followers.append(Follower(store, stream))
     await answer(store.write, Batch(stream, 1, 5, [], END))
     for follower in followers:
-        await follower.until(lambda follower=follower: follower.end is not None)
+        await follower.ended()
         assert follower.payloads == [b"%d" % number for number in range(5)]
 
 

@@ -48,7 +48,10 @@ class LateStore:
         self._later = later
 
     def _ask(self, ask: Callable[[Done[_T]], None], done: Done[_T]) -> None:
-        self._later(lambda: ask(lambda answer: self._later(lambda: done(answer)) and None))
+        def answered(answer: _T) -> None:
+            self._later(lambda: done(answer))
+
+        self._later(lambda: ask(answered))
 
     def claim(self, claim: Claim, done: Done[Claimed | HoldfastError]) -> None:
         self._ask(lambda answer: self._store.claim(claim, answer), done)
