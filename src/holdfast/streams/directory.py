@@ -20,6 +20,9 @@ from holdfast.streams.stored import StoredStream, Writer
 from holdfast.streams.stream import Origin, Stream
 from holdfast.timers import Timers
 
+#: Seconds that a stream of another process is followed until somebody reads it.
+_FIRST_READER = 30.0
+
 
 @dataclass(slots=True, frozen=True)
 class DirectoryStatistics:
@@ -49,7 +52,7 @@ class Directory:
         self._writer = writer
         self._streams: dict[str, Stream] = {}
         # Those that another process owns: its claims are not ours to release.
-        self._followed: set[str] = set()
+        self._followed: dict[str, Follower] = {}
         self._retention = Retention(config, timers, self._forget)
         self._on_ended: list[Callable[[Stream], None]] = []
         self._created = 0
@@ -148,29 +151,50 @@ class Directory:
     def _find(self, owner: Owner, stream_id: str, done: Done[Stream | HoldfastError]) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
-            done(stream if owner.may_read(stream.origin.owner) else UnknownStream())
+            if owner.may_read(stream.origin.owner):
+                self._when_ready(stream, done)
+            else:
+                done(UnknownStream())
         elif self._store.is_shared:
-            self._store.find(stream_id, lambda found: done(self._adopt(owner, found)))
+            self._store.find(stream_id, lambda found: self._adopt(owner, found, done))
         else:
             done(UnknownStream())
 
-    def _adopt(self, owner: Owner, found: Claimed | HoldfastError | None) -> Stream | HoldfastError:
+    def _adopt(
+        self, owner: Owner, found: Claimed | HoldfastError | None, done: Done[Stream | HoldfastError]
+    ) -> None:
         """Follow a stream that another process owns."""
-        if found is None:
-            return UnknownStream()
         if isinstance(found, HoldfastError):
-            return found
-        if not owner.may_read(found.claim.owner):
-            return UnknownStream()
-        return self.follow(found)
+            done(found)
+        elif found is None or not owner.may_read(found.claim.owner):
+            done(UnknownStream())
+        else:
+            self.follow(found, done)
 
-    def follow(self, claimed: Claimed) -> Stream:
-        """Return the local stream of a claim: the one that is here, or a new one that follows its owner."""
-        stream = self._streams.get(claimed.claim.stream)
-        if stream is None:
-            stream = self._make(claimed, self._config.detach_grace, None)
-            self._followed.add(stream.id)
-            Follower(stream, self._store).start()
+    def _when_ready(self, stream: Stream, done: Done[Stream | HoldfastError]) -> None:
+        """Answer when positions can be checked against its log: what the store has of it is here."""
+        follower = self._followed.get(stream.id)
+        if follower is None:
+            done(stream)
+        else:
+            follower.when_ready(lambda error: done(stream if error is None else error))
+
+    def follow(self, claimed: Claimed, done: Done[Stream | HoldfastError] | None = None) -> Stream:
+        """Return the local stream of a claim: the one that is here, or a new one that follows its owner.
+
+        Its log may be behind what the store has; who attaches at its start need not care. `done` is called when it
+        no longer is, or where the store cannot be asked.
+        """
+        known = self._streams.get(claimed.claim.stream)
+        stream = known or self._make(claimed, self._config.detach_grace, None)
+        if known is None:
+            self._followed[stream.id] = Follower(stream, self._store, self._timers, self._forget)
+            # Whoever asked may never attach.
+            stream.attended(_FIRST_READER)
+        if done is not None:
+            self._when_ready(stream, done)
+        if known is None:
+            self._followed[stream.id].start()
         return stream
 
     def find_request(self, owner: Owner, request_id: str, done: Done[Stream | HoldfastError | None]) -> None:
@@ -204,11 +228,15 @@ class Directory:
     def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.id, None) is None:
             return
-        if stream.id in self._followed:
-            self._followed.discard(stream.id)
-        else:
+        follower = self._followed.pop(stream.id, None)
+        if follower is None:
             self._store.release(stream.id, keep=0)
-        self.memory.free(stream.log.bytes)
+        else:
+            follower.close(UnknownStream())
+        if not stream.is_ended:
+            self.memory.running -= 1
+            self.memory.waiting.discard(stream)
+        self.memory.free(stream.held)
 
     def aclose(self) -> None:
         """Forget all streams."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from holdfast.core.entries import EndBody, Owner, Position
 from holdfast.core.log import Log
 from holdfast.errors import HoldfastError, UnknownEpoch, UnknownStream
 from holdfast.streams.store import Batch, Claim, Claimed, Done, Signal, Sink, Subscription
 from holdfast.timers import Timers
+
+#: Bytes of what was stored before that a follower gets at a time.
+_PAGE = 256 * 1024
 
 
 class MemoryStore:
@@ -49,7 +52,7 @@ class MemoryStore:
         elif epoch <= stored.log.epoch or stored.log.end is not None:
             done(False)
         else:
-            stored.log.begin_epoch(epoch)
+            stored.begin_epoch(epoch)
             done(True)
 
     def write(self, batch: Batch, done: Done[HoldfastError | None]) -> None:
@@ -70,13 +73,20 @@ class MemoryStore:
 
     def follow(self, stream: str, after: Position, sink: Sink) -> Subscription:
         stored = self._stored(stream)
-        if stored is None:
-            sink.following_lost(UnknownStream())
+        try:
+            if stored is None:
+                raise UnknownStream
+            stored.log.check(after)
+        except HoldfastError as exc:
+            sink.following_lost(exc)
             return _Ended()
         following = _Following(stored, sink)
-        stored.followers.append(following)
-        if after.seq + 1 < stored.log.next:
-            sink.batch_received(stored.batch(after.seq + 1, stored.log.bytes))
+        stored.followers[following] = None
+        first = after.seq + 1
+        while first < stored.log.next:
+            batch = stored.batch(first, _PAGE)
+            sink.batch_received(batch)
+            first = batch.next
         return following
 
     def signal(self, stream: str, signal: Signal) -> None:
@@ -89,7 +99,7 @@ class MemoryStore:
         if stored is None:
             return _Ended()
         stored.receive = receive
-        return _Listening(stored)
+        return _Listening(stored, receive)
 
     def release(self, stream: str, *, keep: float) -> None:
         if keep > 0:
@@ -106,6 +116,10 @@ class MemoryStore:
         stored = self._streams.pop(stream, None)
         if stored is not None:
             del self._by_request[stored.claim.owner, stored.claim.request_id]
+        if isinstance(stored, _Stored):
+            for following in stored.following():
+                following.close()
+                following.sink.following_lost(UnknownStream())
 
 
 class _Known:
@@ -128,17 +142,24 @@ class _Known:
 class _Stored(_Known):
     """One claim, and its log."""
 
-    __slots__ = ("followers", "log", "receive")
+    __slots__ = ("_begins", "followers", "log", "receive")
 
     def __init__(self, claim: Claim) -> None:
         super().__init__(claim)
         self.log = Log(claim.stream, max_bytes=0)
-        self.followers: list[_Following] = []
+        # The epochs, each with the number of its first entry.
+        self._begins = [(self.log.epoch, 0)]
+        self.followers: dict[_Following, None] = {}
         self.receive: Callable[[Signal], None] | None = None
 
     @property
     def epoch(self) -> int:
         return self.log.epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.log.begin_epoch(epoch)
+        self._begins.append((epoch, self.log.next))
+        self._deliver(Batch(self.claim.stream, epoch, self.log.next, ()))
 
     def write(self, batch: Batch) -> HoldfastError | None:
         log = self.log
@@ -148,23 +169,45 @@ class _Stored(_Known):
             return UnknownEpoch(f"the stream's next entry is {log.next}; {batch.first} would leave a gap")
         if batch.next <= log.next:
             return None
+        if log.end is not None:
+            return UnknownEpoch(f"the stream has ended with entry {log.next - 1}; nothing follows it")
         payloads = batch.payloads[log.next - batch.first :]
         if payloads:
             log.append(payloads)
         if batch.end is not None:
             log.seal(batch.end)
-        for follower in list(self.followers):
-            follower.sink.batch_received(batch)
+        self._deliver(batch)
         return None
 
+    def following(self) -> Iterator[_Following]:
+        """Those who follow now and have not been closed when it is their turn."""
+        return (following for following in list(self.followers) if following in self.followers)
+
+    def _deliver(self, batch: Batch) -> None:
+        for following in self.following():
+            following.sink.batch_received(batch)
+
     def batch(self, first: int, max_bytes: int) -> Batch:
+        """Return entries of one epoch from `first` on, about `max_bytes` of them."""
         log = self.log
-        payloads = log.slice(first, max_bytes)
+        epoch, stop = log.epoch, log.next
+        for newer, begin in reversed(self._begins):
+            epoch = newer
+            if begin <= first:
+                break
+            stop = begin
+        payloads: list[bytes] = []
+        while first + len(payloads) < stop and (not payloads or max_bytes > 0):
+            page = log.slice(first + len(payloads), max_bytes)[: stop - first - len(payloads)]
+            if payloads and len(page[0]) > max_bytes:
+                break
+            payloads += page
+            max_bytes -= sum(map(len, page))
         end: EndBody | None = None
         if log.end is not None and first + len(payloads) == log.next and payloads:
             payloads.pop()
             end = log.end
-        return Batch(log.stream.decode(), log.epoch, first, payloads, end)
+        return Batch(self.claim.stream, epoch, first, payloads, end)
 
 
 class _Following:
@@ -175,18 +218,20 @@ class _Following:
         self.sink = sink
 
     def close(self) -> None:
-        if self in self._stored.followers:
-            self._stored.followers.remove(self)
+        self._stored.followers.pop(self, None)
 
 
 class _Listening:
-    __slots__ = ("_stored",)
+    __slots__ = ("_receive", "_stored")
 
-    def __init__(self, stored: _Stored) -> None:
+    def __init__(self, stored: _Stored, receive: Callable[[Signal], None]) -> None:
         self._stored = stored
+        self._receive = receive
 
     def close(self) -> None:
-        self._stored.receive = None
+        # Another owner may be listening by now.
+        if self._stored.receive is self._receive:
+            self._stored.receive = None
 
 
 class _Ended:

@@ -9,7 +9,10 @@ What every store has to keep, and `tests/contract` holds it to:
 - entries of a stream are stored in the order of their numbers, each once: a batch that was stored before changes
   nothing, one that would leave a gap is refused;
 - a batch of an epoch that is not the newest is refused: who lost a stream to another owner cannot write to it;
-- what `done` has confirmed is found by every later `read` and `follow`, until `release`.
+- what `done` has confirmed is found by every later `read` and `follow`, until `release`;
+- a batch that it gives holds entries of the one epoch in which they were written; a takeover is given as a batch,
+  without entries if need be;
+- nothing comes of a subscription that was closed.
 """
 
 from __future__ import annotations
@@ -46,7 +49,10 @@ class Claimed(Struct, frozen=True):
 
 
 class Batch(Struct, frozen=True):
-    """Consecutive entries, the first of which has the number `first`; `end` follows them where it is there."""
+    """Consecutive entries, the first of which has the number `first`; `end` follows them where it is there.
+
+    One without entries says that its epoch has begun, or of an answer to `read` that there is no more.
+    """
 
     stream: str
     epoch: int
@@ -82,7 +88,7 @@ class Sink(Protocol):
         """Take what was stored; batches come in order, and may repeat what came before."""
 
     def following_lost(self, error: HoldfastError) -> None:
-        """The store cannot be reached; nothing more comes of this following."""
+        """Nothing more comes of this following: the store cannot be reached, or has forgotten the stream."""
 
 
 class Subscription(Protocol):
@@ -114,7 +120,10 @@ class LogStore(Protocol):
         """Store a batch. What `done` has confirmed may be shown to readers. Idempotent by epoch and number."""
 
     def read(self, stream: str, after: Position, max_bytes: int, done: Done[Batch | HoldfastError]) -> None:
-        """Read about `max_bytes` of entries behind a position."""
+        """Read about `max_bytes` of entries behind a position, at least one where there is one.
+
+        The position is checked as a log does: the answer may be `AheadOfLog`, `LogTrimmed` or `UnknownEpoch`.
+        """
 
     def follow(self, stream: str, after: Position, sink: Sink) -> Subscription:
         """Deliver what is stored behind a position, and what will be."""
@@ -126,4 +135,7 @@ class LogStore(Protocol):
         """Receive what is signalled to this stream, as its owner."""
 
     def release(self, stream: str, *, keep: float) -> None:
-        """The owner needs the stream no more; the store forgets it after `keep` seconds, its claim included."""
+        """The owner needs the stream no more; the store forgets it after `keep` seconds, its claim included.
+
+        Who follows it then is told.
+        """

@@ -111,6 +111,11 @@ class Stream:
         return self.log.end
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether the source has given its end, which may not be visible yet."""
+        return self.log.end is not None
+
+    @property
     def status(self) -> StreamStatus:
         if self.is_ended:
             return "ended"
@@ -120,6 +125,11 @@ class Stream:
     def accepted(self) -> int:
         """How many entries the source has offered."""
         return self.log.next
+
+    @property
+    def held(self) -> int:
+        """Bytes of the shared memory that it has taken."""
+        return self.log.bytes + self._pending_bytes
 
     @property
     def reader_count(self) -> int:
@@ -173,7 +183,7 @@ class Stream:
     def attended(self, seconds: float) -> None:
         """Somebody reads it in another process, for so long unless that is said again."""
         if not self.is_ended:
-            self._attendance.begin(self._grace_over, at_least=seconds)
+            self._attendance.elsewhere(seconds, self._grace_over)
 
     def is_awaited(self, now: float) -> bool:
         """Whether the stream has ended and a lost reader may still come for the rest, within its grace period."""
@@ -193,19 +203,24 @@ class Stream:
         if self.is_ended:
             return
         attendance = self._attendance
-        is_abandoned = not self._readers and not attendance.keeps_running
-        if is_abandoned and attendance.grace <= 0:
+        if self._is_unattended and attendance.grace <= 0:
             self._abandon()
-        elif is_abandoned or attendance.is_awaiting:
+        elif not (self._readers or attendance.keeps_running) or attendance.is_awaiting:
             attendance.begin(self._grace_over)
         self.resume_source()
 
     def _grace_over(self) -> None:
-        if not self._readers and not self._attendance.keeps_running and not self.is_ended:
+        if self._is_unattended and not self.is_ended:
             logger.info("stream %s: nobody read it for %g s; cancelled", self.id, self._attendance.grace)
             self._abandon()
         else:
             self.resume_source()
+
+    @property
+    def _is_unattended(self) -> bool:
+        """Whether nobody reads it, here or elsewhere, and it shall not go on by itself."""
+        attendance = self._attendance
+        return not (self._readers or attendance.keeps_running or attendance.is_elsewhere)
 
     def _abandon(self) -> None:
         if self.source is not None:
@@ -267,7 +282,7 @@ class Stream:
 
     def _must_wait(self) -> bool:
         self._memory.free(self.log.trim())
-        if self._has_room:
+        if self._has_room or self.is_sealed:  # nothing more comes of it that could wait
             return False
         self._memory.waiting.add(self)
         return True

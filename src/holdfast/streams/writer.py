@@ -18,7 +18,8 @@ class StoreWriter:
     """Writes one batch for each stream and turn of the loop, however many entries the turn has brought.
 
     A stream's batches are written in order, each when the one before it is stored. `on_lost` is told of a stream
-    whose batch the store has refused: another owner has it, or the store is gone.
+    whose batch the store has refused: another owner has it, or the store is gone. The stream accepts nothing more
+    then; whoever is told gives it its end, by `show_end`.
     """
 
     def __init__(
@@ -34,12 +35,10 @@ class StoreWriter:
         self._is_scheduled = False
 
     def add(self, stream: StoredStream, payloads: Sequence[bytes], end: EndBody | None = None) -> None:
-        """Take entries, and the end behind them where it is there. What follows an end is dropped."""
+        """Take entries, and the end behind them where it is there; nothing follows an end."""
         lane = self._waiting.get(stream)
         if lane is None:
             lane = self._waiting[stream] = _Lane(stream.log.next)
-        if lane.end is not None:
-            return
         lane.payloads += payloads
         lane.end = end
         if not self._is_scheduled:
@@ -67,6 +66,7 @@ class StoreWriter:
         if error is not None:
             del self._waiting[stream]
             logger.warning("stream %s: the store refused entry %d: %s", stream.id, batch.first, error.message)
+            stream.stop_accepting()
             self._on_lost(stream, error)
             return
         if batch.payloads:
