@@ -45,6 +45,7 @@ types: $(VENV)/.test
 
 contracts: $(VENV)/.test
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/house
 
 unit: $(VENV)/.test
 	$(BIN)/python -m coverage run -m pytest $(ARGS)

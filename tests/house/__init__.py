@@ -1,0 +1,1 @@
+"""The rules of the house that neither the linter nor the import contracts can say."""
