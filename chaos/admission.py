@@ -261,7 +261,7 @@ def _config(base_url: str, hashes: dict[str, str], requests: int, *, adaptive: b
         models={"demo": ModelConfig(route=["sim/demo"], max_concurrency=None if adaptive else CONCURRENCY)},
         keys={name: KeyConfig(hash=hashes[name], tenant=tenant) for name, tenant in TENANTS.items()},
         limits=msgspec.convert(limits, LimitsConfig),
-        queue=QueueConfig(max_waiting=50, max_waiting_per_tenant=25, deadline=0.3),
+        queue=QueueConfig(max_waiting=25, max_waiting_per_tenant=20, deadline=0.3),
     )
 
 
