@@ -31,10 +31,14 @@ class Clock(asyncio.AbstractEventLoop):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Clock]:
-        """Be this thread's running loop."""
+        """Be this thread's running loop. Tasks that are left at the end are cancelled."""
         asyncio._set_running_loop(self)
         try:
             yield self
+            while tasks := asyncio.all_tasks(self):  # the end of one may begin another
+                for task in tasks:
+                    task.cancel()
+                self.settle()
         finally:
             asyncio._set_running_loop(None)
 

@@ -221,11 +221,12 @@ class Attempt:
 
     def resume(self) -> None:
         """The log has room again: let the provider go on."""
-        if self._paused and self._call is not None:
+        if self._paused:
             self._paused = False
             # While the provider had to wait for us, its silence was not its own.
             self._last_read = self._timers.now()
-            self._call.resume()
+            if self._call is not None:
+                self._call.resume()
 
     # -- deadlines --
 

@@ -23,7 +23,7 @@ class Generation:
     | ended | none | cancelled, expired in the queue, or the pump's end |
     """
 
-    __slots__ = ("_clock", "_observer", "_start", "_waits_since", "ask", "caller", "queued", "stream", "ticket")
+    __slots__ = ("_clock", "_observer", "_queued", "_start", "_waits_since", "ask", "caller", "stream", "ticket")
 
     def __init__(
         self, stream: Stream, ask: Ask, caller: Caller, ticket: Ticket, timers: Timers, observer: Observer
@@ -32,13 +32,19 @@ class Generation:
         self.ask = ask
         self.caller = caller
         self.ticket = ticket
-        #: Seconds that it has waited in the queue until now.
-        self.queued = 0.0
         self._clock = timers.now
         self._observer = observer
+        # Seconds that it has waited in the queue before, and since when it waits now.
+        self._queued = 0.0
         self._waits_since: float | None = None
         self._start: Callable[[], None] | None = None
         ticket.watch(self._position_changed)
+
+    @property
+    def queued(self) -> float:
+        """Seconds that it has waited in the queue until now, all in all."""
+        since = self._waits_since
+        return self._queued if since is None else self._queued + self._clock() - since
 
     def wait(self, position: int, start: Callable[[], None]) -> None:
         """Be the stream's source until the queue admits the request; then call `start`."""
@@ -52,7 +58,7 @@ class Generation:
     def admitted(self) -> None:
         self._position_changed(None)
         start, self._start = self._start, None
-        if start is not None:
+        if start is not None and not self.stream.is_sealed:
             start()
 
     def expired(self, error: HoldfastError) -> None:
@@ -64,22 +70,23 @@ class Generation:
         self._position_changed(position)
 
     def _position_changed(self, position: int | None) -> None:
-        now = self._clock()
+        stream = self.stream
         if position is None:
-            if self._waits_since is not None:
-                self.queued += now - self._waits_since
-            self._waits_since = None
+            self._queued, self._waits_since = self.queued, None
+        elif stream.is_sealed:
+            return
         elif self._waits_since is None:
-            self._waits_since = now
-            stream = self.stream
+            self._waits_since = self._clock()
             self._observer.observe(RequestQueued(stream.id, stream.origin.request_id, position))
-        self.stream.wait_at(position)
+        stream.wait_at(position)
 
     # -- the stream's side --
 
     def cancel(self, reason: str) -> None:
         self._start = None
         self.stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason))))
+        # At once, also where the end is not visible yet: it must not be admitted any more.
+        self.ticket.close(None, 0)
 
     def abandon(self) -> None:
         self.cancel("")

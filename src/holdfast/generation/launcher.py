@@ -206,21 +206,25 @@ class Launcher:
         return route
 
     def _admitted(self, generation: Generation, route: Route) -> None:
-        # The model may have another route by now, or be served no more.
-        self._run(generation, self._routes.get(generation.ask.model, route))
+        # The model may have another route by now; or none that can answer, where the one that was found still can.
+        ask = generation.ask
+        newer = self._routes.get(ask.model)
+        self._run(generation, newer if newer is not None and newer.accepts(ask.dialect) else route)
 
     def _run(self, generation: Generation, route: Route) -> None:
         stream = generation.stream
         pump = Pump(generation, route, self._timers, self._observer)
         task = self._pumps[stream] = pump.start()
-        task.add_done_callback(lambda _: self._pump_ended(stream, pump.units))
+        task.add_done_callback(lambda _: self._pump_ended(stream, pump))
 
-    def _pump_ended(self, stream: Stream, units: int) -> None:
+    def _pump_ended(self, stream: Stream, pump: Pump) -> None:
         """The provider is let go of, so what the stream held of its capacity is free."""
-        del self._pumps[stream]
         # A task that is cancelled before its first step never gets to say so.
         stream.seal(EndBody("cancelled", error=error_body(Cancelled())))
-        self._close(stream, units)
+        del self._pumps[stream]
+        self._generations[stream].ticket.close(pump.usage, pump.units)
+        if stream.is_ended:
+            self._forget(stream)
 
     def _stream_ended(self, stream: Stream) -> None:
         generation = self._generations.get(stream)
@@ -241,14 +245,13 @@ class Launcher:
                 answer=lambda size: log.slice(log.first, size),
             )
         )
-        if stream not in self._pumps:  # it was still waiting in the queue
-            self._close(stream, 0)
+        if stream not in self._pumps:  # it was still waiting in the queue, or its end had to be stored
+            generation.ticket.close(None, 0)
+            self._forget(stream)
 
-    def _close(self, stream: Stream, units: int) -> None:
-        generation = self._generations.pop(stream, None)
-        end = stream.end
-        if generation is not None:
-            generation.ticket.close(None if end is None else end.usage, units)
+    def _forget(self, stream: Stream) -> None:
+        """The stream has its end, and its provider is let go of."""
+        del self._generations[stream]
         if self._watches:
             self._count_down(stream)
 
@@ -280,7 +283,8 @@ class Launcher:
     def seal(self) -> None:
         """End what still runs, with an end that its readers can tell from the provider's."""
         self.drain()
-        for stream in self._directory.running():
+        # What other processes own is not ours to end: its readers find it there.
+        for stream in list(self._generations):
             stream.seal(EndBody("incomplete", error=error_body(Shutdown())))
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Final
 
-from holdfast.core.entries import AttemptRecord, EndBody, EndStatus, error_body
+from holdfast.core.entries import AttemptRecord, EndBody, EndStatus, Usage, error_body
 from holdfast.core.retry import RoutePlan, Step
 from holdfast.errors import (
     Cancelled,
@@ -75,8 +75,9 @@ class Pump:
         self._attempts: list[AttemptRecord] = []
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
-        #: About how many tokens the newest attempt has brought.
+        #: About how many tokens the newest attempt has brought, and the usage where it told that at its end.
         self.units = 0
+        self.usage: Usage | None = None
 
     def start(self) -> asyncio.Task[None]:
         """Become the stream's source, and begin."""
@@ -280,11 +281,12 @@ class Pump:
 
     def _seal(self, status: EndStatus, error: HoldfastError | None, attempt: Attempt | None = None) -> None:
         reader = None if attempt is None else attempt.reader
+        self.usage = None if reader is None else reader.usage
         self._stream.seal(
             EndBody(
                 status,
                 finish_reason=None if reader is None else reader.finish_reason,
-                usage=None if reader is None else reader.usage,
+                usage=self.usage,
                 error=None if error is None else error_body(error),
                 attempts=self._attempts,
             )
