@@ -192,6 +192,7 @@ class ScriptedStreams:
     """Stands for launcher and directory. While it is `late`, answers wait for `answer`."""
 
     models = ("demo",)
+    is_shared = False
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers

@@ -249,6 +249,14 @@ def test_cancel_goes_to_the_owner_and_the_end_comes_back(script: Script) -> None
     assert len(received) == 1
 
 
+def test_owner_is_told_to_cancel_by_a_reader_elsewhere(script: Script) -> None:
+    source = ScriptedSource(script.stream)
+    reading = Reading(script.edge.open(script.stream.id))
+    reading.stream.cancel("enough")
+    script.settle()
+    assert source.told == ["cancel enough"]
+
+
 def test_takeover_reaches_the_readers_before_the_first_entry_of_its_epoch(script: Script) -> None:
     script.offer(b"0", b"1")
     reading = Reading(script.edge.open(script.stream.id))

@@ -43,7 +43,9 @@ class Script:
         self.answer()
         (claimed,) = claims
         assert isinstance(claimed, Claimed)
-        return self.directory.add(claimed, detach_grace=60.0)
+        stream = self.directory.add(claimed, detach_grace=60.0)
+        self.answer()  # it listens to what readers elsewhere say
+        return stream
 
     def stored(self) -> Batch:
         batches: list[Batch | HoldfastError] = []

@@ -15,7 +15,7 @@ from holdfast.errors import HoldfastError, Overloaded, UnknownStream
 from holdfast.streams.follower import Follower
 from holdfast.streams.memory import LogMemory
 from holdfast.streams.retention import Retention
-from holdfast.streams.store import Claim, Claimed, Done, LogStore
+from holdfast.streams.store import Attended, Cancel, Claim, Claimed, Done, LogStore, Signal, Subscription
 from holdfast.streams.stored import StoredStream, Writer
 from holdfast.streams.stream import Origin, Stream
 from holdfast.timers import Timers
@@ -53,6 +53,8 @@ class Directory:
         self._streams: dict[str, Stream] = {}
         # Those that another process owns: its claims are not ours to release.
         self._followed: dict[str, Follower] = {}
+        # Those that this process owns: readers elsewhere cancel and attend them through the store.
+        self._listening: dict[str, Subscription] = {}
         self._retention = Retention(config, timers, self._forget)
         self._on_ended: list[Callable[[Stream], None]] = []
         self._created = 0
@@ -66,6 +68,11 @@ class Directory:
     def on_ended(self, listener: Callable[[Stream], None]) -> None:
         """Call the listener at each end of a stream, when its readers can have it."""
         self._on_ended.append(listener)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes have the streams as well, so that readers may move there."""
+        return self._store.is_shared
 
     @property
     def memory(self) -> LogMemory:
@@ -109,7 +116,10 @@ class Directory:
     def add(self, claimed: Claimed, *, detach_grace: float) -> Stream:
         """Make the stream of a new claim. It has no source yet."""
         self._created += 1
-        return self._make(claimed, detach_grace, self._writer)
+        stream = self._make(claimed, detach_grace, self._writer)
+        if self._store.is_shared:
+            self._listening[stream.id] = self._store.listen(stream.id, partial(_signalled, stream))
+        return stream
 
     def _make(self, claimed: Claimed, detach_grace: float, writer: Writer | None) -> Stream:
         claim = claimed.claim
@@ -202,9 +212,7 @@ class Directory:
 
         def found(claimed: Claimed | HoldfastError | None) -> None:
             if isinstance(claimed, Claimed):
-                done(
-                    self._streams.get(claimed.claim.stream) if not self._store.is_shared else self.follow(claimed)
-                )
+                done(self.follow(claimed))
             else:
                 done(claimed)
 
@@ -229,6 +237,9 @@ class Directory:
         if self._streams.pop(stream.id, None) is None:
             return
         follower = self._followed.pop(stream.id, None)
+        listening = self._listening.pop(stream.id, None)
+        if listening is not None:
+            listening.close()
         if follower is None:
             self._store.release(stream.id, keep=0)
         else:
@@ -285,3 +296,12 @@ class Directory:
             created=self._created,
             ended=self._ended,
         )
+
+
+def _signalled(stream: Stream, signal: Signal) -> None:
+    """Somebody who reads the stream in another process says something of it."""
+    match signal:
+        case Cancel(reason=reason):
+            stream.cancel(reason)
+        case Attended(seconds=seconds):
+            stream.attended(seconds)

@@ -214,7 +214,7 @@ class SessionProtocol(ClientSocket):
             )
         )
         if window is not None:
-            self.protocol.send(_goaway(window))
+            self.protocol.send(self._goaway(window))
 
     def _resume(self, resume: m.Resume, result: Stream | HoldfastError) -> m.StreamState:
         try:
@@ -303,8 +303,13 @@ class SessionProtocol(ClientSocket):
     def drain(self, window: float) -> None:
         """Tell the client that this process goes; one that has yet to say hello is told then."""
         if self.protocol.state in (core.State.OPEN, core.State.BARE):
-            self.protocol.send(_goaway(window))
+            self.protocol.send(self._goaway(window))
             self.outlet.mark()
+
+    def _goaway(self, window: float) -> m.Goaway:
+        # Where logs are in this process's memory alone, nobody else could go on with them.
+        streams: m.StreamsOnGoaway = "move" if self.services.directory.is_shared else "stay"
+        return m.Goaway("drain", (0, round(window * 1000)), streams)
 
     @property
     def has_said_all(self) -> bool:
@@ -343,11 +348,6 @@ class SessionProtocol(ClientSocket):
             del by_token[owner, self.token]
         self.protocol.connection_lost()
         super().leave_streams()
-
-
-def _goaway(window: float) -> m.Goaway:
-    # Logs are in this process's memory: nobody else could go on with them.
-    return m.Goaway("drain", (0, round(window * 1000)), "stay")
 
 
 def _cancel(stream: Stream | HoldfastError | None) -> None:
