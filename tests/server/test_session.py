@@ -347,15 +347,19 @@ def test_client_that_never_reads_what_it_asks_for_is_dropped(stage: Stage) -> No
 # -- a process that goes -------------------------------------------------------------------------------
 
 
-def test_drain_is_told_to_those_who_are_there_and_to_those_who_come(stage: Stage) -> None:
+@pytest.mark.parametrize(("is_shared", "told"), [(False, {"streams": "stay"}), (True, {})])  # `move` goes unsaid
+def test_drain_is_told_to_those_who_are_there_and_to_those_who_come(
+    stage: Stage, is_shared: bool, told: dict[str, str]
+) -> None:
+    stage.streams.is_shared = is_shared
     client = welcomed(stage)
     created(stage, client)
     stage.peers.drain(30.0)
-    goaway = {"type": "goaway", "reason": "drain", "window_ms": [0, 30_000], "streams": "stay"}
+    goaway = {"type": "goaway", "reason": "drain", "window_ms": [0, 30_000], **told}
     assert client.hear() == [goaway]
     late = stage.greet(streams=[{"stream": "st_1", "after": -1}])
-    welcome, told = late.hear()
-    assert (welcome["type"], told) == ("welcome", goaway)
+    welcome, last = late.hear()
+    assert (welcome["type"], last) == ("welcome", goaway)
 
 
 def test_client_with_nothing_to_resume_is_sent_elsewhere_by_a_process_that_goes(stage: Stage) -> None:
