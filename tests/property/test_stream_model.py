@@ -46,10 +46,15 @@ class Source:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.is_paused = False
+        self.is_over = False
         stream.source = self
 
+    def seal(self, end: EndBody) -> None:
+        self.is_over = True
+        self.stream.seal(end)
+
     def cancel(self, reason: str) -> None:
-        self.stream.seal(EndBody("cancelled"))
+        self.seal(EndBody("cancelled"))
 
     def abandon(self) -> None:
         self.cancel("")
@@ -115,14 +120,13 @@ class StreamModel(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), sizes=st.lists(st.integers(1, 400), min_size=1, max_size=4))
     def offer(self, which: int, sizes: list[int]) -> None:
         generated = self.streams[which]
-        if generated.source.is_paused:
-            return
         payloads = [b"%d:" % len(generated.offered) + b"x" * size for size in sizes]
-        if generated.stream.is_sealed:
-            accepted = generated.stream.accepted
+        if generated.source.is_over:
+            # What was on its way when it ended: nothing comes of it.
             generated.stream.offer(payloads)
-            assert generated.stream.accepted == accepted
             assert not generated.stream.is_full
+            return
+        if generated.source.is_paused:
             return
         generated.offered += payloads
         generated.stream.offer(payloads)
@@ -130,7 +134,7 @@ class StreamModel(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), status=st.sampled_from(["completed", "failed"]))
     def seal(self, which: int, status: str) -> None:
-        self.streams[which].stream.seal(EndBody("completed" if status == "completed" else "failed"))
+        self.streams[which].source.seal(EndBody("completed" if status == "completed" else "failed"))
 
     @rule(which=st.integers(0, 1))
     def cancel(self, which: int) -> None:
@@ -224,7 +228,7 @@ class StreamModel(RuleBasedStateMachine):
     @invariant()
     def who_waits_for_room_is_resumed_where_there_is_some(self) -> None:
         for generated in self.streams:
-            if generated.source.is_paused and not generated.stream.is_sealed:
+            if generated.source.is_paused and not generated.source.is_over:
                 assert generated.stream in self.directory.memory.waiting
 
     @invariant()
