@@ -31,8 +31,8 @@ from holdfast.server.services import Services, SurfaceLimits
 from holdfast.server.surfaces.holdfast_session import SessionProtocol, Sessions
 from holdfast.streams.directory import Directory
 from holdfast.streams.memory import LogMemory
-from holdfast.streams.store import Done
-from holdfast.streams.stream import Origin, Stream
+from holdfast.streams.store import Claim, Done
+from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
 from holdfast_tools.bench.frames import CLOSE, TEXT, FrameSplitter, client_frame
 
@@ -209,7 +209,7 @@ class ScriptedStreams:
     def make(self, stream_id: str, *, owner: Owner = TENANT.owner, grace: float = 60.0) -> ScriptedSource:
         """Make a stream that runs."""
         stream = Stream(
-            origin=Origin(owner, f"request of {stream_id}", "demo", b""),
+            origin=Claim(owner, f"request of {stream_id}", stream_id, "demo", b""),
             log=Log(stream_id, max_bytes=LIMITS.log_bytes),
             memory=self._memory,
             detach_grace=grace,

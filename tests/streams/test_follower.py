@@ -191,7 +191,7 @@ def test_gap_is_asked_for_anew(failing: tuple[Script, Failing]) -> None:
     script.offer(b"0")
     reading = Reading(script.edge.open(script.stream.id))
     (sink,) = store.sinks
-    store._streams[script.stream.id].followers.clear()  # type: ignore[attr-defined] # the store loses its message
+    store._streams[script.stream.id].followers.clear()  # type: ignore[union-attr] # the store loses its message
     script.offer(b"1")
     script.offer(b"2")
     sink.batch_received(Batch(script.stream.id, 1, 2, [b"2"]))
@@ -349,7 +349,7 @@ def test_store_that_comes_back_is_followed_again(failing: tuple[Script, Failing]
     script.offer(b"0")
     reading = Reading(script.edge.open(script.stream.id))
     store.error = Overloaded(retry_after=2.0)
-    (following,) = store._streams[script.stream.id].followers  # type: ignore[attr-defined]
+    (following,) = store._streams[script.stream.id].followers  # type: ignore[union-attr]
     following.close()
     store.sinks[0].following_lost(Overloaded())
     script.offer(b"1")

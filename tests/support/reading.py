@@ -5,7 +5,8 @@ from __future__ import annotations
 from holdfast.core.entries import START, EndBody, Owner, Position
 from holdfast.core.log import Cursor, Log
 from holdfast.streams.memory import LogMemory
-from holdfast.streams.stream import Origin, Stream
+from holdfast.streams.store import Claim
+from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
 
 ACME = Owner("acme")
@@ -89,7 +90,7 @@ class World:
     def stream(self, *, log_bytes: int = 1 << 16, grace: float = 60.0, number: int = 1) -> Stream:
         self.memory.running += 1
         return Stream(
-            origin=Origin(ACME, f"r-{number}", "demo", b"digest"),
+            origin=Claim(ACME, f"r-{number}", f"st_{number}", "demo", b"digest"),
             log=Log(f"st_{number}", max_bytes=log_bytes),
             memory=self.memory,
             detach_grace=grace,

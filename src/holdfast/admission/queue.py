@@ -49,7 +49,6 @@ class Ticket:
         "_lease",
         "_prompt",
         "_reservations",
-        "_told",
         "charged",
         "endpoints",
         "key",
@@ -87,7 +86,6 @@ class Ticket:
         self.charged: Slot[Ticket] | None = None
         self.position: int | None = None
         self.waiter: Waiter | None = None
-        self._told: Callable[[int | None], None] | None = None
         self._key_lease = _held(self.key.streams)
 
     def begin(self, model: Concurrency, endpoints: Endpoints | None, now: float) -> None:
@@ -115,10 +113,6 @@ class Ticket:
         lease, self._lease = self._lease, None
         return lease
 
-    def watch(self, position_changed: Callable[[int | None], None]) -> None:
-        """Name who is told the position while the request waits again; None when it waits no more."""
-        self._told = position_changed
-
     def wait(self, waiter: Waiter) -> None:
         """Name who waits. Call it before the next turn of the loop if the ticket has a position."""
         self.waiter = waiter
@@ -130,13 +124,16 @@ class Ticket:
         """
         return not self._is_closed and self._admission.readmit(self, endpoints, waiter)
 
-    async def wait_for(self, endpoints: Endpoints) -> ProviderLease | None:
+    async def wait_for(
+        self, endpoints: Endpoints, position_changed: Callable[[int | None], None]
+    ) -> ProviderLease | None:
         """Wait as `wait_again` does, and take the slot.
 
+        `position_changed` is told where the request stands meanwhile, and None when it waits no more.
         Returns None if the endpoint that is free has no limit. Raises `QueueFull`, with nothing given back, if the
         queue has no room, and `QueueTimeout`. Cancellation-safe: `close` gives back what it has taken.
         """
-        again = _Again(self._told)
+        again = _Again(position_changed)
         if not self.wait_again(endpoints, again):
             raise QueueFull
         if self.position is not None:
@@ -152,7 +149,7 @@ class Ticket:
         if self._is_closed:
             return
         self._is_closed = True
-        self.waiter = self._told = None
+        self.waiter = None
         used = 0
         if usage is not None:
             used = usage.billed
@@ -173,27 +170,23 @@ class _Again:
 
     __slots__ = ("_told", "outcome")
 
-    def __init__(self, told: Callable[[int | None], None] | None) -> None:
+    def __init__(self, told: Callable[[int | None], None]) -> None:
         self._told = told
         #: Done when it is admitted; fails with `QueueTimeout`.
         self.outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def admitted(self) -> None:
-        self._tell(None)
+        self._told(None)
         if not self.outcome.done():
             self.outcome.set_result(None)
 
     def expired(self, error: HoldfastError) -> None:
-        self._tell(None)
+        self._told(None)
         if not self.outcome.done():
             self.outcome.set_exception(error)
 
     def position_changed(self, position: int) -> None:
-        self._tell(position)
-
-    def _tell(self, position: int | None) -> None:
-        if self._told is not None:
-            self._told(position)
+        self._told(position)
 
 
 class Admission:

@@ -38,7 +38,6 @@ class Generation:
         self._queued = 0.0
         self._waits_since: float | None = None
         self._start: Callable[[], None] | None = None
-        ticket.watch(self._position_changed)
 
     @property
     def queued(self) -> float:
@@ -50,26 +49,24 @@ class Generation:
         """Be the stream's source until the queue admits the request; then call `start`."""
         self._start = start
         self.stream.source = self
-        self._position_changed(position)
+        self.position_changed(position)
         self.ticket.wait(self)
 
     # -- the queue's side --
 
     def admitted(self) -> None:
-        self._position_changed(None)
+        self.position_changed(None)
         start, self._start = self._start, None
         if start is not None and not self.stream.is_sealed:
             start()
 
     def expired(self, error: HoldfastError) -> None:
         self._start = None
-        self._position_changed(None)
+        self.position_changed(None)
         self.stream.seal(EndBody("failed", error=error_body(error)))
 
-    def position_changed(self, position: int) -> None:
-        self._position_changed(position)
-
-    def _position_changed(self, position: int | None) -> None:
+    def position_changed(self, position: int | None) -> None:
+        """Note where the request waits, at first or again; None where it waits no more."""
         stream = self.stream
         if position is None:
             self._queued, self._waits_since = self.queued, None

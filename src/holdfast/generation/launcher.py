@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -215,9 +216,9 @@ class Launcher:
         stream = generation.stream
         pump = Pump(generation, route, self._timers, self._observer)
         task = self._pumps[stream] = pump.start()
-        task.add_done_callback(lambda _: self._pump_ended(stream, pump))
+        task.add_done_callback(partial(self._pump_ended, stream, pump))
 
-    def _pump_ended(self, stream: Stream, pump: Pump) -> None:
+    def _pump_ended(self, stream: Stream, pump: Pump, _: asyncio.Task[None]) -> None:
         """The provider is let go of, so what the stream held of its capacity is free."""
         # A task that is cancelled before its first step never gets to say so.
         stream.seal(EndBody("cancelled", error=error_body(Cancelled())))

@@ -56,6 +56,25 @@ class Pump:
     is recorded; the stream gets its end before the task ends.
     """
 
+    __slots__ = (
+        "_ask",
+        "_attempt",
+        "_attempts",
+        "_crowded",
+        "_expired",
+        "_generation",
+        "_is_suspect",
+        "_lease",
+        "_observer",
+        "_route",
+        "_stream",
+        "_task",
+        "_ticket",
+        "_timers",
+        "units",
+        "usage",
+    )
+
     def __init__(self, generation: Generation, route: Route, timers: Timers, observer: Observer) -> None:
         self._generation = generation
         self._stream = generation.stream
@@ -69,10 +88,10 @@ class Pump:
         # It got a 500 before.
         self._is_suspect = False
         # The targets that would do, were they not at their limit.
-        self._crowded: list[Target] = []
+        self._crowded: tuple[Target, ...] = ()
         # Why the queue was left without a slot.
         self._expired: HoldfastError | None = None
-        self._attempts: list[AttemptRecord] = []
+        self._attempts: tuple[AttemptRecord, ...] = ()
         self._attempt: Attempt | None = None
         self._task: asyncio.Task[None] | None = None
         #: About how many tokens the newest attempt has brought, and the usage where it told that at its end.
@@ -160,7 +179,7 @@ class Pump:
     async def _next_step(self, plan: RoutePlan) -> Step | None:
         """Choose the next try; where what is left of the route is at its limit, wait for a slot there."""
         while True:
-            self._crowded = []
+            self._crowded = ()
             step = plan.next(self._timers.now(), self._can_try)
             if step is not None:
                 return step
@@ -170,7 +189,9 @@ class Pump:
             if not self._crowded:
                 return None
             try:
-                self._lease = await self._ticket.wait_for(self._route.narrowed(self._crowded))
+                self._lease = await self._ticket.wait_for(
+                    self._route.narrowed(self._crowded), self._generation.position_changed
+                )
             except QueueFull:
                 return None
             except QueueTimeout as exc:
@@ -186,7 +207,7 @@ class Pump:
         if is_repetition and not target.health.allows_repetition(now):
             return False
         if self._lease is None and target.is_full:
-            self._crowded.append(target)
+            self._crowded += (target,)
             return False
         return True
 
@@ -258,7 +279,7 @@ class Pump:
             error=code,
             unconfirmed=unconfirmed,
         )
-        self._attempts.append(record)
+        self._attempts += (record,)
         self._observer.observe(
             AttemptEnded(
                 stream.id,
@@ -288,7 +309,7 @@ class Pump:
                 finish_reason=None if reader is None else reader.finish_reason,
                 usage=self.usage,
                 error=None if error is None else error_body(error),
-                attempts=self._attempts,
+                attempts=list(self._attempts),
             )
         )
 

@@ -17,7 +17,7 @@ from holdfast.streams.memory import LogMemory
 from holdfast.streams.retention import Retention
 from holdfast.streams.store import Attended, Cancel, Claim, Claimed, Done, LogStore, Signal, Subscription
 from holdfast.streams.stored import StoredStream, Writer
-from holdfast.streams.stream import Origin, Stream
+from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
 
 #: Seconds that a stream of another process is followed until somebody reads it.
@@ -124,7 +124,7 @@ class Directory:
     def _make(self, claimed: Claimed, detach_grace: float, writer: Writer | None) -> Stream:
         claim = claimed.claim
         options: dict[str, Any] = {
-            "origin": Origin(claim.owner, claim.request_id, claim.model, claim.digest),
+            "origin": claim,
             "log": Log(claim.stream, epoch=claimed.epoch, max_bytes=self._config.log_bytes),
             "memory": self.memory,
             "detach_grace": detach_grace,

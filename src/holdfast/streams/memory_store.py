@@ -25,25 +25,25 @@ class MemoryStore:
     def __init__(self, timers: Timers, *, is_shared: bool = False) -> None:
         self.is_shared = is_shared
         self._timers = timers
-        self._by_request: dict[tuple[Owner, str], _Known] = {}
-        self._streams: dict[str, _Known] = {}
+        self._by_request: dict[tuple[Owner, str], Claim | _Stored] = {}
+        self._streams: dict[str, Claim | _Stored] = {}
 
     def claim(self, claim: Claim, done: Done[Claimed | HoldfastError]) -> None:
         known = self._by_request.get((claim.owner, claim.request_id))
         if known is not None:
-            done(known.claimed)
+            done(_claimed(known))
             return
-        stored = _Stored(claim) if self.is_shared else _Known(claim)
+        stored = _Stored(claim) if self.is_shared else claim
         self._by_request[claim.owner, claim.request_id] = self._streams[claim.stream] = stored
-        done(Claimed(claim, stored.epoch, True))
+        done(Claimed(claim, 1, True))
 
     def find(self, stream: str, done: Done[Claimed | HoldfastError | None]) -> None:
-        stored = self._streams.get(stream)
-        done(None if stored is None else stored.claimed)
+        known = self._streams.get(stream)
+        done(None if known is None else _claimed(known))
 
     def find_request(self, owner: Owner, request_id: str, done: Done[Claimed | HoldfastError | None]) -> None:
-        stored = self._by_request.get((owner, request_id))
-        done(None if stored is None else stored.claimed)
+        known = self._by_request.get((owner, request_id))
+        done(None if known is None else _claimed(known))
 
     def take_over(self, stream: str, epoch: int, done: Done[bool | HoldfastError]) -> None:
         stored = self._stored(stream)
@@ -113,48 +113,36 @@ class MemoryStore:
         return known if isinstance(known, _Stored) else None
 
     def _forget(self, stream: str) -> None:
-        stored = self._streams.pop(stream, None)
-        if stored is not None:
-            del self._by_request[stored.claim.owner, stored.claim.request_id]
-        if isinstance(stored, _Stored):
-            for following in stored.following():
+        known = self._streams.pop(stream, None)
+        if known is None:
+            return
+        claim = _claimed(known).claim
+        del self._by_request[claim.owner, claim.request_id]
+        if isinstance(known, _Stored):
+            for following in known.following():
                 following.close()
                 following.sink.following_lost(UnknownStream())
 
 
-class _Known:
-    """One claim, whose log is its stream's own."""
+def _claimed(known: Claim | _Stored) -> Claimed:
+    """Answer with a claim that was made before. One whose log is its stream's own has no second epoch."""
+    if isinstance(known, _Stored):
+        return Claimed(known.claim, known.log.epoch, False)
+    return Claimed(known, 1, False)
 
-    __slots__ = ("claim",)
+
+class _Stored:
+    """One claim of a shared store, and its log."""
+
+    __slots__ = ("_begins", "claim", "followers", "log", "receive")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
-
-    @property
-    def epoch(self) -> int:
-        return 1
-
-    @property
-    def claimed(self) -> Claimed:
-        return Claimed(self.claim, self.epoch, False)
-
-
-class _Stored(_Known):
-    """One claim, and its log."""
-
-    __slots__ = ("_begins", "followers", "log", "receive")
-
-    def __init__(self, claim: Claim) -> None:
-        super().__init__(claim)
         self.log = Log(claim.stream, max_bytes=0)
         # The epochs, each with the number of its first entry.
         self._begins = [(self.log.epoch, 0)]
         self.followers: dict[_Following, None] = {}
         self.receive: Callable[[Signal], None] | None = None
-
-    @property
-    def epoch(self) -> int:
-        return self.log.epoch
 
     def begin_epoch(self, epoch: int) -> None:
         self.log.begin_epoch(epoch)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast.core.entries import START, EndBody, Owner, Position
+from holdfast.core.entries import START, EndBody, Position
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session.messages import StreamStatus
 from holdfast.streams.attendance import Attendance
 from holdfast.streams.memory import LogMemory
 from holdfast.streams.source import Source
+from holdfast.streams.store import Claim
 from holdfast.timers import Timers
 
 logger = logging.getLogger("holdfast")
@@ -29,16 +29,6 @@ class Reader(Protocol):
 
     def epoch_changed(self, cursor: Cursor) -> None:
         """Another owner carries the log on, in the epoch that it now has."""
-
-
-@dataclass(slots=True, frozen=True)
-class Origin:
-    """Who asked for a generation, and for what. `digest` tells a repeated request from another one."""
-
-    owner: Owner
-    request_id: str
-    model: str
-    digest: bytes
 
 
 class Stream:
@@ -77,7 +67,7 @@ class Stream:
     def __init__(
         self,
         *,
-        origin: Origin,
+        origin: Claim,
         log: Log,
         memory: LogMemory,
         detach_grace: float,
@@ -85,7 +75,8 @@ class Stream:
         on_end: Callable[[Stream], None],
     ) -> None:
         """`on_end` is called once, when the end is visible. `detach_grace` is in seconds."""
-        self.id = log.stream.decode("ascii")
+        self.id = origin.stream
+        #: Who asked for it, and for what.
         self.origin = origin
         self.log = log
         self.created = timers.now()
