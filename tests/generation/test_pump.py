@@ -527,10 +527,9 @@ def test_answer_that_is_not_streamed_is_one_entry(clock: Clock) -> None:
     gateway = Gateway(clock)
     reading = Reading(gateway.start(raw=request(stream=False)))
     call = gateway.upstream().call
-    call._sink.response_received(200, [(b"content-type", b"application/json")])
+    call.head(content_type="application/json")
     body = b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": {"total_tokens": 5}}'
-    call._sink.data_received([body[:20], body[20:]])
-    call.end()
+    call.data(body[:20], body[20:]).end()
     gateway.settle()
     assert reading.entries == [body]
     assert reading.end is not None
@@ -541,7 +540,7 @@ def test_other_content_type_is_no_answer(clock: Clock) -> None:
     gateway = Gateway(clock, retry=NO_RETRY)
     reading = Reading(gateway.start())
     call = gateway.upstream().call
-    call._sink.response_received(200, [(b"content-type", b"text/html")])
+    call.head(content_type="text/html")
     gateway.settle()
     assert outcome(reading)[:2] == ("failed", "upstream_malformed")
     assert call.told == ["cancel"]

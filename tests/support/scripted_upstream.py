@@ -26,18 +26,24 @@ class ScriptedCall:
         self.request = request
         self.told: list[str] = []
         self.sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sink = sink
+        # Who takes the answer; nobody once the gateway has left it or cancelled it.
+        self.sink: ResponseSink | None = sink
 
     # -- the provider's side --
 
     def head(self, status: int = 200, **headers: str) -> ScriptedCall:
-        fields: Headers = [(b"content-type", b"text/event-stream")]
-        fields += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        self._sink.response_received(status, fields)
+        headers = {"content_type": "text/event-stream", **headers}
+        fields: Headers = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        if self.sink is not None:
+            self.sink.response_received(status, fields)
         return self
 
     def events(self, *payloads: bytes) -> ScriptedCall:
-        self._sink.data_received([b"data: " + payload + b"\n\n" for payload in payloads])
+        return self.data(*[b"data: " + payload + b"\n\n" for payload in payloads])
+
+    def data(self, *chunks: bytes) -> ScriptedCall:
+        if self.sink is not None:
+            self.sink.data_received(list(chunks))
         return self
 
     def tokens(self, *texts: str) -> ScriptedCall:
@@ -53,14 +59,16 @@ class ScriptedCall:
 
     def refuse(self, status: int, message: str = "no", **headers: str) -> None:
         self.head(status, **headers)
-        self._sink.data_received([json.dumps({"error": {"message": message}}).encode()])
-        self._sink.response_ended()
+        self.data(json.dumps({"error": {"message": message}}).encode())
+        self.end()
 
     def end(self) -> None:
-        self._sink.response_ended()
+        if self.sink is not None:
+            self.sink.response_ended()
 
     def fail(self, error: UpstreamError) -> None:
-        self._sink.response_failed(error)
+        if self.sink is not None:
+            self.sink.response_failed(error)
 
     # -- the gateway's side --
 
@@ -72,9 +80,11 @@ class ScriptedCall:
 
     def leave(self) -> None:
         self.told.append("leave")
+        self.sink = None
 
     def cancel(self) -> None:
         self.told.append("cancel")
+        self.sink = None
 
     @property
     def body(self) -> dict[str, object]:

@@ -37,7 +37,7 @@ class Generation:
         # Seconds that it has waited in the queue before, and since when it waits now.
         self._queued = 0.0
         self._waits_since: float | None = None
-        self._start: Callable[[], None] | None = None
+        self._start: Callable[[Generation], None] | None = None
 
     @property
     def queued(self) -> float:
@@ -45,8 +45,8 @@ class Generation:
         since = self._waits_since
         return self._queued if since is None else self._queued + self._clock() - since
 
-    def wait(self, position: int, start: Callable[[], None]) -> None:
-        """Be the stream's source until the queue admits the request; then call `start`."""
+    def wait(self, position: int, start: Callable[[Generation], None]) -> None:
+        """Be the stream's source until the queue admits the request; then call `start` with this object."""
         self._start = start
         self.stream.source = self
         self.position_changed(position)
@@ -58,7 +58,7 @@ class Generation:
         self.position_changed(None)
         start, self._start = self._start, None
         if start is not None and not self.stream.is_sealed:
-            start()
+            start(self)
 
     def expired(self, error: HoldfastError) -> None:
         self._start = None

@@ -144,7 +144,8 @@ class Launcher:
                 result = self._answer(request, claimed)
             except HoldfastError as exc:
                 self._observer.observe(RequestRefused(request.caller, ask.model, terms.request_id, exc))
-                result = exc
+                # Its traceback has this frame, which has the request: no cycle may keep that.
+                result = exc.with_traceback(None)
             done(result)  # outside: what the surface raises is its own
 
         self._directory.claim(
@@ -191,7 +192,7 @@ class Launcher:
         if ticket.position is None:
             self._run(generation, route)
         else:
-            generation.wait(ticket.position, lambda: self._admitted(generation, route))
+            generation.wait(ticket.position, partial(self._admitted, route))
         return stream
 
     def _route(self, ask: Ask) -> Route:
@@ -206,7 +207,7 @@ class Launcher:
             )
         return route
 
-    def _admitted(self, generation: Generation, route: Route) -> None:
+    def _admitted(self, route: Route, generation: Generation) -> None:
         # The model may have another route by now; or none that can answer, where the one that was found still can.
         ask = generation.ask
         newer = self._routes.get(ask.model)

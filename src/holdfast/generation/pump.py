@@ -109,8 +109,10 @@ class Pump:
     def cancel(self, reason: str) -> None:
         """End the stream at once, and let go of the provider in the next turn of the loop."""
         self._stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason))))
-        if self._task is not None:
-            self._task.cancel()
+        # A task that is cancelled before its first step keeps this object, as an exception's traceback does.
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
 
     def abandon(self) -> None:
         self.cancel("")
