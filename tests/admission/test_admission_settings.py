@@ -118,6 +118,7 @@ async def test_estimate_of_a_request(timers: Timers) -> None:
     assert (10 < prompt < 40, answer) == (True, 500)
     assert estimate(max_tokens=7)[1] == 7
     assert estimate(max_tokens=7, max_completion_tokens=9)[1] == 9
+    assert estimate(max_tokens=9, max_completion_tokens=7)[1] == 9
     assert estimate(max_tokens=7, n=3)[1] == 21
     assert estimate(max_tokens="many", n=-1)[1] == 500
     media = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.admission.key_store import KeyStore, NewKey
-from holdfast.admission.keys import create_key
+from holdfast.admission.keys import create_key, hash_key
 from holdfast.cli import main
 from holdfast.config import parse
 from holdfast.config.auth import AuthConfig
@@ -361,6 +361,8 @@ SECRET = "s3cret-" * 3
         (f'[keys.a]\nhash = "{ADMIN_HASH}"\ntenant = "t\\r"', "expected printable names"),
         (f'[keys."sub:ann"]\nhash = "{ADMIN_HASH}"', "begins with `sub:`"),
         (f'[auth]\nkey_store = "k.db"\nadmin_key = "{SECRET}"', "auth.admin_key: expected at least 32"),
+        (f'[keys.a]\nhash = "{ADMIN_HASH}"\n[auth]\nadmin_key = "{ADMIN_HASH}"', "keys.a.hash: is that of"),
+        (f'[keys.a]\nhash = "{hash_key(SECRET * 2)}"\n[auth]\nadmin_key = "{SECRET * 2}"', "keys.a.hash: is"),
         (f'[auth]\ntoken_secret = "{SECRET}"', "auth.token_secret: expected at least 32"),
         ('[server]\nallowed_origins = ["https://app.example/"]', "allowed_origins: expected scheme"),
         ('[server]\nallowed_origins = ["app.example"]', "allowed_origins: expected scheme"),

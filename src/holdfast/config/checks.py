@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from urllib.parse import urlsplit
@@ -48,6 +49,9 @@ def check(config: Config, *, source: str = "configuration", dialects: Dialects =
             raise ConfigError(
                 f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
             )
+        if _is_hash_of(key.hash, config.auth.admin_key):
+            # Whoever has it would be the admin, and the admin asks for no generation.
+            raise ConfigError(f"{source}: keys.{name}.hash: is that of auth.admin_key; a caller needs its own key")
     server = config.server
     for origin in server.allowed_origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
@@ -63,6 +67,11 @@ def check(config: Config, *, source: str = "configuration", dialects: Dialects =
             "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "
             "127.0.0.1."
         )
+
+
+def _is_hash_of(hashed: str, key: str | None) -> bool:
+    """Whether a caller's hash is that of a key that is configured as such or by its hash."""
+    return key is not None and hashed in (key, f"sha256:{hashlib.sha256(key.encode()).hexdigest()}")
 
 
 def _check_auth(where: str, auth: AuthConfig) -> None:
