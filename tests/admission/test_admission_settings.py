@@ -121,6 +121,9 @@ async def test_estimate_of_a_request(timers: Timers) -> None:
     assert estimate(max_tokens=9, max_completion_tokens=7)[1] == 9
     assert estimate(max_tokens=7, n=3)[1] == 21
     assert estimate(max_tokens="many", n=-1)[1] == 500
+    # The provider may read the field that is no count, so a small one beside it bounds nothing.
+    assert estimate(max_tokens=7, max_completion_tokens=100_000.0)[1] == 500
+    assert estimate(max_tokens=900, max_completion_tokens="many")[1] == 900
     media = [
         {"type": "input_audio", "input_audio": {"data": "A" * 100_000}},
         {"type": "text", "text": "x" * 4000},

@@ -149,6 +149,17 @@ USAGE = b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5,"total_
             Usage(),
         ),
         ({"prompt_tokens_details": {}, "completion_tokens_details": {}}, Usage()),
+        # What says no more than how the tokens divide must not make an answer malformed at its end.
+        ({"prompt_tokens": 7, "prompt_tokens_details": [], "completion_tokens_details": "none"}, Usage(7)),
+        (
+            {
+                "prompt_tokens": 7,
+                "prompt_tokens_details": {"cached_tokens": "6"},
+                "completion_tokens_details": {"reasoning_tokens": 1.5},
+            },
+            Usage(7),
+        ),
+        ({"prompt_tokens_details": {"cached_tokens": True}}, Usage()),
     ],
 )
 def test_usage_is_read_with_cached_and_reasoning_tokens(said: dict[str, Any], usage: Usage) -> None:

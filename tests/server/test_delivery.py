@@ -202,6 +202,21 @@ async def test_waiter_for_an_entry_returns_with_it(stage: Stage) -> None:
     assert waiter.read() == [b'{"n":2}']
 
 
+async def test_waiter_has_its_entries_where_a_full_log_drops_them_as_it_leaves(stage: Stage) -> None:
+    source, client, other = stage.streams.make("st_a"), HttpClient(), HttpClient()
+    stream = source.stream
+    stream.log.max_bytes = 1000
+    source.say(0)
+    waiter = Waiter(stream, client.exchange, Position(0))
+    stage.services.sse.send(stream, other.exchange, CHAT.framing)
+    source.say(*range(1, 30))
+    assert stream.is_full
+    stage.loop.turn()  # the other client has them all
+    await waiter.wait(60.0, max_bytes=20)
+    assert waiter.read() == [b'{"n":1}', b'{"n":2}']
+    assert stream.log.first == 30
+
+
 async def test_waiter_on_an_ended_stream_returns_at_once(stage: Stage) -> None:
     source, client = stage.streams.make("st_a"), HttpClient()
     source.end()

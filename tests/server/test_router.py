@@ -47,8 +47,11 @@ class Echoes:
     def __init__(self) -> None:
         self.opened: list[Handshake] = []
         self.received = b""
+        self.failure: Exception | None = None
 
     def open(self, handshake: Handshake) -> Any:
+        if self.failure is not None:
+            raise self.failure
         self.opened.append(handshake)
         return self
 
@@ -88,6 +91,8 @@ class World:
             Route(re.compile("/admin"), {"GET": self.answer}, guard=Guard.ADMIN),
             Route(re.compile("/plain"), {"POST": self.answer}, dialect=Plain()),
             Route(re.compile("/echo"), {"GET": refuse_without_upgrade}, socket=self.echoes, dialect=Plain()),
+            Route(re.compile("/watch"), socket=self.echoes, guard=Guard.SERVER),
+            Route(re.compile("/console"), socket=self.echoes, guard=Guard.ADMIN),
         ]
         handshakes = Handshakes(authenticator, stage.peers, self.connect, lambda owner: self.has_unfinished)
         self.router = Router(routes, authenticator, stage.peers, handshakes, default=CHAT)
@@ -112,7 +117,7 @@ class World:
 
     def send(self, data: str) -> bytes:
         """What a connection of its own is answered to these bytes, without any request that a handler answers."""
-        transport = MemoryTransport()
+        transport = self.transport = MemoryTransport()
         limits = Limits(max_body=100, header_timeout=1.0, body_timeout=1.0, keep_alive_timeout=1.0)
         connection = HttpConnection(self.router, self.stage.timers, limits)
         connection.connection_made(transport)
@@ -236,10 +241,12 @@ async def test_handlers_and_methods_errors_have_the_shape_of_the_path(world: Wor
 # -- WebSockets ----------------------------------------------------------------------------------------
 
 
-def handshake(world: World, *, subprotocols: str = "", rest: str = "", path: str = "/echo") -> bytes:
+def handshake(
+    world: World, *, subprotocols: str = "", rest: str = "", path: str = "/echo", key: str = SERVER_KEY
+) -> bytes:
     offer = f"sec-websocket-protocol: {subprotocols}\r\n" if subprotocols else ""
     return world.send(
-        f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SERVER_KEY}\r\n{UPGRADE}{offer}\r\n{rest}"
+        f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n{UPGRADE}{offer}\r\n{rest}"
     )
 
 
@@ -251,6 +258,28 @@ def test_handshake_is_handed_to_the_surface_with_what_came_behind_it(world: Worl
     assert (opened.subprotocol, opened.principal.key_id, opened.number) == ("echo.v2", "server", 1)
     assert world.echoes.received == b"frames"
     assert (len(world.stage.peers), world.stage.peers.statistics().conversations) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [
+        ("/watch", PAGE_KEY, 403),
+        ("/watch", SERVER_KEY, 101),
+        ("/console", SERVER_KEY, 401),
+        ("/console", ADMIN_KEY, 101),
+    ],
+)
+def test_guard_of_a_route_holds_for_its_websockets(world: World, path: str, key: str, status: int) -> None:
+    assert handshake(world, path=path, key=key).startswith(b"HTTP/1.1 %d " % status)
+    assert len(world.echoes.opened) == world.connections.used == (status == 101)
+
+
+def test_connection_of_a_surface_that_fails_is_cut_and_counted_no_more(world: World) -> None:
+    world.echoes.failure = RuntimeError("planted")
+    with pytest.raises(RuntimeError, match="planted"):
+        handshake(world)
+    assert world.transport.is_aborted
+    assert (world.connections.used, len(world.stage.peers)) == (0, 0)
 
 
 def test_handshake_without_a_known_subprotocol_has_none(world: World) -> None:
@@ -265,7 +294,7 @@ def test_handshake_beyond_the_connections_of_a_key_is_refused(world: World) -> N
 
 
 def test_handshake_at_another_path_names_the_paths_that_there_are(world: World) -> None:
-    assert b"there is no WebSocket at /nowhere; try /echo" in handshake(world, path="/nowhere")
+    assert b"there is no WebSocket at /nowhere; try /echo, /watch, /console" in handshake(world, path="/nowhere")
 
 
 @pytest.mark.parametrize("has_unfinished", [False, True])

@@ -143,10 +143,13 @@ class Limiter:
         A request that does not bound its answer is taken to stay within the limits that it is within itself.
         """
         prompt = bounds.size // _BYTES_PER_TOKEN + bounds.media * _MEDIA_TOKENS + 1
-        if bounds.max_output is not None:
-            return prompt, prompt + bounds.max_output * bounds.choices
+        answer = bounds.max_output
+        if answer is not None and bounds.unclear in (None, bounds.choices_field):
+            return prompt, prompt + answer * bounds.choices
+        # A bound beside a field that the provider may read as another one bounds nothing.
+        answer = max(answer or 0, self._config.answer_tokens)
         limits = [account.tokens.limit for account in accounts if account.tokens is not None]
-        return prompt, max(min([prompt + self._config.answer_tokens * bounds.choices, *limits]), prompt)
+        return prompt, max(min([prompt + answer * bounds.choices, *limits]), prompt)
 
     def check(self, accounts: BothAccounts, tokens: int, output_field: str, now: float) -> None:
         """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it."""

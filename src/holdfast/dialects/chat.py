@@ -60,20 +60,12 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int | None = None
-
-
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
 
 class _Chunk(msgspec.Struct, gc=False):
@@ -232,14 +224,19 @@ class CompletionReader:
 
 
 def _usage(usage: _Usage) -> Usage:
-    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
     return Usage(
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.total_tokens,
-        cached_tokens=(prompt and prompt.cached_tokens) or 0,
-        reasoning_tokens=(completion and completion.reasoning_tokens) or 0,
+        cached_tokens=_detail(usage.prompt_tokens_details, "cached_tokens"),
+        reasoning_tokens=_detail(usage.completion_tokens_details, "reasoning_tokens"),
     )
+
+
+def _detail(details: object, name: str) -> int:
+    """Read how the tokens divide where a provider says it as OpenAI does; an answer is not malformed for it."""
+    value = details.get(name) if isinstance(details, dict) else None
+    return value if type(value) is int else 0
 
 
 def _error_text(body: bytes) -> str | None:

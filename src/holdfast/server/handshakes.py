@@ -1,7 +1,8 @@
 """Opens WebSockets: who may, what is refused, and to whom the connection goes.
 
-The checks come in this order: the caller, whether this process takes new conversations, the handshake itself (RFC
-6455 section 4.2), and the connections of the caller's key and tenant. Whatever fails is an HTTP answer.
+The checks come in this order: the caller, the route's guard, whether this process takes new conversations, the
+handshake itself (RFC 6455 section 4.2), and the connections of the caller's key and tenant. Whatever fails is an
+HTTP answer.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class SocketSurface(Protocol):
 
 #: Counts one more WebSocket of a tenant and key. Raises `RateLimited`.
 Connect = Callable[[str, str | None], Sequence[Lease]]
+#: Raises `Forbidden` or `Unauthorized` for a caller who may not use the route.
+Check = Callable[[Principal], None]
 
 
 class Handshakes:
@@ -85,16 +88,26 @@ class Handshakes:
         self._waiting: set[asyncio.Task[None]] = set()
 
     def begin(
-        self, surface: SocketSurface, shape: ErrorShape, request: Request, connection: HttpConnection, rest: bytes
+        self,
+        surface: SocketSurface,
+        check: Check,
+        shape: ErrorShape,
+        request: Request,
+        connection: HttpConnection,
+        rest: bytes,
     ) -> None:
-        """Answer a handshake, now or when the keys are there that its credential needs."""
+        """Answer a handshake, now or when the keys are there that its credential needs.
+
+        `check` is the route's guard, which is asked once the caller is known.
+        """
         try:
-            self._begin(surface, shape, request, connection, rest)
+            self._begin(surface, check, shape, request, connection, rest)
         except KeysPending as pending:
             # What the client sends meanwhile stays in the socket, for the conversation.
             connection.pause_reading()
             task = asyncio.get_running_loop().create_task(
-                self._begin_later(pending, surface, shape, request, connection, rest), name="websocket handshake"
+                self._begin_later(pending, surface, check, shape, request, connection, rest),
+                name="websocket handshake",
             )
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
@@ -103,6 +116,7 @@ class Handshakes:
         self,
         pending: KeysPending,
         surface: SocketSurface,
+        check: Check,
         shape: ErrorShape,
         request: Request,
         connection: HttpConnection,
@@ -111,7 +125,7 @@ class Handshakes:
         await pending.wait()
         connection.resume_reading()
         try:
-            self._begin(surface, shape, request, connection, rest)
+            self._begin(surface, check, shape, request, connection, rest)
         except KeysPending as again:
             connection.refuse(*error_response(again.refusal(), shape))
         except Exception:
@@ -119,12 +133,19 @@ class Handshakes:
             connection.abort()
 
     def _begin(
-        self, surface: SocketSurface, shape: ErrorShape, request: Request, connection: HttpConnection, rest: bytes
+        self,
+        surface: SocketSurface,
+        check: Check,
+        shape: ErrorShape,
+        request: Request,
+        connection: HttpConnection,
+        rest: bytes,
     ) -> None:
         try:
             principal = self._authenticator.authenticate(
                 request.headers, request.query, offered_subprotocols(request.headers)
             )
+            check(principal)
             if self._peers.is_draining and not self._has_unfinished(principal.owner):
                 raise Draining(retry_after=1.0)
         except HoldfastError as exc:
@@ -148,7 +169,14 @@ class Handshakes:
                 lease.release()
             return
         transport.write(switching_protocols(accepted, subprotocol=subprotocol))
-        conversation = surface.open(Handshake(transport, principal, subprotocol, connection.number, leases))
+        try:
+            conversation = surface.open(Handshake(transport, principal, subprotocol, connection.number, leases))
+        except BaseException:
+            # Nobody has the transport yet, so nobody would ever close it.
+            transport.abort()
+            for lease in leases:
+                lease.release()
+            raise
         self._peers.add(conversation)
         if rest:
             conversation.data_received(rest)

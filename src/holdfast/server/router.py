@@ -27,7 +27,10 @@ Handler: TypeAlias = Callable[[Request, Exchange, Principal, str], Awaitable[Non
 
 
 class Guard(enum.Enum):
-    """Who may use a route. Each but PUBLIC also keeps to the allowed origins, and answers preflights."""
+    """Who may use a route. Each but PUBLIC also keeps to the allowed origins, and answers preflights.
+
+    A WebSocket needs a credential on every route.
+    """
 
     PUBLIC = enum.auto()  # anyone, also without a credential
     CALLER = enum.auto()  # whoever has a credential
@@ -161,7 +164,7 @@ class Router:
             error = NotFound(f"there is no WebSocket at {request.path[:200]}; try {sockets}")
             connection.refuse(*error_response(error, self._shape(route)))
             return
-        self._handshakes.begin(route.socket, self._shape(route), request, connection, rest)
+        self._handshakes.begin(route.socket, route.guard.check, self._shape(route), request, connection, rest)
 
 
 def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:

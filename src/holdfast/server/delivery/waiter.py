@@ -17,7 +17,7 @@ class Waiter:
     The client's leaving ends the wait: then the exchange is complete.
     """
 
-    __slots__ = ("_cursor", "_exchange", "_future", "_stream", "_wants_end")
+    __slots__ = ("_cursor", "_exchange", "_future", "_payloads", "_stream", "_wants_end")
 
     def __init__(
         self, stream: Stream, exchange: Exchange, position: Position = START, *, wants_end: bool = False
@@ -26,6 +26,7 @@ class Waiter:
         self._stream = stream
         self._exchange = exchange
         self._wants_end = wants_end
+        self._payloads: list[bytes] = []
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._cursor = stream.attach(self, position)
         exchange.on_disconnect = self._disconnected
@@ -35,17 +36,24 @@ class Waiter:
         elif stream.is_ended:
             self._future.set_result(None)
 
-    async def wait(self, timeout: float | None = None) -> None:
-        """Return when there is what the waiter wants, when the client has left, or after so many seconds."""
+    async def wait(self, timeout: float | None = None, *, max_bytes: int | None = None) -> None:
+        """Return when there is what the waiter wants, when the client has left, or after so many seconds.
+
+        `max_bytes` bounds what `read` gives, as a log's `slice` does; None is all of it.
+        """
         try:
             await asyncio.wait_for(self._future, timeout)
         except TimeoutError:
             pass
+        if not self._exchange.is_complete:
+            # While the cursor holds them: behind its release a full log drops what others have consumed.
+            size = self._stream.log.bytes if max_bytes is None else max_bytes
+            self._payloads = self._cursor.read_payloads(size)
         self._stream.release(self._cursor)
 
     def read(self) -> list[bytes]:
         """Return the payloads behind the position, the end entry's included."""
-        return self._cursor.read_payloads(self._stream.log.bytes)
+        return self._payloads
 
     # -- the stream's side --
 

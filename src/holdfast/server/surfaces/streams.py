@@ -88,10 +88,13 @@ class Streams:
             else:
                 self._services.sse.send(stream, exchange, STREAMS_FRAMING, position=position)
         elif live in ("none", "long-poll"):
+            payloads = stream.log.slice(position.seq + 1, READ_BYTES) if not has_all else []
             if live == "long-poll" and has_all and not stream.is_ended:
-                await Waiter(stream, exchange, position).wait(timeout)
+                waiter = Waiter(stream, exchange, position)
+                await waiter.wait(timeout, max_bytes=READ_BYTES)
+                payloads = waiter.read()
             if not exchange.is_complete:
-                _respond_entries(stream, exchange, position.seq)
+                _respond_entries(stream, exchange, position.seq + 1, payloads)
         else:
             raise InvalidRequest("`live` must be `sse`, `long-poll` or `none`", param="live")
 
@@ -102,10 +105,8 @@ class Streams:
         respond_json(exchange, {"stream": stream.id, "status": None if end is None else end.status})
 
 
-def _respond_entries(stream: Stream, exchange: Exchange, after: int) -> None:
+def _respond_entries(stream: Stream, exchange: Exchange, start: int, payloads: list[bytes]) -> None:
     log = stream.log
-    start = after + 1
-    payloads = log.slice(start, READ_BYTES) if start < log.next else []
     stop = start + len(payloads)
     end = log.end if stop == log.next else None
     if end is not None and payloads:
