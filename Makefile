@@ -10,7 +10,7 @@ ARGS   ?=
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint types contracts unit coverage bench micro-check chaos soak test-slow test-real format lock clean
+.PHONY: help serve test docs lint types contracts unit coverage bench micro-check chaos soak test-slow test-real format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,18 +36,18 @@ serve: $(VENV)/.gateway ## set up, then start the gateway with its embedded defa
 
 test: lint types contracts unit ## set up, then lint, types, import contracts and all tests
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test ## format and lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/.test
+types: $(VENV)/.test ## mypy --strict, tests included
 	$(BIN)/mypy
 
-contracts: $(VENV)/.test
+contracts: $(VENV)/.test ## imports go down only, names stay in their rooms, files stay short
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/house
 
-unit: $(VENV)/.test
+unit: $(VENV)/.test ## run the tests alone, or a part (ARGS="tests/core -q")
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report $(if $(ARGS),--fail-under=0)
 
@@ -100,6 +100,9 @@ $(PEERS)/portkey/.ready: requirements/peers-portkey/package.json
 
 .PHONY: bench-peers
 bench-peers: $(PEERS)/litellm/.ready $(PEERS)/smg/.ready $(PEERS)/portkey/.ready ## install the gateways that bench compares with (nginx, haproxy: apt-get)
+
+docs: $(VENV)/.test ## renew the generated parts of the documents
+	$(BIN)/python docs/generate.py
 
 format: $(VENV)/.test ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -103,7 +103,7 @@ async def test_new_rate_counts_what_was_used_under_the_old_one(timers: Timers) -
         enter(admission)
     admission.configure(LimitsConfig(), QueueConfig(), {"demo": None})
     enter(admission)
-    assert admission.headers("t", None) == []
+    assert admission.rates("t", None) == []
 
 
 async def test_estimate_of_a_request(timers: Timers) -> None:
@@ -148,7 +148,7 @@ async def test_accounts_without_use_are_forgotten(timers: Timers) -> None:
     admission = Admission(LimitsConfig(requests_per_minute=1), QueueConfig(), {"demo": None}, timers)
     enter(admission, "busy")[0]
     for number in range(5000):
-        admission.headers(f"t{number}", None)
+        admission.rates(f"t{number}", None)
     assert len(list(admission.limiter.tenants)) <= 1024
     assert any(account.name == "busy" for account in admission.limiter.tenants)
 
@@ -157,7 +157,7 @@ async def test_reset_is_written_as_openai_does(timers: Timers) -> None:
     admission = Admission(
         LimitsConfig(requests_per_minute=2, tokens_per_minute=900), QueueConfig(), {"demo": None}, timers
     )
-    assert dict(admission.headers("t", None)) == {
+    assert dict(CHAT.rate_headers(admission.rates("t", None))) == {
         b"x-ratelimit-limit-requests": b"2",
         b"x-ratelimit-remaining-requests": b"2",
         b"x-ratelimit-reset-requests": b"0s",
@@ -166,7 +166,10 @@ async def test_reset_is_written_as_openai_does(timers: Timers) -> None:
         b"x-ratelimit-reset-tokens": b"0s",
     }
     enter(admission)
-    assert dict(admission.headers("t", None))[b"x-ratelimit-reset-requests"] in (b"1m0s", b"59.999s")
+    assert dict(CHAT.rate_headers(admission.rates("t", None)))[b"x-ratelimit-reset-requests"] in (
+        b"1m0s",
+        b"59.999s",
+    )
 
 
 @pytest.mark.parametrize(

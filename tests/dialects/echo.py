@@ -16,7 +16,7 @@ import msgspec
 from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.sse import write_event
-from holdfast.dialects.ask import Ask, Bounds
+from holdfast.dialects.ask import Ask, Bounds, RateLeft
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.table import Dialects
@@ -170,6 +170,9 @@ class EchoDialect:
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         return msgspec.json.encode({"oops": error.code, "why": error.message})
+
+    def rate_headers(self, rates: Sequence[RateLeft]) -> Headers:
+        return [(f"echo-left-{rate.what}".encode(), str(rate.remaining).encode()) for rate in rates]
 
     def options(self, raw: Mapping[str, Any]) -> EchoOptions:
         return msgspec.convert(raw, EchoOptions)

@@ -56,7 +56,8 @@ async def test_every_path_of_the_gateway_is_described(make_path: Any, tmp_path: 
     text = (ROOT / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `(/[^`]*)` \| ([A-Z, ]+) \|", text, re.MULTILINE))
     served = {
-        route.pattern.pattern.replace("([^/]+)", "{id}"): route.methods for route in path.gateway.router.routes
+        route.pattern.pattern.replace("([^/]+)", "{id}"): route.methods
+        for route in path.gateway.process.router.routes
     }
     assert {place: sorted(methods) for place, methods in served.items()} == {
         place: sorted(methods.split(", ")) for place, methods in listed.items()

@@ -1,16 +1,14 @@
-"""The limits of keys and tenants: who has used how much, what a refusal says, and the headers that tell it."""
+"""The limits of keys and tenants: who has used how much, and what a refusal says."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from holdfast.config.limits import LimitConfig, LimitsConfig, merged
-from holdfast.core.http.request import Headers
 from holdfast.core.limits.rate_limit import Concurrency, Lease, RateLimit, Reservation
-from holdfast.dialects.ask import Bounds
+from holdfast.dialects.ask import Bounds, RateLeft
 from holdfast.errors import InvalidRequest, RateLimited
 
 #: Bytes of a request's JSON that make about one token. English has four characters to a token, the envelope adds
@@ -191,21 +189,19 @@ class Limiter:
                 raise account.refuse("have {} connections", account.limits.connections, "connections", 1.0)
         return [lease for account in accounts if (lease := account.connections.acquire()) is not None]
 
-    def headers(self, tenant: str, key: str | None, now: float) -> Headers:
-        """OpenAI's `x-ratelimit-*` of whichever of key and tenant has less left; none without limits."""
+    def rates(self, tenant: str, key: str | None, now: float) -> list[RateLeft]:
+        """Return what is left of each rate, of whichever of key and tenant has less; none without limits."""
         accounts = self.accounts(tenant, key, now)
-        headers: Headers = []
-        for what in ("requests", "tokens"):
-            rates: list[RateLimit] = [rate for account in accounts if (rate := getattr(account, what)) is not None]
-            if rates:
-                rate = min(rates, key=lambda rate: rate.remaining(now))
-                for name, value in (
-                    ("limit", str(rate.limit)),
-                    ("remaining", str(rate.remaining(now))),
-                    ("reset", _duration(rate.reset_after(now))),
-                ):
-                    headers.append((f"x-ratelimit-{name}-{what}".encode(), value.encode()))
-        return headers
+        left = []
+        for what, rates in (
+            ("requests", [account.requests for account in accounts]),
+            ("tokens", [account.tokens for account in accounts]),
+        ):
+            known = [rate for rate in rates if rate is not None]
+            if known:
+                rate = min(known, key=lambda rate: rate.remaining(now))
+                left.append(RateLeft(what, rate.limit, rate.remaining(now), rate.reset_after(now)))
+        return left
 
 
 def network_of(address: str) -> str:
@@ -219,13 +215,3 @@ def network_of(address: str) -> str:
     if ip.ipv4_mapped is not None:
         return str(ip.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))
-
-
-def _duration(seconds: float) -> str:
-    """Write a duration as OpenAI does: `0s`, `120ms`, `1.5s`, `6m0s`. Rounded up."""
-    ms = math.ceil(seconds * 1000)
-    if 0 < ms < 1000:
-        return f"{ms}ms"
-    minutes, ms = divmod(ms, 60_000)
-    text = f"{ms / 1000:.3f}".rstrip("0").rstrip(".") + "s"
-    return f"{minutes}m{text}" if minutes else text

@@ -16,11 +16,10 @@ from collections.abc import Callable, Mapping
 from holdfast.admission.limiter import Account, BothAccounts, Limiter
 from holdfast.config.limits import LimitConfig, LimitsConfig, QueueConfig
 from holdfast.core.entries import Usage
-from holdfast.core.http.request import Headers
 from holdfast.core.limits.fair_queue import FairQueue, Slot, Waiter
 from holdfast.core.limits.rate_limit import Concurrency, Lease, Reservation
 from holdfast.core.sliding import SlidingCounts
-from holdfast.dialects.ask import Ask
+from holdfast.dialects.ask import Ask, RateLeft
 from holdfast.errors import HoldfastError, QueueFull, QueueTimeout, RateLimited
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.capacity import Endpoints, ProviderLease
@@ -282,9 +281,9 @@ class Admission:
         """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
         return self.limiter.connect(tenant, key, self._timers.now())
 
-    def headers(self, tenant: str, key: str | None) -> Headers:
-        """The `x-ratelimit-*` headers of an answer to this caller; none where it has no limits."""
-        return self.limiter.headers(tenant, key, self._timers.now())
+    def rates(self, tenant: str, key: str | None) -> list[RateLeft]:
+        """Return what is left of this caller's rates; none where it has no limits."""
+        return self.limiter.rates(tenant, key, self._timers.now())
 
     def readmit(self, ticket: Ticket, endpoints: Endpoints, waiter: Waiter) -> bool:
         """Let an admitted request wait for these endpoints. Returns False if the queue has no room."""

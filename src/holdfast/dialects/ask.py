@@ -25,6 +25,15 @@ class Bounds(msgspec.Struct, frozen=True):
     unclear: str | None = None
 
 
+class RateLeft(msgspec.Struct, frozen=True):
+    """What is left of a rate limit. `what` is `requests` or `tokens`; it is whole again after `reset` seconds."""
+
+    what: str
+    limit: int
+    remaining: int
+    reset: float
+
+
 class Ask(msgspec.Struct, frozen=True):
     """One request of a client. `body` is all of it, unknown fields included.
 

@@ -7,6 +7,7 @@ answer that is not streamed is one entry, the completion. Its reference is OpenA
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ import msgspec
 from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.sse import EventSplitter, EventTooLarge, write_entries, write_event
-from holdfast.dialects.ask import Ask, Bounds
+from holdfast.dialects.ask import Ask, Bounds, RateLeft
 from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import (
@@ -324,6 +325,17 @@ class ChatDialect:
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         return error_body(error, status)
 
+    def rate_headers(self, rates: Sequence[RateLeft]) -> Headers:
+        return [
+            (f"x-ratelimit-{name}-{rate.what}".encode(), value.encode())
+            for rate in rates
+            for name, value in (
+                ("limit", str(rate.limit)),
+                ("remaining", str(rate.remaining)),
+                ("reset", _duration(rate.reset)),
+            )
+        ]
+
     def options(self, raw: Mapping[str, Any]) -> ChatOptions:
         return msgspec.convert(raw, ChatOptions)
 
@@ -390,6 +402,16 @@ def _bounds(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], size
 
 def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration as OpenAI does: `0s`, `120ms`, `1.5s`, `6m0s`. Rounded up."""
+    ms = math.ceil(seconds * 1000)
+    if 0 < ms < 1000:
+        return f"{ms}ms"
+    minutes, ms = divmod(ms, 60_000)
+    text = f"{ms / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    return f"{minutes}m{text}" if minutes else text
 
 
 CHAT = ChatDialect()

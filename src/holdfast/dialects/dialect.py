@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from holdfast.core.entries import Usage
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.log import Framing
-from holdfast.dialects.ask import Ask
+from holdfast.dialects.ask import Ask, RateLeft
 from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
 
 
@@ -74,6 +74,9 @@ class Dialect(Protocol):
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         """Write an error as the body of an HTTP answer with this status."""
+
+    def rate_headers(self, rates: Sequence[RateLeft]) -> Headers:
+        """Write what is left of the caller's rates as headers of an answer."""
 
     # -- of providers --
 

@@ -286,9 +286,11 @@ class Pump:
             AttemptEnded(
                 stream.id,
                 stream.origin.request_id,
+                self._generation.caller,
                 record,
                 error,
                 attempt.reader.usage,
+                attempt.reader.units,
                 attempt.first_entry,
                 attempt.provider_request_id,
             )

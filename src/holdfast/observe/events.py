@@ -31,7 +31,10 @@ class Caller(Struct, frozen=True):
 
 
 class RequestRefused(Struct, frozen=True):
-    """Nothing was started, and nothing was sent to a provider."""
+    """Limits, queue, room or model refused a request: nothing was started or sent to a provider.
+
+    It is not told of a request that does not parse, or that its credential does not allow.
+    """
 
     caller: Caller
     model: str
@@ -68,17 +71,21 @@ class FirstEntry(Struct, frozen=True):
 
 
 class AttemptEnded(Struct, frozen=True):
-    """One try at a provider is over. `error` is None where it succeeded.
+    """One try at a provider is over. `error` is None where it succeeded, or was cancelled: see `record.error`.
 
     `first_entry` is in seconds from the attempt's start. `provider_request_id` is what the provider calls it.
     `usage` is what this try took, as far as the provider has said so: also one that broke off may be charged for.
+    `units` is about how many tokens came, for tries without it. Of a request that is cancelled while it runs,
+    `RequestEnded` comes first, since its readers have the end at once.
     """
 
     stream: str
     request_id: str
+    caller: Caller
     record: AttemptRecord
     error: UpstreamError | None
     usage: Usage | None
+    units: int
     first_entry: float | None
     provider_request_id: str | None
 

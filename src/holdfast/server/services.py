@@ -10,7 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from holdfast.config import Config
-from holdfast.core.http.request import Headers
+from holdfast.dialects.ask import RateLeft
 from holdfast.generation.launcher import Launcher
 from holdfast.observe.events import Observer
 from holdfast.server.delivery.flusher import Flusher
@@ -47,7 +47,7 @@ class SurfaceLimits(msgspec.Struct, frozen=True):
         )
 
 
-def _no_headers(tenant: str, key: str | None) -> Headers:
+def _no_rates(tenant: str, key: str | None) -> list[RateLeft]:
     return []
 
 
@@ -55,7 +55,7 @@ def _no_headers(tenant: str, key: str | None) -> Headers:
 class Services:
     """The objects of one process that surfaces share. `limits` alone changes, with the configuration.
 
-    `rate_headers` tells a tenant and key what is left of their limits. `clock` gives Unix seconds.
+    `rates` tells what is left of the limits of a tenant and key. `clock` gives Unix seconds.
     """
 
     launcher: Launcher
@@ -66,7 +66,7 @@ class Services:
     peers: Peers
     observer: Observer
     limits: SurfaceLimits
-    rate_headers: Callable[[str, str | None], Headers] = _no_headers
+    rates: Callable[[str, str | None], list[RateLeft]] = _no_rates
     clock: Callable[[], float] = time.time
 
 

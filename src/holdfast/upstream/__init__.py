@@ -3,6 +3,7 @@
     call        what the caller and the pool say to each other about one request
     pool        the connections to one origin, as `core.pool` decides
     connection  the I/O of one connection
+    http_call   one request on a connection, as its caller steers it
     dial        makes connections: addresses, proxies, TLS
     health      the breaker, retry budget and active probe of one provider
     capacity    how many requests a provider has in flight

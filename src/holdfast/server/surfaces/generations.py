@@ -47,7 +47,7 @@ class Generations:
         services.launcher.create(principal, self._dialect, request.body, terms, answer.set_result)
         result = await answer
         # A refusal tells what is left as well.
-        exchange.headers += services.rate_headers(principal.tenant, principal.key_id)
+        exchange.headers += self._dialect.rate_headers(services.rates(principal.tenant, principal.key_id))
         if isinstance(result, HoldfastError):
             raise result
         if result.is_streamed:
