@@ -95,8 +95,9 @@ class Outlet:
         self.streams: dict[Cursor, Stream] = {}
         # Cursors that may have something to send, in the order in which they became so.
         self._ready: dict[Cursor, None] = {}
-        # Cursors whose streams have changed their position in the queue since the client was told.
-        self._moved: dict[Cursor, None] = {}
+        # Cursors whose streams have changed their position in the queue since the client was told. Few connections
+        # ever have one, and there are many connections.
+        self._moved: dict[Cursor, None] | None = None
         self._is_marked = False
         #: Is called behind each flush that found the socket writable.
         self.on_flushed: Callable[[], None] | None = None
@@ -127,14 +128,15 @@ class Outlet:
     def lose_all(self) -> None:
         """The connection is gone: its clients may come back for the streams."""
         self._ready.clear()
-        self._moved.clear()
+        self._moved = None
         streams, self.streams = self.streams, {}
         for cursor, stream in streams.items():
             stream.lose(cursor)
 
     def _remove(self, cursor: Cursor) -> Stream:
         self._ready.pop(cursor, None)
-        self._moved.pop(cursor, None)
+        if self._moved is not None:
+            self._moved.pop(cursor, None)
         return self.streams.pop(cursor)
 
     # -- the reader's side --
@@ -146,6 +148,8 @@ class Outlet:
             self._flusher.add(self)
 
     def position_changed(self, cursor: Cursor) -> None:
+        if self._moved is None:
+            self._moved = {}
         self._moved[cursor] = None
         self.mark()
 
@@ -206,8 +210,8 @@ class Outlet:
 
     def _tell_positions(self) -> None:
         """Say where streams stand now: a client that does not read is told later, and once."""
-        moved, self._moved = self._moved, {}
-        for cursor in moved:
+        moved, self._moved = self._moved, None
+        for cursor in moved or ():
             stream = self.streams.get(cursor)
             if stream is not None and stream.queue_position is not None:
                 self._conversation.position_changed(stream)

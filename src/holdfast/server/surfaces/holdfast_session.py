@@ -39,8 +39,8 @@ class Sessions:
     def __init__(self, services: Services, dialect: Dialect) -> None:
         self.services = services
         self.dialect = dialect
-        #: Who has which session. A session is one client's, so a token is good for its owner alone.
-        self.by_token: dict[tuple[Owner, str], SessionProtocol] = {}
+        #: The connection of each session. A session is one client's, so `holder` compares the owners.
+        self.by_token: dict[str, SessionProtocol] = {}
 
     def routes(self, path: str) -> Iterable[Route]:
         """Make the route of a path where clients open sessions."""
@@ -48,6 +48,11 @@ class Sessions:
 
     def open(self, handshake: Handshake) -> SessionProtocol:
         return SessionProtocol(handshake, self)
+
+    def holder(self, token: str | None, owner: Owner) -> SessionProtocol | None:
+        """Return the connection that has this session, None also for a session of another owner."""
+        held = None if token is None else self.by_token.get(token)
+        return held if held is not None and held.principal.owner == owner else None
 
 
 class SessionProtocol(ClientSocket):
@@ -178,13 +183,13 @@ class SessionProtocol(ClientSocket):
         )
 
     def _welcome(self, hello: core.HelloReceived) -> None:
-        by_token, owner = self._sessions.by_token, self.principal.owner
-        older = by_token.get((owner, hello.session)) if hello.session else None
+        owner = self.principal.owner
+        older = self._sessions.holder(hello.session, owner)
         if older is not None:
             older.supersede()
         token = hello.session if older is not None and hello.session else secrets.token_urlsafe(24)
         self.token = token
-        by_token[owner, token] = self
+        self._sessions.by_token[token] = self
         wanted = [resume.stream for resume in hello.streams]
         welcomed = partial(self._welcomed, hello, token, was_known=older is not None)
         self._look_up(partial(self.services.directory.open, owner, wanted), welcomed)
@@ -343,9 +348,9 @@ class SessionProtocol(ClientSocket):
         return Caller(self.principal.tenant, self.principal.key_id, self.number, self.short_token)
 
     def leave_streams(self) -> None:
-        by_token, owner = self._sessions.by_token, self.principal.owner
-        if self.token is not None and by_token.get((owner, self.token)) is self:
-            del by_token[owner, self.token]
+        by_token = self._sessions.by_token
+        if self.token is not None and by_token.get(self.token) is self:
+            del by_token[self.token]
         self.protocol.connection_lost()
         super().leave_streams()
 
