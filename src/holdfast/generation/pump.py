@@ -243,7 +243,7 @@ class Pump:
             attempt = Attempt(
                 self._stream, self._ask, target, timers, self._observer, lease=self._lease, deadline=deadline
             )
-        except HoldfastError:  # the request asks for what this provider's API has no form for
+        except BaseException:  # most likely the request asks for what this provider's API has no form for
             health.breaker.release(permit)
             raise
         self._attempt = attempt
