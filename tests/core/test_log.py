@@ -10,6 +10,7 @@ import pytest
 from holdfast.core.entries import EndBody, Position
 from holdfast.core.log import ENTRY_OVERHEAD, Cursor, Log
 from holdfast.core.session.framing import SESSION_FRAMING
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
 
 END = EndBody("completed")
@@ -331,6 +332,16 @@ def test_newer_epoch_carries_the_log_on() -> None:
     assert seqs(read_all(log.cursor(Position(2, 1)))) == [3]
     assert seqs(read_all(log.cursor(Position(2, 2)))) == [3]
     assert seqs(read_all(log.cursor(Position(0, 1)))) == [1, 2, 3]
+
+
+def test_reader_behind_a_takeover_is_written_the_newer_epoch() -> None:
+    """Also where another reader was written the same entries before: that rendering is not for it."""
+    log = new_log()
+    first, second = log.cursor(), log.cursor()
+    log.append([b"0", b"1"])
+    assert first.read(CHAT.framing, 1000) == b"id: 1-0\ndata: 0\n\nid: 1-1\ndata: 1\n\n"
+    log.begin_epoch(2)
+    assert second.read(CHAT.framing, 1000) == b"id: 2-0\ndata: 0\n\nid: 2-1\ndata: 1\n\n"
 
 
 def test_position_of_an_older_epoch_beyond_its_end_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -392,6 +393,23 @@ def test_cancelled_trial_leaves_the_breaker_to_the_next_request(clock: Clock) ->
     assert not gateway.targets["sim"].health.breaker.can_pass(clock.time())
     trial.cancel()
     gateway.settle()
+    assert gateway.targets["sim"].health.breaker.can_pass(clock.time())
+
+
+def test_dialect_that_fails_leaves_the_breaker_to_the_next_request(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(clock, retry=NO_RETRY)
+    for _ in range(5):
+        gateway.start()
+        gateway.upstream().call.fail(reset())
+        gateway.settle()
+    clock.advance(6.0)
+    endpoint = gateway.targets["sim"].endpoint
+    monkeypatch.setattr(endpoint, "exchange", Mock(side_effect=RecursionError))
+    trial = Reading(gateway.start())
+    gateway.settle()
+    assert outcome(trial)[:2] == ("failed", "internal_error")
     assert gateway.targets["sim"].health.breaker.can_pass(clock.time())
 
 

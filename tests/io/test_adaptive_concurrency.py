@@ -179,6 +179,13 @@ async def test_time_to_first_token_is_measured(world: World) -> None:
     }
 
 
+async def test_fixed_limit_of_a_provider_is_shown_with_its_own_setting(world: World) -> None:
+    await world.start(provider={"max_concurrency": 3})
+    bounds = (await ask(world.url, "GET", "/v1/limits")).json()["bounds"]
+    shown = {bound["setting"]: bound["limit"] for bound in bounds if bound["name"] == "requests in flight at a"}
+    assert shown == {"providers.a.max_concurrency": 3}
+
+
 async def test_limit_that_grows_lets_the_next_in(world: World) -> None:
     """No request ends: the first tokens alone show that there is room for one more."""
     await world.start(a={"enabled": True, "min": 4, "initial": 4, "tolerance": 1000})

@@ -71,6 +71,11 @@ async def test_admin_asks_for_no_generation(path: GatewayPath) -> None:
     assert path.provider.statistics().requests == 0
 
 
+async def test_admin_makes_no_client_tokens(path: GatewayPath) -> None:
+    """They would be a tenant's, and the admin is none, whatever a tenant is called."""
+    assert (await ask(path.url, "POST", "/v1/client_tokens", {}, **ADMIN)).status == 403
+
+
 async def test_admin_api_without_a_store_says_what_is_missing(path: GatewayPath) -> None:
     for method, place in [("GET", KEYS), ("POST", KEYS), ("DELETE", f"{KEYS}/x"), ("POST", f"{KEYS}/x/rotate")]:
         answered = await ask(path.url, method, place, {"name": "x"}, **ADMIN)

@@ -242,3 +242,32 @@ async def test_waiter_whose_key_is_revoked_is_refused(stage: Stage) -> None:
     client.exchange.revoke(Unauthorized("revoked"))
     await waiter.wait()
     assert (client.status, source.stream.reader_count) == (401, 0)
+
+
+# -- keys that are revoked while something is looked up ------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["whole", "streamed"])
+async def test_answer_whose_key_is_revoked_before_its_stream_is_found_is_refused(stage: Stage, how: str) -> None:
+    source, client = stage.streams.make("st_a", grace=0.0), HttpClient()
+    client.exchange.revoke(Unauthorized("revoked"))
+    assert (client.status, client.is_finished) == (401, True)
+    if how == "whole":
+        await Waiter(source.stream, client.exchange, wants_end=True).wait()
+    else:
+        stage.services.sse.send(source.stream, client.exchange, CHAT.framing)
+    source.say(1)
+    stage.loop.turn()
+    assert (client.body.count(b"revoked"), source.stream.reader_count) == (1, 0)
+    assert source.calls == ["abandon"]
+
+
+def test_answer_that_is_cut_keeps_no_reader(stage: Stage) -> None:
+    """What the exchange would call refers to it as well, and to the log: no cycle may keep that."""
+    client, source = reading(stage, STREAMS_FRAMING)
+    source.say(1)
+    stage.loop.turn()
+    client.exchange.revoke(Unauthorized("revoked"))
+    assert client.is_aborted
+    exchange = client.exchange
+    assert (exchange.on_disconnect, exchange.on_writable, exchange.on_revoked) == (None, None, None)

@@ -114,6 +114,32 @@ def test_settled_is_said_when_the_last_busy_connection_is_gone(stage: Stage) -> 
     assert settled == [2]
 
 
+def test_many_that_leave_while_one_is_busy_are_not_looked_through_each_time(stage: Stage) -> None:
+    class Probe(ScriptedPeer):
+        """Counts how often it is asked whether it is busy."""
+
+        asked = 0
+
+        @property
+        def is_busy(self) -> bool:
+            Probe.asked += 1
+            return False
+
+        @is_busy.setter
+        def is_busy(self, value: bool) -> None: ...
+
+    peers, settled = stage.peers, []
+    probes = [Probe() for _ in range(100)]
+    for peer in (*probes, busy := ScriptedPeer()):
+        peers.add(peer)
+    peers.on_settled = lambda: settled.append(len(peers))
+    for probe in probes:
+        peers.discard(probe)
+    assert Probe.asked <= 100
+    peers.discard(busy)
+    assert settled == [0]
+
+
 def test_statistics_tell_conversations_from_other_connections(stage: Stage) -> None:
     reader = ScriptedPeer()
     reader.stream_count = 3

@@ -8,9 +8,10 @@ import pytest
 
 from holdfast.admission.principal import Principal, Scopes
 from holdfast.core.entries import Owner
-from holdfast.core.session.server import MAX_HELD_MESSAGES
+from holdfast.core.session.server import MAX_HELD_MESSAGES, MAX_INVALID_MESSAGES
 from holdfast.errors import Overloaded
 from holdfast.observe.events import ConnectionEnded, ConnectionOpened
+from holdfast_tools.bench.frames import client_frame
 from tests.server.stage import TENANT, Client, Stage
 
 REQUEST: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -211,6 +212,23 @@ def test_expired_token_resumes_nothing(stage: Stage) -> None:
     assert welcome["streams"][0]["error"]["code"] == "unauthorized"
 
 
+def test_epoch_that_begins_as_a_reader_attaches_is_in_its_answer(stage: Stage) -> None:
+    """Its attaching makes room, and what the source was kept from showing comes in this very turn."""
+    source = stage.streams.make("st_a")
+    stream = source.stream
+    stream.log.max_bytes = 1000
+    first = welcomed(stage)
+    first.say("attach", stream="st_a", after=-1)
+    source.say(*range(30))
+    assert len(first.hear()) == 2
+    assert stream.is_full
+    first.hang_up()
+    source.resume = lambda: stream.begin_epoch(2)  # type: ignore[method-assign]
+    second = welcomed(stage)
+    second.say("attach", stream="st_a", after=29)
+    assert [(message["type"], message["epoch"]) for message in second.hear()] == [("attached", 2)]
+
+
 # -- answers that come later ---------------------------------------------------------------------------
 
 
@@ -252,6 +270,20 @@ def test_client_that_sends_on_while_it_waits_is_read_no_further(stage: Stage) ->
     stage.streams.answer()
     assert client.transport.is_read
     assert client.types() == ["pong"] * MAX_HELD_MESSAGES
+
+
+def test_client_that_sends_binary_messages_while_it_waits_is_read_no_further(stage: Stage) -> None:
+    client = welcomed(stage)
+    stage.streams.is_late = True
+    client.say("cancel", request_id="r-1")
+    for _ in range(MAX_HELD_MESSAGES):
+        assert client.transport.is_read
+        client.session.data_received(client_frame(b"x", 0x82))
+    assert not client.transport.is_read
+    stage.streams.answer()
+    assert client.transport.is_read
+    assert client.types().count("error") == MAX_INVALID_MESSAGES
+    assert client.close == (4400, "invalid_message")
 
 
 def test_stream_that_was_created_for_a_lost_client_waits_for_its_return(stage: Stage) -> None:

@@ -273,6 +273,20 @@ def test_takeover_reaches_the_readers_before_the_first_entry_of_its_epoch(script
         Reading(reading.stream, Position(2, 1))
 
 
+def test_process_that_is_asked_after_a_takeover_knows_where_the_former_epoch_ended(script: Script) -> None:
+    script.offer(b"0", b"1")
+    store = script.edge.store
+    store.take_over(script.stream.id, 2, lambda _: None)
+    store.write(Batch(script.stream.id, 2, 2, [b"2", b"3"]), lambda _: None)
+    script.settle()
+    stream = script.edge.open(script.stream.id)
+    assert stream.log.epoch == 2
+    assert Reading(stream, Position(1, 1)).entries == [b"2", b"3"]
+    assert Reading(stream, Position(2, 2)).entries == [b"3"]
+    with pytest.raises(AheadOfLog):
+        Reading(stream, Position(2, 1))
+
+
 def test_takeover_while_the_local_log_is_full_keeps_positions_of_the_former_epoch_valid(
     clock: Clock, timers: Timers, store: LogStore
 ) -> None:

@@ -99,6 +99,8 @@ class ClientTokens:
         """Issue a token that allows no more than the caller may do. Raises `Forbidden`."""
         caller.require_server()
         scopes = caller.scopes
+        if scopes.is_admin:
+            raise Forbidden("an admin has no streams that a page could read; ask with a tenant's key")
         models = request.models
         if models is None:
             models = None if scopes.models is None else sorted(scopes.models)

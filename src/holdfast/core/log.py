@@ -109,6 +109,8 @@ class Log:
             raise RuntimeError(f"epoch {epoch} cannot follow epoch {self.epoch} of this log")
         self._older = (*self._older, (self.epoch, self.next))
         self.epoch = epoch
+        # Framings write the epoch that is in force, also for entries before it.
+        self._rendered_span = (-1, -1)
 
     def trim(self) -> int:
         """Drop what every cursor has consumed, and return the bytes that were freed.

@@ -76,7 +76,6 @@ class Pump:
     )
 
     def __init__(self, generation: Generation, route: Route, timers: Timers, observer: Observer) -> None:
-        self._generation = generation
         self._stream = generation.stream
         self._ask = generation.ask
         self._ticket = generation.ticket
@@ -243,7 +242,7 @@ class Pump:
             attempt = Attempt(
                 self._stream, self._ask, target, timers, self._observer, lease=self._lease, deadline=deadline
             )
-        except HoldfastError:  # the request asks for what this provider's API has no form for
+        except BaseException:  # most likely the request asks for what this provider's API has no form for
             health.breaker.release(permit)
             raise
         self._attempt = attempt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from holdfast.config import ModelConfig, ProviderConfig
 from holdfast.dialects.table import DIALECTS, Dialects
@@ -79,7 +80,7 @@ class Routes(Mapping[str, Route]):
             self._start(provider)
         for provider in before - now:
             self._retired.add(provider)
-            after_running(lambda provider=provider: self._retire(provider))  # type: ignore[misc] # bound now
+            after_running(partial(self._retire, provider))
 
     def _make(self, configs: Mapping[str, ProviderConfig]) -> dict[str, Provider]:
         providers = {}

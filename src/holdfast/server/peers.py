@@ -79,6 +79,8 @@ class Peers:
     def __init__(self, timers: Timers, *, max_connections: int, connection_rate: int | None = None) -> None:
         self._timers = timers
         self._open: set[Peer] = set()
+        # One that was busy when it was last asked, so that not all are asked each time that somebody leaves.
+        self._busy: Peer | None = None
         self._numbers = itertools.count(1)
         #: Whether the process goes: connections close behind their answers.
         self.is_draining = False
@@ -124,6 +126,8 @@ class Peers:
         """Forget a connection that is gone. Idempotent."""
         if peer in self._open:
             self._open.discard(peer)
+            if peer is self._busy:
+                self._busy = None
             self.check_settled()
 
     def check_settled(self) -> None:
@@ -136,7 +140,9 @@ class Peers:
     @property
     def is_busy(self) -> bool:
         """Whether a process that drains has to wait for any connection."""
-        return any(peer.is_busy for peer in self._open)
+        if self._busy is None or not self._busy.is_busy:
+            self._busy = next((peer for peer in self._open if peer.is_busy), None)
+        return self._busy is not None
 
     def drain(self, window: float) -> None:
         """Tell every client, also those that come from now on, to leave within so many seconds."""

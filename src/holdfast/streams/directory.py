@@ -125,7 +125,8 @@ class Directory:
         claim = claimed.claim
         options: dict[str, Any] = {
             "origin": claim,
-            "log": Log(claim.stream, epoch=claimed.epoch, max_bytes=self._config.log_bytes),
+            # Of a stream that was taken over the later epochs come with their first entries.
+            "log": Log(claim.stream, max_bytes=self._config.log_bytes),
             "memory": self.memory,
             "detach_grace": detach_grace,
             "timers": self._timers,

@@ -154,7 +154,10 @@ class Outlet:
         self.mark()
 
     def epoch_changed(self, cursor: Cursor) -> None:
-        self._conversation.epoch_changed(self.streams[cursor])
+        stream = self.streams.get(cursor)
+        if stream is None:
+            return  # it is being attached in this turn, and its answer has the epoch
+        self._conversation.epoch_changed(stream)
         self.mark()
 
     # -- writing --

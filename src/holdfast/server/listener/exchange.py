@@ -86,7 +86,7 @@ class Exchange:
     `shape` is that of the errors on the request's path. Writing never blocks: a caller that produces much asks
     `is_writable` and is told by `on_writable`. `on_disconnect` is called once if the client leaves before the
     answer is complete. `on_revoked` is, with the error to tell, if the credential ceases to be good before; it
-    completes the answer or cuts it.
+    completes the answer or cuts it. Without it the answer is the error.
     """
 
     __slots__ = (
@@ -185,19 +185,21 @@ class Exchange:
     def abort(self) -> None:
         """Cut the connection: the client sees an incomplete answer, never a short one that looks whole."""
         if not self.is_complete:
-            self.is_complete = True
+            self._complete()
             self._connection.abort()
 
     def _finish(self) -> None:
+        self._complete()
+        self._connection.exchange_finished(keep_alive=self._keep_alive)
+
+    def _complete(self) -> None:
         self.is_complete = True
         self.on_disconnect = self.on_writable = self.on_revoked = None
-        self._connection.exchange_finished(keep_alive=self._keep_alive)
 
     def disconnected(self) -> None:
         if not self.is_complete:
-            self.is_complete = True
-            callback, self.on_disconnect = self.on_disconnect, None
-            self.on_writable = self.on_revoked = None
+            callback = self.on_disconnect
+            self._complete()
             if callback is not None:
                 callback()
 
@@ -206,6 +208,9 @@ class Exchange:
         callback, self.on_revoked = self.on_revoked, None
         if callback is not None:
             callback(error)
+        else:
+            # Nobody is reading yet: what the request is about is still looked up.
+            self.refuse(error)
 
 
 #: Headers of answers that nobody may cache.

@@ -91,7 +91,7 @@ def collect(
     return Bounds(
         bounds=[
             *_process_bounds(config, directory, peers.statistics(), admission),
-            *_provider_bounds(providers),
+            *_provider_bounds(config, providers),
             *_protocol_bounds(config),
         ],
         models=[
@@ -136,17 +136,22 @@ def _process_bounds(
     ]
 
 
-def _provider_bounds(providers: Sequence[ProviderStatistics]) -> list[Bound]:
-    return [
-        Bound(
-            f"requests in flight at {provider.provider}",
-            concurrency.limit,
-            concurrency.in_flight,
-            f"providers.{provider.provider}.adaptive_concurrency",
-        )
-        for provider in providers
-        if (concurrency := provider.concurrency) is not None
-    ]
+def _provider_bounds(config: Config, providers: Sequence[ProviderStatistics]) -> list[Bound]:
+    bounds = []
+    for provider in providers:
+        name, concurrency = provider.provider, provider.concurrency
+        if concurrency is not None:
+            is_fixed = config.providers[name].max_concurrency is not None
+            setting = "max_concurrency" if is_fixed else "adaptive_concurrency"
+            bounds.append(
+                Bound(
+                    f"requests in flight at {name}",
+                    concurrency.limit,
+                    concurrency.in_flight,
+                    f"providers.{name}.{setting}",
+                )
+            )
+    return bounds
 
 
 def _protocol_bounds(config: Config) -> list[Bound]:

@@ -81,13 +81,15 @@ class SessionProtocol(ClientSocket):
     # -- from the client --
 
     def text_received(self, text: str) -> None:
-        event = self.protocol.receive_text(text)
+        self._received(self.protocol.receive_text(text))
+
+    def binary_received(self, data: bytes) -> None:
+        self._received(self.protocol.receive_binary())
+
+    def _received(self, event: core.Event | None) -> None:
         self._handle(event)
         if event is None and self.protocol.must_pause and self.transport is not None:
             self.transport.pause_reading()
-
-    def binary_received(self, data: bytes) -> None:
-        self._handle(self.protocol.receive_binary())
 
     def _handle(self, event: core.Event | None) -> None:
         match event:
