@@ -76,6 +76,7 @@ class Pump:
     )
 
     def __init__(self, generation: Generation, route: Route, timers: Timers, observer: Observer) -> None:
+        self._generation = generation
         self._stream = generation.stream
         self._ask = generation.ask
         self._ticket = generation.ticket
