@@ -23,9 +23,11 @@ from tests.support.reading import Reading
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # what other tests keep is none of this one's
     gc.disable()
     yield
     gc.enable()
+    gc.unfreeze()
 
 
 def alive() -> dict[str, int]:
