@@ -35,6 +35,7 @@ from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshake
+from holdfast.server.listener.exchange import Request
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
@@ -148,8 +149,9 @@ class HotPath:
         )
         shared = Sessions(services, CHAT)
         self._client_transports = [CountingTransport() for _ in range(sockets)]
+        request = Request("GET", "/v1/ws/stream", {}, [], b"", "1.1")
         self._sessions = [
-            shared.open(Handshake(transport, Principal("tenant"), SUBPROTOCOL))
+            shared.open(Handshake(transport, Principal("tenant"), request, subprotocol=SUBPROTOCOL))
             for transport in self._client_transports
         ]
         for transport in self._client_transports:

@@ -290,7 +290,14 @@ class Client:
         assert isinstance(lease, Lease)
         self.transport = MemoryTransport()
         self.session: SessionProtocol = stage.sessions.open(
-            Handshake(self.transport, principal, SUBPROTOCOL if negotiated else None, number=7, leases=[lease])
+            Handshake(
+                self.transport,
+                principal,
+                Request("GET", "/v1/ws/stream", {}, [], b"", "1.1"),
+                subprotocol=SUBPROTOCOL if negotiated else None,
+                number=7,
+                leases=[lease],
+            )
         )
         stage.peers.add(self.session)
         self.close: tuple[int, str] | None = None

@@ -94,8 +94,13 @@ class World:
             Route(re.compile("/watch"), socket=self.echoes, guard=Guard.SERVER),
             Route(re.compile("/console"), socket=self.echoes, guard=Guard.ADMIN),
         ]
-        handshakes = Handshakes(authenticator, stage.peers, self.connect, lambda owner: self.has_unfinished)
-        self.router = Router(routes, authenticator, stage.peers, handshakes, default=CHAT)
+        self.authenticator = authenticator
+        self.handshakes = Handshakes(authenticator, stage.peers, self.connect, lambda owner: self.has_unfinished)
+        self.serve(*routes)
+
+    def serve(self, *routes: Route) -> None:
+        """Have these routes, and no others."""
+        self.router = Router(routes, self.authenticator, self.stage.peers, self.handshakes, default=CHAT)
 
     def connect(self, tenant: str, key: str | None) -> Sequence[Lease]:
         lease = self.connections.acquire()
@@ -258,6 +263,14 @@ def test_handshake_is_handed_to_the_surface_with_what_came_behind_it(world: Worl
     assert (opened.subprotocol, opened.principal.key_id, opened.number) == ("echo.v2", "server", 1)
     assert world.echoes.received == b"frames"
     assert (len(world.stage.peers), world.stage.peers.statistics().conversations) == (1, 1)
+
+
+def test_surface_gets_the_request_and_what_the_path_holds(world: World) -> None:
+    world.serve(Route(re.compile("/rooms/([^/]+)/ws"), socket=world.echoes))
+    assert handshake(world, path="/rooms/blue/ws?model=demo").startswith(b"HTTP/1.1 101")
+    (opened,) = world.echoes.opened
+    assert (opened.argument, opened.request.path) == ("blue", "/rooms/blue/ws")
+    assert (opened.request.query, opened.request.header(b"host")) == ({"model": "demo"}, "x")
 
 
 @pytest.mark.parametrize(

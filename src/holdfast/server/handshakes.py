@@ -33,15 +33,31 @@ logger = logging.getLogger("holdfast")
 
 
 @dataclass(slots=True, frozen=True)
+class Upgrade:
+    """A request for a WebSocket, and the connection that it came on, with `rest` behind it.
+
+    `argument` is what the path's one group matched, `shape` that of the errors on the path.
+    """
+
+    request: Request
+    argument: str
+    shape: ErrorShape
+    connection: HttpConnection
+    rest: bytes
+
+
+@dataclass(slots=True, frozen=True)
 class Handshake:
     """An accepted handshake. Whoever gets it owns the transport, and releases the leases with the connection.
 
-    `subprotocol` is the one that both sides speak, None where the client offered none of the surface's. `number`
-    is that of the connection, for the log.
+    `argument` is what the path's one group matched. `subprotocol` is the one that both sides speak, None where the
+    client offered none of the surface's. `number` is that of the connection, for the log.
     """
 
     transport: asyncio.Transport
     principal: Principal
+    request: Request
+    argument: str = ""
     subprotocol: str | None = None
     number: int = 0
     leases: Sequence[Lease] = ()
@@ -87,60 +103,39 @@ class Handshakes:
         # Handshakes that wait for the keys of a token's issuer.
         self._waiting: set[asyncio.Task[None]] = set()
 
-    def begin(
-        self,
-        surface: SocketSurface,
-        check: Check,
-        shape: ErrorShape,
-        request: Request,
-        connection: HttpConnection,
-        rest: bytes,
-    ) -> None:
+    def begin(self, surface: SocketSurface, check: Check, upgrade: Upgrade) -> None:
         """Answer a handshake, now or when the keys are there that its credential needs.
 
         `check` is the route's guard, which is asked once the caller is known.
         """
         try:
-            self._begin(surface, check, shape, request, connection, rest)
+            self._begin(surface, check, upgrade)
         except KeysPending as pending:
             # What the client sends meanwhile stays in the socket, for the conversation.
-            connection.pause_reading()
+            upgrade.connection.pause_reading()
             task = asyncio.get_running_loop().create_task(
-                self._begin_later(pending, surface, check, shape, request, connection, rest),
+                self._begin_later(pending, surface, check, upgrade),
                 name="websocket handshake",
             )
             self._waiting.add(task)
             task.add_done_callback(self._waiting.discard)
 
     async def _begin_later(
-        self,
-        pending: KeysPending,
-        surface: SocketSurface,
-        check: Check,
-        shape: ErrorShape,
-        request: Request,
-        connection: HttpConnection,
-        rest: bytes,
+        self, pending: KeysPending, surface: SocketSurface, check: Check, upgrade: Upgrade
     ) -> None:
+        connection = upgrade.connection
         await pending.wait()
         connection.resume_reading()
         try:
-            self._begin(surface, check, shape, request, connection, rest)
+            self._begin(surface, check, upgrade)
         except KeysPending as again:
-            connection.refuse(*error_response(again.refusal(), shape))
+            connection.refuse(*error_response(again.refusal(), upgrade.shape))
         except Exception:
             logger.exception("a WebSocket handshake failed")
             connection.abort()
 
-    def _begin(
-        self,
-        surface: SocketSurface,
-        check: Check,
-        shape: ErrorShape,
-        request: Request,
-        connection: HttpConnection,
-        rest: bytes,
-    ) -> None:
+    def _begin(self, surface: SocketSurface, check: Check, upgrade: Upgrade) -> None:
+        request, connection, shape = upgrade.request, upgrade.connection, upgrade.shape
         try:
             principal = self._authenticator.authenticate(
                 request.headers, request.query, offered_subprotocols(request.headers)
@@ -169,8 +164,11 @@ class Handshakes:
                 lease.release()
             return
         transport.write(switching_protocols(accepted, subprotocol=subprotocol))
+        handshake = Handshake(
+            transport, principal, request, upgrade.argument, subprotocol, connection.number, leases
+        )
         try:
-            conversation = surface.open(Handshake(transport, principal, subprotocol, connection.number, leases))
+            conversation = surface.open(handshake)
         except BaseException:
             # Nobody has the transport yet, so nobody would ever close it.
             transport.abort()
@@ -178,8 +176,8 @@ class Handshakes:
                 lease.release()
             raise
         self._peers.add(conversation)
-        if rest:
-            conversation.data_received(rest)
+        if upgrade.rest:
+            conversation.data_received(upgrade.rest)
 
 
 async def refuse_without_upgrade(request: Request, exchange: Exchange, principal: Principal, _: str) -> None:

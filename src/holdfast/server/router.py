@@ -16,7 +16,7 @@ from holdfast.admission.jwks import KeysPending
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
 from holdfast.errors import HoldfastError, InvalidRequest, MethodNotAllowed, NotFound
-from holdfast.server.handshakes import Handshakes, SocketSurface
+from holdfast.server.handshakes import Handshakes, SocketSurface, Upgrade
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection
 from holdfast.server.peers import Peers
@@ -158,13 +158,15 @@ class Router:
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         found = self.find(request.path)
-        route = None if found is None else found[0]
+        route, argument = (None, "") if found is None else found
+        shape = self._shape(route)
         if route is None or route.socket is None:
             sockets = ", ".join(other.pattern.pattern for other in self.routes if other.socket is not None)
             error = NotFound(f"there is no WebSocket at {request.path[:200]}; try {sockets}")
-            connection.refuse(*error_response(error, self._shape(route)))
+            connection.refuse(*error_response(error, shape))
             return
-        self._handshakes.begin(route.socket, route.guard.check, self._shape(route), request, connection, rest)
+        upgrade = Upgrade(request, argument, shape, connection, rest)
+        self._handshakes.begin(route.socket, route.guard.check, upgrade)
 
 
 def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:
