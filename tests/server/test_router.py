@@ -142,6 +142,46 @@ def test_every_path_has_one_route(world: World) -> None:
     assert world.router.find("/caller/a/b") is None
 
 
+async def test_routes_of_one_path_answer_together(world: World) -> None:
+    shape = Plain()
+    world.serve(
+        Route(re.compile("/both"), {"POST": world.answer}, dialect=shape),
+        Route(re.compile("/other"), {"GET": world.answer}),
+        Route(re.compile("/both"), {"GET": refuse_without_upgrade}, socket=world.echoes, dialect=shape),
+    )
+    assert handshake(world, path="/both").startswith(b"HTTP/1.1 101")
+    assert (await world.ask("POST", "/both", SERVER_KEY)).status == 200
+    assert (await world.ask("GET", "/both", SERVER_KEY)).body == b"plain 426 invalid_request"
+    assert b"allow: GET, HEAD, POST\r\n" in (await world.ask("PUT", "/both", SERVER_KEY)).answer
+    assert [route.pattern.pattern for route in world.router.routes] == ["/both", "/other"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "clash"),
+    [
+        ({"methods": {"POST": refuse_without_upgrade}}, "both answer POST"),
+        ({"socket": Echoes()}, "both open WebSockets"),
+        ({"guard": Guard.SERVER}, "their guards are CALLER and SERVER"),
+        ({"dialect": CHAT}, "their errors have different dialects"),
+        ({"guard": Guard.ADMIN, "socket": Echoes()}, "both open WebSockets, their guards are CALLER and ADMIN"),
+    ],
+)
+def test_routes_of_one_path_that_clash_are_refused_at_the_start(
+    world: World, fields: dict[str, Any], clash: str
+) -> None:
+    route = Route(re.compile("/both"), {"POST": world.answer}, socket=world.echoes)
+    with pytest.raises(ValueError, match=f"^two routes of /both clash: {clash}$"):
+        world.serve(route, Route(re.compile("/both"), **fields))
+
+
+def test_path_that_an_earlier_pattern_takes_is_refused_at_the_start(world: World) -> None:
+    pattern, fixed = Route(re.compile("/caller/([^/]+)")), Route(re.compile("/caller/ws"), socket=world.echoes)
+    with pytest.raises(ValueError, match=r"^the route /caller/ws is never found: the earlier route /caller/\("):
+        world.serve(pattern, fixed)
+    world.serve(fixed, pattern)
+    assert handshake(world, path="/caller/ws").startswith(b"HTTP/1.1 101")
+
+
 @pytest.mark.parametrize(
     ("path", "key", "expected"),
     [

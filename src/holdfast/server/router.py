@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from holdfast.admission.auth import Authenticator
@@ -66,7 +66,8 @@ _ANYONE = Principal("")
 class Router:
     """The application behind the listener: finds the route, asks the guard, calls the handler.
 
-    `default` is the shape of errors where no route says another.
+    `default` is the shape of errors where no route says another. Routes of one pattern become one, so that several
+    surfaces can share a path. Raises ValueError where they contradict each other, or where a route is never found.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Router:
         *,
         default: ErrorShape,
     ) -> None:
-        self.routes = tuple(routes)
+        self.routes = _merge(routes)
         self._authenticator = authenticator
         self._peers = peers
         self._handshakes = handshakes
@@ -167,6 +168,41 @@ class Router:
             return
         upgrade = Upgrade(request, argument, shape, connection, rest)
         self._handshakes.begin(route.socket, route.guard.check, upgrade)
+
+
+def _merge(routes: Iterable[Route]) -> tuple[Route, ...]:
+    merged: dict[re.Pattern[str], Route] = {}
+    for route in routes:
+        other = merged.get(route.pattern)
+        if other is None:
+            _check_is_found(route.pattern, merged)
+            merged[route.pattern] = route
+        else:
+            merged[route.pattern] = _join(other, route)
+    return tuple(merged.values())
+
+
+def _check_is_found(pattern: re.Pattern[str], earlier: Iterable[re.Pattern[str]]) -> None:
+    """Raise for a fixed path that an earlier pattern matches: the first route of a path is the one found."""
+    path = pattern.pattern
+    if pattern.fullmatch(path):
+        for other in earlier:
+            if other.fullmatch(path):
+                raise ValueError(f"the route {path} is never found: the earlier route {other.pattern} matches it")
+
+
+def _join(first: Route, second: Route) -> Route:
+    """Make one route of two of one pattern."""
+    clashes = [f"both answer {method}" for method in sorted(first.methods.keys() & second.methods.keys())]
+    if first.socket is not None and second.socket is not None:
+        clashes.append("both open WebSockets")
+    if first.guard is not second.guard:
+        clashes.append(f"their guards are {first.guard.name} and {second.guard.name}")
+    if first.dialect is not second.dialect:
+        clashes.append("their errors have different dialects")
+    if clashes:
+        raise ValueError(f"two routes of {first.pattern.pattern} clash: {', '.join(clashes)}")
+    return replace(first, methods={**first.methods, **second.methods}, socket=first.socket or second.socket)
 
 
 def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:
