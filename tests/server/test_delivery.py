@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from holdfast.core.entries import ErrorBody, Position
+from holdfast.core.entries import EndBody, ErrorBody, Position
 from holdfast.dialects.chat import CHAT
-from holdfast.errors import LogTrimmed, Unauthorized
+from holdfast.errors import HoldfastError, LogTrimmed, Unauthorized
 from holdfast.server.delivery.sse import SseReader
 from holdfast.server.delivery.waiter import Waiter
 from holdfast.server.surfaces.streams import STREAMS_FRAMING
 from tests.server.stage import HttpClient, ScriptedSource, Stage
+
+
+class Silent:
+    """A form of a stream that writes nothing at all."""
+
+    starts_at_once = True
+
+    def entry(self, stream: bytes, epoch: int, seq: int, payload: bytes) -> bytes:
+        return b""
+
+    def entries(self, stream: bytes, epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
+        return b""
+
+    def end(self, stream: bytes, epoch: int, seq: int, payload: bytes, end: EndBody) -> bytes:
+        return b""
+
+    def failure(self, error: HoldfastError) -> bytes | None:
+        return None
 
 
 @pytest.fixture
@@ -165,6 +184,24 @@ def test_queue_and_takeover_have_no_form(stage: Stage) -> None:
     source.say(1)
     stage.loop.turn()
     assert client.body == b'id: 2-0\ndata: {"n":1}\n\n'
+
+
+def test_entries_and_end_without_a_form_write_nothing_and_break_no_silence(stage: Stage) -> None:
+    client, source = reading(stage, Silent())
+    stage.loop.turn()
+    head = bytes(client.answer)
+    assert head.endswith(b"\r\n\r\n")
+    stage.loop.pass_time(14.0)
+    source.say(1)
+    source.say(2, 3)
+    stage.loop.turn()
+    assert client.answer == head
+    stage.loop.pass_time(1.2)
+    assert client.body == b": keep-alive\n"
+    source.end()
+    stage.loop.turn()
+    assert client.answer == head + b"d\r\n: keep-alive\n\r\n0\r\n\r\n"
+    assert client.is_finished
 
 
 def test_long_answer_is_left_to_later_turns_in_part(stage: Stage) -> None:

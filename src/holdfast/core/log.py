@@ -21,7 +21,10 @@ _READ_ENTRIES = 512
 
 
 class Framing(Protocol):
-    """How a batch of a log looks on one wire. Stateless: what it makes is shared by all readers of one form."""
+    """How a batch of a log looks on one wire. Stateless: what it makes is shared by all readers of one form.
+
+    What has no form there is empty bytes, and nothing is sent of it.
+    """
 
     def entry(self, stream: bytes, epoch: int, seq: int, payload: bytes) -> bytes:
         """Write one entry: what `entries` writes for it alone. It is the usual case, at the live tail."""

@@ -228,8 +228,9 @@ class Outlet:
             message = cursor.read(framing, max_bytes)
             if message is None:
                 continue
-            out.append(text_frame(message))
-            size += len(message)
+            if message:
+                out.append(text_frame(message))
+                size += len(message)
             log = cursor.log
             if consumes:
                 cursor.consume()

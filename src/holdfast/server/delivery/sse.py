@@ -154,8 +154,9 @@ class SseReader:
         while size < _READ_BYTES and (data := cursor.read(framing, _READ_BYTES)) is not None:
             out.append(data)
             size += len(data)
-        exchange.write(out[0] if len(out) == 1 else b"".join(out))
-        self._wrote = self._timers.now()
+        if size:  # entries without a form leave the client in silence
+            exchange.write(out[0] if len(out) == 1 else b"".join(out))
+            self._wrote = self._timers.now()
         cursor.consume()
         if cursor.is_done:
             self._timer.cancel()
