@@ -104,3 +104,29 @@ def test_entry_without_a_form_is_no_message(stage: Stage) -> None:
     source.say(1)
     assert teller.hear() == [b'{"n":1}']
     assert cursor.position == 4
+
+
+def test_what_is_said_at_an_end_without_a_form_is_sent_by_itself(stage: Stage) -> None:
+    teller, source = Teller(stage), stage.streams.make("st_a")
+    teller.outlet.add(source.stream, source.stream.attach(teller.outlet))
+    source.say(1)
+    source.end()
+    assert teller.hear() == [b'{"n":1}', b"end of st_a"]
+    assert source.stream.reader_count == 0
+
+
+def test_stream_whose_end_is_told_is_read_no_more(stage: Stage) -> None:
+    teller, source = Teller(stage), stage.streams.make("st_a")
+    teller.outlet.add(source.stream, source.stream.attach(teller.outlet))
+    source.end()
+    teller.hear()
+    assert teller.read_at_end == [0]
+
+
+def test_conversation_that_is_idle_behind_an_end_is_closed_when_that_is_told(stage: Stage) -> None:
+    teller, source = Teller(stage), stage.streams.make("st_a")
+    teller.outlet.add(source.stream, source.stream.attach(teller.outlet))
+    stage.peers.close_when_idle()
+    source.end()
+    assert teller.hear() == [b"end of st_a"]
+    assert teller.close_frame == (1012, "draining")

@@ -48,7 +48,7 @@ class ClientSocket(WebSocketProtocol):
         """Tell the client that another owner carries the stream on. Without a form for it: nothing."""
 
     def end_written(self, stream: Stream) -> None:
-        """The client was sent the end of a stream."""
+        """The client was sent the end of a stream. Say what follows it, or nothing."""
 
     def end(self, error: HoldfastError) -> None:
         """End the conversation for an error: tell the client, and close."""

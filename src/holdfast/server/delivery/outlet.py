@@ -48,7 +48,7 @@ class Conversation(Protocol):
         """The entries to come are of another epoch, which the log has now: say so with a control message."""
 
     def end_written(self, stream: Stream) -> None:
-        """The end entry was written. Its cursor has left the outlet."""
+        """The end entry was written. Its cursor has left the outlet. A control message may follow it."""
 
 
 class Outlet:
@@ -237,8 +237,8 @@ class Outlet:
             if cursor.position < log.next:
                 ready[cursor] = None
             elif log.end is not None:
-                stream = self.streams[cursor]
-                self._conversation.end_written(stream)
-                self.release(cursor)
+                self._conversation.end_written(self.release(cursor))
+                if self._control.waiting:
+                    self.mark()
             elif consumes:
                 self.streams[cursor].resume_source()
