@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pytest
 
 from holdfast.admission.principal import Principal
-from holdfast.core.entries import EndBody
-from holdfast.errors import HoldfastError
+from holdfast.core.entries import EndBody, Position
+from holdfast.errors import AheadOfLog, HoldfastError, TooManyStreams, Unauthorized, UnknownStream
 from holdfast.server.delivery.client_socket import ClientSocket
 from holdfast.server.handshakes import Handshake
 from holdfast.server.listener.exchange import Request
 from holdfast.streams.stream import Stream
 from holdfast_tools.bench.frames import CLOSE, TEXT, FrameSplitter
-from tests.server.stage import TENANT, MemoryTransport, Stage
+from tests.server.stage import LIMITS, TENANT, MemoryTransport, Stage
 
 
 class Bare:
@@ -95,8 +95,7 @@ def stage() -> Stage:
 
 def test_entry_without_a_form_is_no_message(stage: Stage) -> None:
     teller, source = Teller(stage), stage.streams.make("st_a")
-    cursor = source.stream.attach(teller.outlet)
-    teller.outlet.add(source.stream, cursor)
+    cursor = teller.read(source.stream)
     source.say(0)
     assert teller.hear() == []
     source.say(0, 0)
@@ -108,7 +107,7 @@ def test_entry_without_a_form_is_no_message(stage: Stage) -> None:
 
 def test_what_is_said_at_an_end_without_a_form_is_sent_by_itself(stage: Stage) -> None:
     teller, source = Teller(stage), stage.streams.make("st_a")
-    teller.outlet.add(source.stream, source.stream.attach(teller.outlet))
+    teller.read(source.stream)
     source.say(1)
     source.end()
     assert teller.hear() == [b'{"n":1}', b"end of st_a"]
@@ -117,7 +116,7 @@ def test_what_is_said_at_an_end_without_a_form_is_sent_by_itself(stage: Stage) -
 
 def test_stream_whose_end_is_told_is_read_no_more(stage: Stage) -> None:
     teller, source = Teller(stage), stage.streams.make("st_a")
-    teller.outlet.add(source.stream, source.stream.attach(teller.outlet))
+    teller.read(source.stream)
     source.end()
     teller.hear()
     assert teller.read_at_end == [0]
@@ -125,8 +124,101 @@ def test_stream_whose_end_is_told_is_read_no_more(stage: Stage) -> None:
 
 def test_conversation_that_is_idle_behind_an_end_is_closed_when_that_is_told(stage: Stage) -> None:
     teller, source = Teller(stage), stage.streams.make("st_a")
-    teller.outlet.add(source.stream, source.stream.attach(teller.outlet))
+    teller.read(source.stream)
     stage.peers.close_when_idle()
     source.end()
     assert teller.hear() == [b"end of st_a"]
     assert teller.close_frame == (1012, "draining")
+
+
+# -- what a conversation may read ----------------------------------------------------------------------
+
+
+def test_conversation_reads_no_more_streams_than_a_session_may(stage: Stage) -> None:
+    teller = Teller(stage)
+    sources = [stage.streams.make(f"st_{number}") for number in range(LIMITS.max_streams + 1)]
+    cursors = [teller.read(source.stream) for source in sources[:-1]]
+    for read in (lambda: teller.check_room(), lambda: teller.read(sources[-1].stream)):
+        with pytest.raises(TooManyStreams):
+            read()
+    assert sources[-1].stream.reader_count == 0
+    sources[0].say(1)
+    sources[0].end()
+    assert teller.hear() == [b'{"n":1}', b"end of st_0"]
+    teller.read(sources[-1].stream)
+    assert teller.stream_count == LIMITS.max_streams
+    assert cursors[0] not in teller.outlet.streams
+
+
+def test_newer_cursor_of_a_stream_takes_the_place_of_the_older(stage: Stage) -> None:
+    teller = Teller(stage)
+    sources = [stage.streams.make(f"st_{number}") for number in range(LIMITS.max_streams)]
+    older = [teller.read(source.stream) for source in sources][-1]
+    source = sources[-1]
+    source.say(1, 2)
+    teller.hear()
+    newer = teller.read(source.stream, Position(0), credit=100, replaces=older)
+    assert (teller.stream_count, source.stream.reader_count, newer.credit) == (LIMITS.max_streams, 1, 100)
+    assert older not in teller.outlet.streams
+    assert teller.hear() == [b'{"n":2}']
+    newest = teller.read_created(source.stream, replaces=newer)
+    assert (teller.stream_count, source.stream.reader_count, newest.position) == (LIMITS.max_streams, 1, 0)
+
+
+def test_position_that_is_refused_leaves_the_older_cursor(stage: Stage) -> None:
+    teller, source = Teller(stage), stage.streams.make("st_a")
+    older = teller.read(source.stream)
+    with pytest.raises(AheadOfLog):
+        teller.read(source.stream, Position(5), replaces=older)
+    assert list(teller.outlet.streams) == [older]
+
+
+def test_expired_token_reads_nothing_further(stage: Stage) -> None:
+    teller, source = Teller(stage, Principal("tenant", expires=999.0)), stage.streams.make("st_a")
+    for read in (lambda: teller.check_room(), lambda: teller.read(source.stream)):
+        with pytest.raises(Unauthorized):
+            read()
+    assert source.stream.reader_count == 0
+
+
+def test_bound_is_told_before_what_a_lookup_has_found(stage: Stage) -> None:
+    teller = Teller(stage)
+    for number in range(LIMITS.max_streams):
+        with pytest.raises(UnknownStream):
+            teller.read(UnknownStream())
+        teller.read(stage.streams.make(f"st_{number}").stream)
+    with pytest.raises(TooManyStreams):
+        teller.read(UnknownStream())
+
+
+def test_created_stream_is_read_with_the_credential_that_created_it(stage: Stage) -> None:
+    teller, source = Teller(stage, Principal("tenant", expires=999.0)), stage.streams.make("st_a")
+    teller.read_created(source.stream)
+    source.say(1)
+    assert teller.hear() == [b'{"n":1}']
+
+
+def test_created_stream_beyond_the_bound_waits_for_its_reader(stage: Stage) -> None:
+    teller = Teller(stage)
+    for number in range(LIMITS.max_streams):
+        teller.read_created(stage.streams.make(f"st_{number}").stream)
+    source = stage.streams.make("st_a")
+    with pytest.raises(TooManyStreams):
+        teller.read_created(source.stream)
+    assert (teller.stream_count, source.stream.reader_count) == (LIMITS.max_streams, 0)
+    stage.loop.pass_time(61.0)
+    assert source.calls == ["abandon"]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_stream_that_is_found_for_a_client_that_has_gone_waits_for_its_return(stage: Stage, is_lost: bool) -> None:
+    teller, found, created = Teller(stage), stage.streams.make("st_a"), stage.streams.make("st_b")
+    if is_lost:
+        teller.connection_lost(None)
+    else:
+        teller.close(1000)
+    teller.read(found.stream)
+    teller.read_created(created.stream)
+    for source in (found, created):
+        assert (source.stream.reader_count, len(source.stream.log.cursors)) == (0, 1)
+    assert teller.stream_count == 0

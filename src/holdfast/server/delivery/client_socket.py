@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Set
 
 from holdfast.admission.keys import REVOKED, SecretId
-from holdfast.core.log import Framing
-from holdfast.errors import HoldfastError, Unauthorized
+from holdfast.core.entries import START, Position
+from holdfast.core.log import Cursor, Framing
+from holdfast.errors import HoldfastError, TooManyStreams, Unauthorized
 from holdfast.observe.events import Caller, ConnectionEnded, ConnectionOpened
 from holdfast.server.delivery.outlet import Control, Outlet
 from holdfast.server.handshakes import Handshake
@@ -22,7 +23,7 @@ class ClientSocket(WebSocketProtocol):
     (`position_changed`, `end_written`), and how they part (`drain`, `end`).
     """
 
-    __slots__ = ("_leases", "number", "opened", "outlet", "principal", "services")
+    __slots__ = ("_leases", "max_streams", "number", "opened", "outlet", "principal", "services")
 
     def __init__(self, handshake: Handshake, services: Services, *, control: Control, framing: Framing) -> None:
         self.services = services
@@ -34,12 +35,77 @@ class ClientSocket(WebSocketProtocol):
         self._leases = handshake.leases
         self.outlet = Outlet(self, self, control, services.flusher, framing)
         limits = services.limits
+        #: How many streams it may read at a time. Like its other bounds, it holds for the whole conversation.
+        self.max_streams = limits.max_streams
         super().__init__(
             handshake.transport, services.timers, max_message=limits.max_message, liveness=limits.liveness
         )
         services.observer.observe(ConnectionOpened(self.number, self.caller))
 
+    # -- what it reads --
+
+    def check_room(self, replaces: Cursor | None = None) -> None:
+        """Raise unless the client may read one more stream, or another cursor of one that it reads.
+
+        Raises `TooManyStreams`, or `Unauthorized`: a conversation may outlive the token that it was opened with.
+        Ask before a stream is created for it; `read` asks by itself.
+        """
+        self._check_bound(replaces)
+        self.principal.check_expiry(self.services.clock())
+
+    def _check_bound(self, replaces: Cursor | None) -> None:
+        if replaces is None and len(self.outlet.streams) >= self.max_streams:
+            raise TooManyStreams
+
+    def read(
+        self,
+        found: Stream | HoldfastError,
+        position: Position = START,
+        *,
+        credit: int | None = None,
+        replaces: Cursor | None = None,
+    ) -> Cursor:
+        """Deliver what a lookup has found from behind a position, until its end is written.
+
+        `replaces` is the older cursor of the same stream, if the client has one. Raises like `check_room` and
+        `Stream.attach`, and what the lookup has found instead of a stream; then nothing has changed.
+        """
+        self.check_room(replaces)
+        if isinstance(found, HoldfastError):
+            raise found
+        return self._deliver(found, found.attach(self.outlet, position, credit=credit), replaces)
+
+    def read_created(self, stream: Stream, *, credit: int | None = None, replaces: Cursor | None = None) -> Cursor:
+        """Deliver a stream that the launcher has made for this conversation, whose credential it has checked.
+
+        `replaces` is the older cursor, where the request was a duplicate. Raises like `Stream.attach`, and
+        `TooManyStreams` where there is no room any more: then the stream waits for a reader like a lost client's.
+        """
+        cursor = stream.attach(self.outlet, credit=credit)
+        try:
+            self._check_bound(replaces)
+        except TooManyStreams:
+            stream.lose(cursor)
+            raise
+        return self._deliver(stream, cursor, replaces)
+
+    def _deliver(self, stream: Stream, cursor: Cursor, replaces: Cursor | None) -> Cursor:
+        if self.is_gone:
+            # An answer may outlast its connection: the stream waits for its client's return.
+            stream.lose(cursor)
+            return cursor
+        if replaces is not None:
+            self.outlet.release(replaces)
+        self.outlet.add(stream, cursor)
+        self.outlet.mark()
+        return cursor
+
     # -- for subclasses --
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody is left to be answered."""
+        return self.transport is None or self.codec.is_closing
 
     def position_changed(self, stream: Stream) -> None:
         """Tell the client how many are served before a stream that waits. Without a form for it: nothing."""

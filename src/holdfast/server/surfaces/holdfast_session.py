@@ -17,7 +17,7 @@ from holdfast.core.session import messages as m
 from holdfast.core.session import server as core
 from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.dialects.dialect import Dialect
-from holdfast.errors import Draining, HelloTimeout, HoldfastError, SessionSuperseded, TooManyStreams
+from holdfast.errors import Draining, HelloTimeout, HoldfastError, SessionSuperseded
 from holdfast.generation.launcher import Started, Terms
 from holdfast.observe.events import Caller
 from holdfast.server.delivery.client_socket import ClientSocket
@@ -139,7 +139,7 @@ class SessionProtocol(ClientSocket):
         self.outlet.mark()
 
     @property
-    def _is_gone(self) -> bool:
+    def is_gone(self) -> bool:
         """Whether nobody is left to be answered: a lookup may outlast its connection."""
         return self.protocol.state is core.State.CLOSED
 
@@ -165,14 +165,14 @@ class SessionProtocol(ClientSocket):
             if isinstance(result, HoldfastError):
                 raise result
             stream = result.stream
-            cursor = stream.attach(self.outlet, credit=event.credit)
+            older = self.protocol.cursors.get(stream.id)
+            cursor = self.read_created(stream, credit=event.credit, replaces=older)
         except HoldfastError as exc:
             self.protocol.send_error(exc, request_id=event.request_id)
             return
-        if self._is_gone:
-            stream.lose(cursor)
+        if self.is_gone:
             return
-        self._deliver(stream, cursor)
+        self.protocol.attach(stream.id, cursor)
         self._retain(stream)
         self.protocol.send(
             m.Accepted(
@@ -199,7 +199,7 @@ class SessionProtocol(ClientSocket):
     def _welcomed(
         self, hello: core.HelloReceived, token: str, found: list[Stream | HoldfastError], *, was_known: bool
     ) -> None:
-        if self._is_gone:
+        if self.is_gone:
             return
         limits, window = self.services.limits, self.services.peers.window
         streams = [self._resume(resume, result) for resume, result in zip(hello.streams, found, strict=True)]
@@ -236,7 +236,7 @@ class SessionProtocol(ClientSocket):
         self._look_up(find, partial(self._attached, resume))
 
     def _attached(self, resume: m.Resume, found: list[Stream | HoldfastError]) -> None:
-        if self._is_gone:
+        if self.is_gone:
             return
         try:
             stream, cursor = self._open_cursor(resume, found[0])
@@ -246,20 +246,11 @@ class SessionProtocol(ClientSocket):
         self.protocol.send(m.Attached(stream.id, stream.status, epoch=stream.log.epoch, next=cursor.position))
 
     def _open_cursor(self, resume: m.Resume, result: Stream | HoldfastError) -> tuple[Stream, Cursor]:
-        if self.protocol.is_full and resume.stream not in self.protocol.cursors:
-            raise TooManyStreams
-        self.principal.check_expiry(self.services.clock())
-        if isinstance(result, HoldfastError):
-            raise result
-        cursor = result.attach(self.outlet, Position(resume.after, resume.epoch), credit=resume.credit)
-        self._deliver(result, cursor)
-        return result, cursor
-
-    def _deliver(self, stream: Stream, cursor: Cursor) -> None:
-        old = self.protocol.attach(stream.id, cursor)
-        if old is not None:
-            self.outlet.release(old)
-        self.outlet.add(stream, cursor)
+        older = self.protocol.cursors.get(resume.stream)
+        position = Position(resume.after, resume.epoch)
+        cursor = self.read(result, position, credit=resume.credit, replaces=older)
+        self.protocol.attach(resume.stream, cursor)
+        return self.outlet.streams[cursor], cursor
 
     def _retain(self, stream: Stream) -> None:
         owner = self.principal.owner
