@@ -222,3 +222,29 @@ def test_stream_that_is_found_for_a_client_that_has_gone_waits_for_its_return(st
     for source in (found, created):
         assert (source.stream.reader_count, len(source.stream.log.cursors)) == (0, 1)
     assert teller.stream_count == 0
+
+
+# -- the first message ---------------------------------------------------------------------------------
+
+
+def test_client_that_does_not_begin_is_sent_away(stage: Stage) -> None:
+    teller = Teller(stage)
+    stage.loop.pass_time(LIMITS.hello_timeout + 0.2)
+    assert teller.hear() == []
+    assert teller.close_frame == (4408, "hello_timeout")
+
+
+def test_client_that_has_begun_may_stay(stage: Stage) -> None:
+    teller = Teller(stage)
+    stage.loop.pass_time(LIMITS.hello_timeout - 0.2)
+    teller.begin()
+    teller.begin()
+    stage.loop.pass_time(1.0)
+    teller.hear()
+    assert teller.close_frame is None
+
+
+def test_client_that_leaves_before_it_begins_leaves_no_timer(stage: Stage) -> None:
+    teller = Teller(stage)
+    teller.connection_lost(None)
+    assert stage.timers.pending == 0

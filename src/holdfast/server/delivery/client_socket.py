@@ -7,7 +7,7 @@ from collections.abc import Set
 from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.core.entries import START, Position
 from holdfast.core.log import Cursor, Framing
-from holdfast.errors import HoldfastError, TooManyStreams, Unauthorized
+from holdfast.errors import HelloTimeout, HoldfastError, TooManyStreams, Unauthorized
 from holdfast.observe.events import Caller, ConnectionEnded, ConnectionOpened
 from holdfast.server.delivery.outlet import Control, Outlet
 from holdfast.server.handshakes import Handshake
@@ -20,10 +20,11 @@ class ClientSocket(WebSocketProtocol):
     """One conversation and the streams that it reads, as one of the process's peers.
 
     Subclasses understand messages (`text_received`, `binary_received`), say what the outlet cannot
-    (`position_changed`, `end_written`), and how they part (`drain`, `end`).
+    (`position_changed`, `end_written`), and how they part (`drain`, `end`). They call `begin` when the client has
+    said what it came for, or have the conversation ended by `server.hello_timeout`.
     """
 
-    __slots__ = ("_leases", "max_streams", "number", "opened", "outlet", "principal", "services")
+    __slots__ = ("_first_message", "_leases", "max_streams", "number", "opened", "outlet", "principal", "services")
 
     def __init__(self, handshake: Handshake, services: Services, *, control: Control, framing: Framing) -> None:
         self.services = services
@@ -40,7 +41,18 @@ class ClientSocket(WebSocketProtocol):
         super().__init__(
             handshake.transport, services.timers, max_message=limits.max_message, liveness=limits.liveness
         )
+        # A client that says nothing would hold the connection as long as it answers pings.
+        self._first_message = services.timers.after(limits.hello_timeout, self._first_message_timed_out)
         services.observer.observe(ConnectionOpened(self.number, self.caller))
+
+    # -- the client's time to begin --
+
+    def begin(self) -> None:
+        """The client has said what it came for: it may be silent from now on. Idempotent."""
+        self._first_message.cancel()
+
+    def _first_message_timed_out(self) -> None:
+        self.end(HelloTimeout())
 
     # -- what it reads --
 
@@ -181,6 +193,7 @@ class ClientSocket(WebSocketProtocol):
         self.outlet.mark()
 
     def connection_closed(self) -> None:
+        self._first_message.cancel()
         self.services.peers.discard(self)
         self.services.observer.observe(
             ConnectionEnded(

@@ -17,7 +17,7 @@ from holdfast.core.session import messages as m
 from holdfast.core.session import server as core
 from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.dialects.dialect import Dialect
-from holdfast.errors import Draining, HelloTimeout, HoldfastError, SessionSuperseded
+from holdfast.errors import Draining, HoldfastError, SessionSuperseded
 from holdfast.generation.launcher import Started, Terms
 from holdfast.observe.events import Caller
 from holdfast.server.delivery.client_socket import ClientSocket
@@ -58,7 +58,7 @@ class Sessions:
 class SessionProtocol(ClientSocket):
     """One client conversation."""
 
-    __slots__ = ("_hello", "_retained", "_sessions", "protocol", "token")
+    __slots__ = ("_retained", "_sessions", "protocol", "token")
 
     def __init__(self, handshake: Handshake, sessions: Sessions) -> None:
         services = sessions.services
@@ -71,7 +71,6 @@ class SessionProtocol(ClientSocket):
         # retention.
         self._retained: set[str] | None = None
         super().__init__(handshake, services, control=self.protocol, framing=SESSION_FRAMING)
-        self._hello = services.timers.after(services.limits.hello_timeout, self._hello_timed_out)
 
     @property
     def short_token(self) -> str | None:
@@ -96,10 +95,10 @@ class SessionProtocol(ClientSocket):
             case core.CursorsMoved():
                 self._cursors_moved(event)
             case core.CreateReceived():
-                self._hello.cancel()
+                self.begin()
                 self._create(event)
             case core.HelloReceived():
-                self._hello.cancel()
+                self.begin()
                 self._welcome(event)
             case core.AttachReceived():
                 self._attach(event.resume)
@@ -314,9 +313,6 @@ class SessionProtocol(ClientSocket):
         protocol = self.protocol
         return not (protocol.waiting or protocol.is_holding or protocol.state is core.State.NEW)
 
-    def _hello_timed_out(self) -> None:
-        self.end(HelloTimeout())
-
     def supersede(self) -> None:
         """The same client is back on another connection: this one is of no further use."""
         self.end(SessionSuperseded())
@@ -331,10 +327,6 @@ class SessionProtocol(ClientSocket):
             for message in self.protocol.data_to_send():
                 self.codec.send_text(message)
         self.close(close.code, close.reason)
-
-    def connection_closed(self) -> None:
-        self._hello.cancel()
-        super().connection_closed()
 
     @property
     def caller(self) -> Caller:
