@@ -84,7 +84,11 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     found = {entry.name: entry for entry in entry_points(group="holdfast.commands")} if HAS_GATEWAY else {}
     for name in sorted({*found, *_TOOLS}):
         if name in found:
-            command = found[name].load()
+            try:
+                command = found[name].load()
+            except ImportError as exc:  # another distribution's fault must not keep the gateway from its work
+                commands.add_parser(name, help=f"cannot be loaded: {exc}").set_defaults(run=_needs_tools)
+                continue
             parser = commands.add_parser(name, help=command.HELP)
             command.add_arguments(parser)
             parser.set_defaults(run=command.run)

@@ -42,3 +42,9 @@ def test_owner_may_not_read_what_another_owns(caller: Owner, owner: Owner) -> No
 )
 def test_total_is_billed_or_else_the_sum(usage: Usage, billed: int) -> None:
     assert usage.billed == billed
+
+
+def test_admin_looks_on_at_what_others_own() -> None:
+    assert ADMIN.looks_on(ANN)
+    assert not ADMIN.looks_on(ADMIN)
+    assert not TENANT.looks_on(ANN)

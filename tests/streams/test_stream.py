@@ -281,3 +281,26 @@ def test_no_timer_and_no_byte_is_left_behind_the_end(world: World, clock: Clock)
     stream.seal(COMPLETED)
     assert world.timers.pending == 0
     assert world.memory.used == stream.held == 1 + len(encode_end(COMPLETED)) + 2 * ENTRY_OVERHEAD
+
+
+def test_onlooker_does_not_take_the_place_of_a_lost_reader(world: World) -> None:
+    stream = world.stream()
+    ScriptedSource(stream)
+    lost = Reading(stream, is_slow=True)
+    stream.offer([b"0", b"1"])
+    stream.lose(lost.cursor)
+    Reading(stream, Position(0), is_onlooker=True)
+    stream.log.trim()
+    assert Reading(stream).entries == [b"0", b"1"]
+
+
+def test_second_reader_takes_the_place_of_a_lost_one(world: World) -> None:
+    stream = world.stream()
+    ScriptedSource(stream)
+    lost = Reading(stream, is_slow=True)
+    stream.offer([b"0", b"1"])
+    stream.lose(lost.cursor)
+    Reading(stream, Position(0))
+    stream.log.trim()
+    with pytest.raises(LogTrimmed):
+        Reading(stream)

@@ -17,14 +17,20 @@ class Reading:
     """A reader with a cursor. It takes what there is when it is woken, or with `read` where it is slow."""
 
     def __init__(
-        self, stream: Stream, position: Position = START, *, is_slow: bool = False, credit: int | None = None
+        self,
+        stream: Stream,
+        position: Position = START,
+        *,
+        is_slow: bool = False,
+        credit: int | None = None,
+        is_onlooker: bool = False,
     ) -> None:
         self.stream = stream
         self.is_slow = is_slow
         #: What it was told, in order.
         self.told: list[object] = []
         self.payloads: list[bytes] = []
-        self.cursor = stream.attach(self, position, credit=credit)
+        self.cursor = stream.attach(self, position, credit=credit, is_onlooker=is_onlooker)
         if not is_slow:
             self.read()
 

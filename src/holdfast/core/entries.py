@@ -24,6 +24,10 @@ class Owner(NamedTuple):
     subject: str | None = None
     is_admin: bool = False
 
+    def looks_on(self, owner: Owner) -> bool:
+        """Whether this is an admin who reads what is somebody else's: it decides nothing for that stream."""
+        return self.is_admin and self != owner
+
     def may_read(self, owner: Owner) -> bool:
         """Whether this caller may read and cancel that owner's streams.
 

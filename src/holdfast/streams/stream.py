@@ -128,12 +128,18 @@ class Stream:
 
     # -- readers --
 
-    def attach(self, reader: Reader, position: Position = START, *, credit: int | None = None) -> Cursor:
-        """Give a reader a cursor that continues after the position. Raises like `Log.check`: whole or refused."""
+    def attach(
+        self, reader: Reader, position: Position = START, *, credit: int | None = None, is_onlooker: bool = False
+    ) -> Cursor:
+        """Give a reader a cursor that continues after the position. Raises like `Log.check`: whole or refused.
+
+        An onlooker, who reads a stream of somebody else, does not take the place of a reader that was lost.
+        """
         cursor = self.log.cursor(position, credit=credit)
         self._readers[cursor] = reader
-        self._is_awaited = False
-        self._attendance.returned(position.seq)
+        if not is_onlooker:
+            self._is_awaited = False
+            self._attendance.returned(position.seq)
         self.resume_source()  # the place that it took over may have been what held the provider
         return cursor
 

@@ -56,6 +56,10 @@ class ClientSocket(WebSocketProtocol):
 
     # -- what it reads --
 
+    def looks_on(self, stream: Stream) -> bool:
+        """Whether the caller reads a stream of somebody else."""
+        return self.principal.owner.looks_on(stream.origin.owner)
+
     def check_room(self, replaces: Cursor | None = None) -> None:
         """Raise unless the client may read one more stream, or another cursor of one that it reads.
 
@@ -85,7 +89,9 @@ class ClientSocket(WebSocketProtocol):
         self.check_room(replaces)
         if isinstance(found, HoldfastError):
             raise found
-        return self._deliver(found, found.attach(self.outlet, position, credit=credit), replaces)
+        return self._deliver(
+            found, found.attach(self.outlet, position, credit=credit, is_onlooker=self.looks_on(found)), replaces
+        )
 
     def read_created(self, stream: Stream, *, credit: int | None = None, replaces: Cursor | None = None) -> Cursor:
         """Deliver a stream that the launcher has made for this conversation, whose credential it has checked.

@@ -37,7 +37,15 @@ class SseDelivery:
         self._flusher = flusher
         self.keep_alive = keep_alive
 
-    def send(self, stream: Stream, exchange: Exchange, framing: SseFraming, *, position: Position = START) -> None:
+    def send(
+        self,
+        stream: Stream,
+        exchange: Exchange,
+        framing: SseFraming,
+        *,
+        position: Position = START,
+        is_onlooker: bool = False,
+    ) -> None:
         """Answer with what the stream has behind the position, and what comes.
 
         Raises like `Stream.attach`, and then nothing was sent.
@@ -50,6 +58,7 @@ class SseDelivery:
             position=position,
             framing=framing,
             keep_alive=self.keep_alive,
+            is_onlooker=is_onlooker,
         )
 
 
@@ -88,6 +97,7 @@ class SseReader:
         position: Position = START,
         framing: SseFraming,
         keep_alive: float,
+        is_onlooker: bool = False,
     ) -> None:
         """Attach to the stream; raises like `Stream.attach`, and then nothing was sent."""
         self._stream = stream
@@ -98,7 +108,7 @@ class SseReader:
         self._keep_alive = keep_alive
         self._is_marked = False
         self._wrote = timers.now()
-        self._cursor: Cursor = stream.attach(self, position)
+        self._cursor: Cursor = stream.attach(self, position, is_onlooker=is_onlooker)
         exchange.on_disconnect = self._disconnected
         exchange.on_writable = self._mark
         exchange.on_revoked = self._revoked

@@ -20,7 +20,13 @@ class Waiter:
     __slots__ = ("_cursor", "_exchange", "_future", "_payloads", "_stream", "_wants_end")
 
     def __init__(
-        self, stream: Stream, exchange: Exchange, position: Position = START, *, wants_end: bool = False
+        self,
+        stream: Stream,
+        exchange: Exchange,
+        position: Position = START,
+        *,
+        wants_end: bool = False,
+        is_onlooker: bool = False,
     ) -> None:
         """Attach to the stream. Raises like `Stream.attach`."""
         self._stream = stream
@@ -28,7 +34,7 @@ class Waiter:
         self._wants_end = wants_end
         self._payloads: list[bytes] = []
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._cursor = stream.attach(self, position)
+        self._cursor = stream.attach(self, position, is_onlooker=is_onlooker)
         exchange.on_disconnect = self._disconnected
         exchange.on_revoked = self._revoked
         if exchange.is_complete:  # the client was gone before its request began

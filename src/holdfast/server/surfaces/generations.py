@@ -28,7 +28,7 @@ class Generations:
 
     def routes(self, path: str) -> Iterable[Route]:
         """Make the route of the dialect's path."""
-        yield Route(re.compile(path), {"POST": self._create}, dialect=self._dialect)
+        yield Route(re.compile(re.escape(path)), {"POST": self._create}, dialect=self._dialect)
 
     async def _create(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         services = self._services

@@ -44,7 +44,9 @@ class Sessions:
 
     def routes(self, path: str) -> Iterable[Route]:
         """Make the route of a path where clients open sessions."""
-        yield Route(re.compile(path), {"GET": refuse_without_upgrade}, socket=self, dialect=self.dialect)
+        yield Route(
+            re.compile(re.escape(path)), {"GET": refuse_without_upgrade}, socket=self, dialect=self.dialect
+        )
 
     def open(self, handshake: Handshake) -> SessionProtocol:
         return SessionProtocol(handshake, self)
@@ -103,7 +105,7 @@ class SessionProtocol(ClientSocket):
             case core.AttachReceived():
                 self._attach(event.resume)
             case core.DetachReceived():
-                self.outlet.detach(event.cursor)
+                self._detach(event.cursor)
             case core.CancelReceived():
                 self._cancel(event)
             case core.CloseRequired():
@@ -251,9 +253,14 @@ class SessionProtocol(ClientSocket):
         self.protocol.attach(resume.stream, cursor)
         return self.outlet.streams[cursor], cursor
 
+    def _detach(self, cursor: Cursor) -> None:
+        if self.looks_on(self.outlet.streams[cursor]):
+            self.outlet.release(cursor)  # an onlooker's leaving lets nothing run on
+        else:
+            self.outlet.detach(cursor)
+
     def _retain(self, stream: Stream) -> None:
-        owner = self.principal.owner
-        if owner.is_admin and stream.origin.owner != owner:
+        if self.looks_on(stream):
             return  # who looks at the streams of others does not decide how long these are kept
         if self._retained is None:
             self._retained = set()

@@ -78,6 +78,7 @@ class Streams:
         timeout = _poll_timeout(request)
         stream.log.check(position)
         has_all = position.seq == stream.log.next - 1
+        is_onlooker = principal.owner.looks_on(stream.origin.owner)
         if live == "sse":
             if stream.is_ended and has_all:
                 # An EventSource reconnects after every end, and stops only at 204 (HTML section 9.2.3).
@@ -86,11 +87,13 @@ class Streams:
                 exchange.start(200, [*SSE_HEADERS, stream_header(stream)])
                 exchange.end()
             else:
-                self._services.sse.send(stream, exchange, STREAMS_FRAMING, position=position)
+                self._services.sse.send(
+                    stream, exchange, STREAMS_FRAMING, position=position, is_onlooker=is_onlooker
+                )
         elif live in ("none", "long-poll"):
             payloads = stream.log.slice(position.seq + 1, READ_BYTES) if not has_all else []
             if live == "long-poll" and has_all and not stream.is_ended:
-                waiter = Waiter(stream, exchange, position)
+                waiter = Waiter(stream, exchange, position, is_onlooker=is_onlooker)
                 await waiter.wait(timeout, max_bytes=READ_BYTES)
                 payloads = waiter.read()
             if not exchange.is_complete:
