@@ -153,7 +153,7 @@ async def test_accounts_without_use_are_forgotten(timers: Timers) -> None:
     assert any(account.name == "busy" for account in admission.limiter.tenants)
 
 
-async def test_reset_is_written_as_openai_does(timers: Timers) -> None:
+async def test_rates_of_a_caller_are_those_with_less_left(timers: Timers) -> None:
     admission = Admission(
         LimitsConfig(requests_per_minute=2, tokens_per_minute=900), QueueConfig(), {"demo": None}, timers
     )
