@@ -99,7 +99,7 @@ MIDDLE: list[Case] = [
 
 async def run(protocol: str, fault: Any, *, before: bool) -> Outcome | str:
     """One fault, and a bystander whose connection has none."""
-    settings = {**QUICK, **ONCE, "streams_per_connection": 1}
+    settings = {**QUICK, **ONCE, "streams_per_connection": 1, "spread": 1}
     async with await World.start(protocol, settings=settings, streams={"log_bytes": 400_000}) as world:
         bystander = await world.stream(tokens=60, interval_ms=20, seed=3).first()
         options: dict[str, Any] = {"interval_ms": 3, "burst": 1}

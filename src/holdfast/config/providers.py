@@ -96,6 +96,10 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
         Count,
         Meta(description="Requests at a time on one HTTP/2 connection. The provider's own limit may be lower."),
     ] = 32
+    spread: Annotated[
+        Count,
+        Meta(description="HTTP/2: requests are spread over so many connections before one of them is filled."),
+    ] = 4
     min_warm: Annotated[int, Meta(ge=0, description="How many connections are kept open without requests.")] = 0
     max_age: Annotated[
         Seconds, Meta(description="A connection gets no new requests after 80 to 100 % of this, drawn at random.")

@@ -65,6 +65,7 @@ class Pool:
         self._core = core.ConnectionPool(
             core.PoolLimits(
                 streams_per_connection=config.streams_per_connection,
+                spread=config.spread,
                 max_connections=config.max_connections,
                 min_warm=config.min_warm,
                 max_age=config.max_age,
