@@ -40,6 +40,9 @@ _TOOLS = {
     "simulate": "serve a simulated OpenAI-compatible provider",
 }
 
+_NEEDS_GATEWAY = "needs the gateway: pip install 'holdfast[gateway]'"
+_NEEDS_TOOLS = "needs the tools: pip install 'holdfast[demo]'"
+
 _Command = Callable[[argparse.Namespace], int]
 
 
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args, unknown = parser.parse_known_args(argv)
     run: _Command = args.run
-    if unknown and run not in (_needs_gateway, _needs_tools):
+    if unknown and run is not _missing:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return run(args)
@@ -87,24 +90,24 @@ def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             try:
                 command = found[name].load()
             except ImportError as exc:  # another distribution's fault must not keep the gateway from its work
-                commands.add_parser(name, help=f"cannot be loaded: {exc}").set_defaults(run=_needs_tools)
+                _add_missing(commands, name, "cannot be loaded", f"cannot be loaded: {exc}")
                 continue
             parser = commands.add_parser(name, help=command.HELP)
             command.add_arguments(parser)
             parser.set_defaults(run=command.run)
-            continue
-        missing = _needs_tools if HAS_GATEWAY else _needs_gateway
-        # Its options are not known here; `main` lets them pass, so that the answer is what is missing.
-        commands.add_parser(name, help=_TOOLS[name]).set_defaults(run=missing)
+        else:
+            _add_missing(commands, name, _TOOLS[name], _NEEDS_TOOLS if HAS_GATEWAY else _NEEDS_GATEWAY)
 
 
-def _needs_tools(args: argparse.Namespace) -> int:
-    print(f"holdfast {args.command} needs the tools: pip install 'holdfast[demo]'", file=sys.stderr)
-    return 2
+def _add_missing(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_: str, reason: str
+) -> None:
+    """Add a command that cannot run here. Its options are not known; `main` lets them pass, and it says why."""
+    commands.add_parser(name, help=help_).set_defaults(run=_missing, reason=reason)
 
 
-def _needs_gateway(args: argparse.Namespace) -> int:
-    print(f"holdfast {args.command} needs the gateway: pip install 'holdfast[gateway]'", file=sys.stderr)
+def _missing(args: argparse.Namespace) -> int:
+    print(f"holdfast {args.command} {args.reason}", file=sys.stderr)
     return 2
 
 
@@ -124,7 +127,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _serve(args: argparse.Namespace) -> int:
     if not HAS_GATEWAY:
-        return _needs_gateway(args)
+        return _missing(argparse.Namespace(command=args.command, reason=_NEEDS_GATEWAY))
     file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
     config = _load(args)
     logs = Logs(config.logging)

@@ -7,6 +7,7 @@ import signal
 import socket
 import tomllib
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import httpx
@@ -158,3 +159,15 @@ def test_simulate_serves_what_its_greeting_says_and_stops(tmp_path: Path) -> Non
 
 def test_command_is_the_one_of_this_environment() -> None:
     assert Path(COMMAND[0]).exists()
+
+
+def test_command_that_cannot_be_loaded_says_why_and_harms_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = EntryPoint("broken", "no_such_module", "holdfast.commands")
+    monkeypatch.setattr("holdfast.cli.entry_points", lambda *, group: [*entry_points(group=group), broken])
+    assert main(["broken", "--any", "option"]) == 2
+    assert capsys.readouterr().err == "holdfast broken cannot be loaded: No module named 'no_such_module'\n"
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", "--help"])
+    assert caught.value.code == 0

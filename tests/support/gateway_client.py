@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
@@ -23,6 +23,7 @@ from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError
 from holdfast.streams.stream import Stream
 from holdfast_tools.simulate.text import text
+from tests.support.tcp_connection import TcpConnection
 
 #: Seconds that a test waits for anything.
 DEADLINE = 10.0
@@ -92,33 +93,17 @@ class ServerEvent:
         return int(seq)
 
 
-class Http:
+class Http(TcpConnection):
     """One HTTP/1.1 connection on which the test decides every byte."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
+        super().__init__(reader, writer)
         self.comments = 0
 
     @classmethod
     async def open(cls, url: str, **options: Any) -> Http:
         host, port = url.split("//")[1].split("/")[0].rsplit(":", 1)
         return cls(*await asyncio.open_connection(host, int(port), limit=1 << 26, **options))
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        """It can pause reading, which the type of a writer's transport does not say."""
-        return cast(asyncio.Transport, self.writer.transport)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self.writer.transport.abort()
-        try:
-            await self.writer.wait_closed()
-        except OSError:
-            pass
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)

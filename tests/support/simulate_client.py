@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 from holdfast_tools.simulate import SimulatedProvider
+from tests.support.tcp_connection import TcpConnection
 
 DEADLINE = 10.0
 
@@ -33,31 +34,12 @@ def contents(stream: bytes) -> str:
     return text
 
 
-class RawConnection:
+class RawConnection(TcpConnection):
     """One TCP connection to a provider."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
 
     @classmethod
     async def open(cls, provider: SimulatedProvider, **options: Any) -> RawConnection:
         return cls(*await asyncio.open_connection("127.0.0.1", provider.port, limit=1 << 28, **options))
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        """It can pause reading, which the type of a writer's transport does not say."""
-        return cast(asyncio.Transport, self.writer.transport)
-
-    async def __aenter__(self) -> RawConnection:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self.writer.transport.abort()
-        try:
-            await self.writer.wait_closed()
-        except OSError:
-            pass
 
     def post(self, body: dict[str, Any] | bytes, path: str = "/v1/chat/completions", headers: str = "") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -17,6 +17,7 @@ What every store has to keep, and `tests/contract` holds it to:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -28,6 +29,21 @@ from holdfast.errors import HoldfastError
 _T = TypeVar("_T")
 #: Called once with what was asked for: in the same turn, unless it has to be looked up elsewhere.
 Done: TypeAlias = Callable[[_T], None]
+
+
+async def answer_of(begin: Callable[[Done[_T]], None]) -> _T:
+    """Begin a call that answers by `done`, and wait for its answer.
+
+    Cancellation-safe: an answer that comes after the wait was cancelled is dropped.
+    """
+    answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+
+    def done(value: _T) -> None:
+        if not answer.done():
+            answer.set_result(value)
+
+    begin(done)
+    return await answer
 
 
 class Claim(Struct, frozen=True):

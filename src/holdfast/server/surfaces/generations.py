@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable
+from functools import partial
 
 from holdfast.admission.principal import Principal
 from holdfast.dialects.dialect import Dialect
@@ -16,6 +16,7 @@ from holdfast.server.delivery.waiter import Waiter
 from holdfast.server.listener.exchange import JSON_HEADERS, Exchange, Request
 from holdfast.server.router import Route
 from holdfast.server.services import Services, Surface
+from holdfast.streams.store import answer_of
 from holdfast.streams.stream import Stream
 
 
@@ -43,9 +44,8 @@ class Generations:
             keeps_running=policy == "continue",
             connection=exchange.connection_number,
         )
-        answer: asyncio.Future[Started | HoldfastError] = asyncio.get_running_loop().create_future()
-        services.launcher.create(principal, self._dialect, request.body, terms, answer.set_result)
-        result = await answer
+        create = partial(services.launcher.create, principal, self._dialect, request.body, terms)
+        result: Started | HoldfastError = await answer_of(create)
         # A refusal tells what is left as well.
         exchange.headers += self._dialect.rate_headers(services.rates(principal.tenant, principal.key_id))
         if isinstance(result, HoldfastError):

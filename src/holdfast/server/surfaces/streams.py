@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from holdfast.admission.principal import Principal
 from holdfast.core.entries import START, EndBody, Position, encode_end
@@ -16,6 +16,7 @@ from holdfast.server.delivery.waiter import Waiter
 from holdfast.server.listener.exchange import JSON_HEADERS, Exchange, Request, respond_json
 from holdfast.server.router import Route
 from holdfast.server.services import Services
+from holdfast.streams.store import answer_of
 from holdfast.streams.stream import Stream
 
 #: Bounds of `?timeout=` of a long poll, and its default, in seconds.
@@ -64,9 +65,8 @@ class Streams:
 
     async def _open(self, principal: Principal, stream_id: str) -> Stream:
         """Raises `UnknownStream`, the same for an absent and a foreign one."""
-        answer: asyncio.Future[list[Stream | HoldfastError]] = asyncio.get_running_loop().create_future()
-        self._services.directory.open(principal.owner, [stream_id], answer.set_result)
-        (found,) = await answer
+        found: Stream | HoldfastError
+        (found,) = await answer_of(partial(self._services.directory.open, principal.owner, [stream_id]))
         if isinstance(found, HoldfastError):
             raise found
         return found
