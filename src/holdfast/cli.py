@@ -16,7 +16,7 @@ import msgspec
 
 from holdfast import terminal
 from holdfast.admission import command as keys
-from holdfast.config import Config, check, load
+from holdfast.config import Config, check, load, parse
 from holdfast.errors import ConfigError
 from holdfast.version import __version__
 
@@ -118,7 +118,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("serve", help="run the gateway", description="Run the gateway.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; without it the demo is served")
     parser.add_argument("--host", help="address to listen on (overrides server.host)")
-    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (overrides server.port)")
+    parser.add_argument("--port", type=_port, help="port to listen on, 0 for a free one (overrides server.port)")
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], help="(overrides logging.level)"
     )
@@ -128,8 +128,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _serve(args: argparse.Namespace) -> int:
     if not HAS_GATEWAY:
         return _missing(argparse.Namespace(command=args.command, reason=_NEEDS_GATEWAY))
-    file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
-    config = _load(args)
+    file = None if args.config is None else ConfigFile(args.config, lambda text: _parse(args, text))
+    config = _parse(args, "") if file is None else file.load()
     logs = Logs(config.logging)
 
     async def serve() -> None:
@@ -187,16 +187,25 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _load(args: argparse.Namespace) -> Config:
-    config = load(args.config) if args.config is not None else Config()
+def _parse(args: argparse.Namespace, text: str) -> Config:
+    """Read the text of a configuration, and let the options override it. Raises `ConfigError`."""
+    source = str(args.config or "command line")
+    config = parse(text, source=source)
     changes = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
     if args.log_level is not None:
         log = msgspec.structs.replace(config.logging, level=args.log_level)
         config = msgspec.structs.replace(config, logging=log)
     if changes:
         config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **changes))
-        check(config, source=str(args.config or "command line"))
+        check(config, source=source)
     return config
+
+
+def _port(text: str) -> int:
+    """Read the option of a port."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, 0 for a free one, got {text!r}")
+    return int(text)
 
 
 def _greeting(gateway: Gateway) -> str:
