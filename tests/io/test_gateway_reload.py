@@ -275,7 +275,8 @@ async def test_file_written_in_pieces_at_any_byte_leaves_the_old_or_the_new_in_f
     running: Running, providers: list[SimulatedProvider]
 ) -> None:
     """The writer pauses for longer than the file has to be at rest, at each byte."""
-    rest = "[limits]\nrequests_per_minute = {0}\n[limits.tenant]\ntokens_per_minute = {0}\n[queue]\ndeadline = {0}.5\n"
+    rest = "[limits]\nrequests_per_minute = {0}\n[limits.tenant]\ntokens_per_minute = {0}\n"
+    rest += "[queue]\ndeadline = {0}.5\n"
     texts = [text(providers[0], rest=rest.format(n)) for n in (771, 992)]
     whole = [parse(one) for one in texts]
     running.reload(texts[0])

@@ -228,7 +228,7 @@ class _Certificates:
         gateway = self._gateway
         try:
             gateway.reload(gateway.config)
-        except Exception as exc:  # noqa: BLE001 - a supervisor, as above
+        except Exception as exc:
             detail = exc.message if isinstance(exc, ConfigError) else type(exc).__name__
             trace = None if isinstance(exc, ConfigError) else exc
             if gateway.freshness.failed(Source.CERTIFICATES, "refused", self._clock(), detail=detail):
