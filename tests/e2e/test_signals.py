@@ -169,7 +169,7 @@ async def test_renewed_certificate_of_the_demo_is_served_without_a_signal(serve:
     first = renew()
     gateway = await serve(f'tls_cert = "{cert}"\ntls_key = "{key}"\n')
     port = int(gateway.url.rpartition(":")[2])
-    shown = partial(asyncio.to_thread, ssl.get_server_certificate, ("127.0.0.1", port))
+    shown = partial(asyncio.to_thread, partial(ssl.get_server_certificate, ("127.0.0.1", port)))
     assert await shown() == first
     second = renew()
     assert gateway.process.stderr is not None
