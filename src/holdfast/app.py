@@ -92,9 +92,15 @@ class Gateway:
             kept |= {"tls_cert": old.server.tls_cert, "tls_key": old.server.tls_key}
         server = msgspec.structs.replace(config.server, **kept)
         prepared = process.prepare(msgspec.structs.replace(config, server=server, auth=old.auth))
-        # Whatever can fail has been done: from here on it is the new one, whole.
+        previous = process.in_use
+        try:
+            # Whatever is known to fail has been done; what fails here is a fault of ours.
+            process.configure(prepared)
+        except Exception:
+            process.configure(previous)
+            raise
         self.config = prepared.config
-        process.configure(prepared)
+        process.admission.admit_waiting()
         for name, value in kept.items():
             if value != getattr(config.server, name):
                 logger.warning("server.%s takes effect at the next start", name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 import socket
 import ssl
@@ -16,7 +17,7 @@ from cryptography import x509
 
 from holdfast.admission.jwks import file_fetcher, parse_jwks
 from holdfast.admission.key_store import KeyStore, read_active
-from holdfast.config import Config, ProviderConfig, ServerConfig
+from holdfast.config import Config, ProviderConfig, ServerConfig, is_loopback
 from holdfast.config.auth import AuthConfig
 from holdfast.config.checks import split_url
 from holdfast.config.problems import Problem
@@ -47,7 +48,7 @@ def _inspect(config: Config) -> Iterator[Problem]:
     yield from _server(config.server)
     yield from _auth(config.auth)
     for name, provider in config.providers.items():
-        for problem in _provider(provider):
+        for problem in [*_provider(provider), *_own_address(provider, config.server)]:
             yield problem.within(("providers", name))
     if not config.models and not has_demo():
         yield Problem(("models",), NO_DEMO)
@@ -185,3 +186,24 @@ def _provider(provider: ProviderConfig) -> Iterator[Problem]:
             Origin.of(provider)
         except ConfigError as exc:
             yield Problem((), exc.message)
+
+
+def _own_address(provider: ProviderConfig, server: ServerConfig) -> Iterator[Problem]:
+    """Warn of another address of this machine, where the gateway listens on all of them."""
+    url = split_url(provider.base_url)
+    if url is None or url.port != server.port or server.host not in ("0.0.0.0", "::"):  # noqa: S104
+        return
+    host = url.hostname or ""
+    if not is_loopback(host) and _is_of_this_machine(host):
+        yield Problem(("base_url",), "is the address of this gateway itself", is_warning=True)
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether an IP address can be listened on here. Names are not asked for: that may take long."""
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        with socket.socket(family) as own:
+            own.bind((host, 0))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -134,6 +134,11 @@ class Process:
         closing.push_async_callback(self.listener.wait_closed)
         self.routes.start(self.admission.admit_waiting)
 
+    @property
+    def in_use(self) -> Prepared:
+        """What `configure` was given last, or what the process began with."""
+        return Prepared(self.config, self.routes.serving, self.listener.certificate)
+
     def prepare(self, config: Config) -> Prepared:
         """Make what a checked configuration needs, and open its files, without using anything yet.
 
@@ -142,16 +147,16 @@ class Process:
         return Prepared(config, self.routes.prepare(*self._served(config)), tls_context(config.server))
 
     def configure(self, prepared: Prepared) -> None:
-        """Use what was prepared from now on, all of it: nothing here may fail halfway.
+        """Use what was prepared from now on. Called again with what was in use, it takes back what it has done.
 
         A setting that takes effect at the next start alone is not here: `Gateway.reload` says so in the log.
         """
         self.config = config = prepared.config
         server = config.server
         self.listener.configure(server, prepared.certificate)
-        self.routes.replace(prepared.serving, self.launcher.after_running)
         self.access.configure(config)
-        self.admission.configure(config.limits, config.queue, _bounds_of(self._served(config)[1]))
+        bounds = _bounds_of(self._served(config)[1])
+        self.admission.configure(config.limits, config.queue, bounds, admits=False)
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
@@ -159,6 +164,8 @@ class Process:
         self.peers.configure(
             max_connections=server.max_connections, connection_rate=server.max_connections_per_second_per_address
         )
+        # The last step, since providers that it retires do not come back.
+        self.routes.replace(prepared.serving, self.launcher.after_running)
 
     def _served(self, config: Config) -> tuple[Mapping[str, ProviderConfig], Mapping[str, ModelConfig]]:
         """Return the providers and models of a configuration; without models those of the demo."""

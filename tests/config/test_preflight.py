@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import sqlite3
 import tomllib
 from collections.abc import Callable
@@ -126,6 +127,18 @@ def test_address_of_another_machine_is_named() -> None:
         "cannot listen on 192.0.2.1"
         in found(f'[server]\nhost = "192.0.2.1"\n[keys.a]\nhash = "{hash_}"\n')[("server", "host")]
     )
+
+
+def test_other_address_of_this_machine_as_a_provider_is_warned_of() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing, and finds our own address
+        own = probe.getsockname()[0]
+    text = f'[server]\nhost = "0.0.0.0"\nport = 8123\n[keys.a]\nhash = "sha256:{"1" * 64}"\n'
+    text += '[providers.a]\nbase_url = "http://{}/v1"\n[models.m]\nroute = ["a/x"]\n'
+    warning = Problem(("providers", "a", "base_url"), "is the address of this gateway itself", is_warning=True)
+    assert inspect(parse(text.format(f"{own}:8123"))) == [warning]
+    for other in (f"{own}:8124", "192.0.2.1:8123", "a.example:8123"):
+        assert inspect(parse(text.format(other))) == []
 
 
 def test_what_is_wrong_already_is_not_told_again(tmp_path: Path) -> None:

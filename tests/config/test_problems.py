@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.config import Config, examine, parse, survey
+from holdfast.config.lines import line_map, line_of
 from holdfast.config.names import dotted
-from holdfast.config.problems import MAX_SHOWN, line_of
+from holdfast.config.problems import MAX_SHOWN
 from holdfast.errors import ConfigError
 
 PROVIDER = '[providers.a]\nbase_url = "https://a.example/v1"\n{}\n[models.m]\nroute = ["a/x"]\n'
@@ -198,7 +199,7 @@ def test_line_is_that_of_the_setting_whatever_stands_around_it() -> None:
         " z = 4 }\n[[many]]\na = 1\n[[many]]\nb = 2\n"
     )
     found = {
-        path: line_of(text, path)
+        path: line_of(line_map(text), path)
         for path in (
             ("long",),
             ("list",),
@@ -214,8 +215,17 @@ def test_line_is_that_of_the_setting_whatever_stands_around_it() -> None:
         )
     }
     assert list(found.values()) == [2, 6, 6, 13, 15, 16, 13, 18, 22, None, None]
-    assert line_of("nonsense", ("a",)) is None
-    assert line_of("a = 1\r\nb = 2\r\n", ("b",)) == 2
+    assert line_of(line_map("a = 1\r\nb = 2\r\n"), ("b",)) == 2
+    nested = line_map("[[models.m.route]]\ntarget = 'a'\n[[models.m.route]]\ntarget = 'b'\n[models.m.retry]\n")
+    assert line_of(nested, ("models", "m", "route", 1, "target")) == 4
+    assert line_of(nested, ("models", "m", "retry")) == 5
+
+
+def test_lines_of_a_large_file_are_found_in_one_pass() -> None:
+    text = "".join(f"[keys.k{n}]\nhash = 'x'\nmodels = [\n'a',\n]\n" for n in range(2000))
+    places = line_map(text)
+    assert places[("keys", "k1999", "models", 0)] == 1999 * 5 + 3
+    assert len(errors(text)) == MAX_SHOWN + 1
 
 
 def test_name_of_a_setting_is_written_as_in_the_file() -> None:
@@ -227,7 +237,8 @@ def test_name_of_a_setting_is_written_as_in_the_file() -> None:
 def test_any_text_is_taken_or_refused_by_the_one_error(text: str) -> None:
     try:
         config, problems = survey(text, environ={})
-        lines = [line_of(text, problem.path) for problem in problems]
+        places = line_map(text)
+        lines = [line_of(places, problem.path) for problem in problems]
     except ConfigError:
         return
     assert msgspec.convert(msgspec.to_builtins(config), Config) == config

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -406,6 +407,21 @@ async def test_log_and_audit_say_what_has_changed_without_secrets(
     )
 
 
+async def test_file_that_changes_between_the_looks_after_a_signal_is_told_and_taken_later(
+    running: Running, providers: list[SimulatedProvider], caplog: pytest.LogCaptureFixture
+) -> None:
+    new = text(providers[0], model="new")
+    running.file.ask()
+    running.path.write_text(new[:-20])
+    running.look()
+    running.path.write_text(new)
+    running.look()
+    assert "is being written still" in caplog.text
+    assert running.gateway.launcher.models == ["demo"]
+    running.look()
+    assert running.gateway.launcher.models == ["new"]
+
+
 async def test_failing_look_is_survived_and_told(
     running: Running, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +455,50 @@ async def test_nothing_of_a_configuration_is_used_where_one_of_its_files_fails(
         after = (gateway.config, dict(process.routes), process.listener._limits, process.services.limits)
         assert after == before
         assert gateway.admission.limiter.accounts("t", None, 0.0)[0].requests is None
+    assert (await whole_answer(running.url)).status == 200
+
+
+async def test_step_that_fails_halfway_is_taken_back(
+    running: Running, providers: list[SimulatedProvider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, process = running.gateway, running.gateway.process
+
+    def in_force() -> tuple[object, ...]:
+        key, _ = gateway.admission.limiter.accounts("t", None, 0.0)
+        services, queue = process.services, gateway.admission.queue
+        rate = None if key.requests is None else key.requests.limit
+        return gateway.config, process.config, process.listener._limits, services.limits, queue.timeout, rate
+
+    rest = "[limits]\nrequests_per_minute = 5\n[queue]\ndeadline = 9.0\n"
+    for owner in (gateway.directory, gateway.admission, gateway.access, gateway.peers, process.routes):
+        before, routes, set_up = (
+            in_force(),
+            dict(process.routes),
+            "replace" if owner is process.routes else "configure",
+        )
+        whole, calls = getattr(owner, set_up), 0
+
+        def failing(*args: object, whole: Any = whole, **options: object) -> None:
+            nonlocal calls
+            calls += 1
+            whole(*args, **options)
+            if calls == 1:
+                raise RuntimeError("planted")
+
+        if owner is process.routes:
+
+            def failing(*args: object, **options: object) -> None:  # type: ignore[misc]
+                nonlocal calls
+                calls += 1
+                if calls == 1:
+                    raise RuntimeError("planted")
+
+        monkeypatch.setattr(owner, set_up, failing)
+        running.reload(text(providers[0], server="max_body = 2048", rest=rest, model="other"))
+        monkeypatch.undo()
+        assert calls == 2
+        assert in_force() == before
+        assert dict(process.routes) == routes
     assert (await whole_answer(running.url)).status == 200
 
 

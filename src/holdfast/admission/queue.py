@@ -259,10 +259,13 @@ class Admission:
                 queue.pause(tenant)  # it may wait for another model, and had room until now
         return ticket
 
-    def configure(self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None]) -> None:
+    def configure(
+        self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None], *, admits: bool = True
+    ) -> None:
         """Use new settings from now on. Running and waiting requests stay; every one that fits now is admitted.
 
-        Models that are gone are kept for what still runs on them.
+        Without `admits` that is left to `admit_waiting`, for whoever has more to change before. Models that are
+        gone are kept for what still runs on them.
         """
         self.limiter.configure(limits)
         self.queue.max_waiting = queue.max_waiting
@@ -275,7 +278,8 @@ class Admission:
                 self.queue.pause(account.name)
             else:
                 self.queue.resume(account.name)
-        self.admit_waiting()
+        if admits:
+            self.admit_waiting()
 
     def connect(self, tenant: str, key: str | None) -> list[Lease]:
         """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""

@@ -8,6 +8,7 @@
     checks      what types cannot say: references, URLs, that an open port has keys
     advice      what can be used, but is surely not meant
     problems    what is wrong, with its line in the file
+    lines       in which line of the file a setting begins
     names       how the place of a setting is written
 
 Every field is documented where it is defined; `docs/reference/configuration.md` is generated from these classes.

@@ -62,6 +62,11 @@ class Routes(Mapping[str, Route]):
     def __len__(self) -> int:
         return len(self._serving.routes)
 
+    @property
+    def serving(self) -> Serving:
+        """What is served now."""
+        return self._serving
+
     def start(self, on_room: Callable[[], None]) -> None:
         """Open the warm connections and begin the health checks."""
         self._on_room = on_room

@@ -24,8 +24,9 @@ logger = logging.getLogger("holdfast")
 
 #: Seconds between two looks at the files.
 INTERVAL: Final = 1.0
-#: The largest configuration and the largest certificate or list of authorities, in bytes.
-_MAX_SIZE: Final = 4 * 1024 * 1024
+#: The largest configuration, and the largest certificate or list of authorities, in bytes.
+_MAX_SIZE: Final = 1024 * 1024
+_MAX_TLS_SIZE: Final = 4 * 1024 * 1024
 _MAX_SHOWN: Final = 20
 
 
@@ -202,7 +203,7 @@ class _Certificates:
         self._gateway = gateway
         self._clock = clock
         self._paths = _tls_paths(gateway.config)
-        self._settling = Settling(look_at(self._paths, None, max_size=_MAX_SIZE))
+        self._settling = Settling(look_at(self._paths, None, max_size=_MAX_TLS_SIZE))
         self._tried_at = 0.0
         if self._paths:
             gateway.freshness.taken(Source.CERTIFICATES, clock())
@@ -216,7 +217,7 @@ class _Certificates:
         if paths != self._paths:
             # The reload that has brought them has read them as well; what changed in between, this finds later.
             self._paths, self._settling = paths, Settling()
-        look = look_at(self._paths, self._settling.known(), max_size=_MAX_SIZE)
+        look = look_at(self._paths, self._settling.known(), max_size=_MAX_TLS_SIZE)
         is_due = self._settling.look(look, now)
         states = gateway.freshness.report()
         is_stale = Source.CERTIFICATES.value in states and states[Source.CERTIFICATES.value].stale

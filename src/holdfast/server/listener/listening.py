@@ -75,6 +75,11 @@ class Listener:
             connection.context = self._certificate
 
     @property
+    def certificate(self) -> ssl.SSLContext | None:
+        """What connections to come are shown."""
+        return self._certificate
+
+    @property
     def port(self) -> int:
         if self._server is None or not self._server.sockets:
             raise RuntimeError("the gateway does not listen")
@@ -131,11 +136,11 @@ def _watch_peers(server: asyncio.Server, config: ServerConfig) -> None:
         with socket.socket(fileno=os.dup(listener.fileno())) as own:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in (
-                ("TCP_KEEPIDLE", min(max(round(config.ping_interval), 1), _MAX_KEEP_ALIVE)),
-                ("TCP_KEEPINTVL", min(max(round(config.ping_timeout / 3), 1), _MAX_KEEP_ALIVE)),
+                ("TCP_KEEPIDLE", max(round(min(config.ping_interval, _MAX_KEEP_ALIVE)), 1)),
+                ("TCP_KEEPINTVL", max(round(min(config.ping_timeout / 3, _MAX_KEEP_ALIVE)), 1)),
                 ("TCP_KEEPCNT", 3),
                 # Also bounds how long sent bytes may stay unacknowledged, which keep-alive does not look at.
-                ("TCP_USER_TIMEOUT", min(round(patience * 1000), 2**31 - 1)),
+                ("TCP_USER_TIMEOUT", round(min(patience * 1000, 2**31 - 1))),
             ):
                 if hasattr(socket, name):  # not on every system
                     own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
