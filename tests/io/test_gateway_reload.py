@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
+import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -530,6 +532,39 @@ async def test_renewed_authority_of_a_provider_is_taken_from_its_file(
     running.look()
     assert routes["b"].targets[0].upstream is not before
     assert routes["demo"].targets[0].upstream is unchanged
+
+
+async def test_configuration_from_a_pipe_is_read_once(
+    providers: list[SimulatedProvider], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    config = text(providers[0])
+    writer = asyncio.create_task(asyncio.to_thread(path.write_text, config))
+    file = ConfigFile(path, parse)
+    gateway = Gateway(await asyncio.to_thread(file.load))
+    await writer
+    await gateway.start()
+    try:
+        file.attach(gateway)
+        file.ask()
+        for now in range(4):
+            file.look(gateway, float(now))
+        assert "no file that could be read again" in caplog.text
+        assert not gateway.freshness.is_stale
+        assert (await whole_answer(gateway.url)).status == 200
+    finally:
+        await gateway.aclose()
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"#" * 2_000_000, "larger than"), (b"\xff", "not UTF-8")])
+def test_file_that_cannot_be_followed_is_refused_at_the_start(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "holdfast.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=says):
+        ConfigFile(path, parse).load()
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        ConfigFile(tmp_path / "none.toml", parse).load()
 
 
 async def test_demo_can_be_replaced_by_configured_models(providers: list[SimulatedProvider]) -> None:

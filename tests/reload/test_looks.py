@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,10 @@ def test_file_is_read_again_only_when_its_signature_differs(
     assert look_at([path], first, max_size=10).contents == (b"more",)
     path.write_bytes(b"far too much")
     assert look_at([path, tmp_path / "none"], first, max_size=10).contents == (None, None)
+
+
+def test_pipe_is_never_opened_by_a_look(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)  # to open it would block, since nobody writes
+    assert look_at([path], None, max_size=10) == Look((None,), (None,))
+    assert look_at([tmp_path], None, max_size=10).contents == (None,)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.app import Gateway
-from holdfast.config import Config
+from holdfast.config import Config, read_text
 from holdfast.errors import ConfigError
 from holdfast.observe.audit import audit
 from holdfast.observe.freshness import SAY_AGAIN, Source
@@ -49,20 +49,22 @@ class ConfigFile:
         self._in_use: tuple[str, Config] | None = None
         self._since = 0.0
         self._tried_at = 0.0
+        self._is_pipe = False
         self._timer: Deadline | None = None
         self._on_reload: Callable[[Config], None] | None = None
 
     def load(self) -> Config:
         """Read the file for a start. Raises `ConfigError`."""
         look = look_at([self._path], None, max_size=_MAX_SIZE)
-        if not look.is_whole:
-            try:
-                self._path.read_bytes()
-            except OSError as exc:
-                raise ConfigError(f"{self._path}: cannot be read: {exc.strerror or exc}") from exc
+        if look.is_whole:
+            text = self._text(look)
+        elif self._path.is_file():
+            text = read_text(self._path)  # raises, unless it is too large for a look
             raise ConfigError(f"{self._path}: is larger than {_MAX_SIZE} bytes")
+        else:
+            # A pipe can be read once, and says nothing new later.
+            text, self._is_pipe = read_text(self._path), True
         self._settling = Settling(look)
-        text = self._text(look)
         config = self._parse(text)
         self._in_use, self._since = (text, config), self._clock()
         return config
@@ -105,14 +107,18 @@ class ConfigFile:
 
     def ask(self) -> None:
         """Take the file, and certificates, even if they have not changed, after two looks that saw the same."""
-        self._settling.ask()
+        if self._is_pipe:
+            logger.warning("%s is no file that could be read again", self._path)
+        else:
+            self._settling.ask()
         if self._certificates is not None:
             self._certificates.ask()
 
     def look(self, gateway: Gateway, now: float) -> None:
         """Look at the files once, `now` on a clock that only goes forward; take what two looks saw the same."""
         try:
-            self._look(gateway, now)
+            if not self._is_pipe:
+                self._look(gateway, now)
         except Exception as exc:  # noqa: BLE001 - a supervisor: the gateway serves on with what it has
             self._failed(gateway, "failed", f"{type(exc).__name__}", trace=exc)
         if self._certificates is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -29,12 +30,13 @@ class Look(Struct, frozen=True):
 def look_at(paths: Sequence[Path], known: Look | None, *, max_size: int) -> Look:
     """Look at files. They are not read where their signatures are those of `known`.
 
-    A file beyond `max_size` bytes counts as one that cannot be read.
+    A file beyond `max_size` bytes counts as one that cannot be read, and so does what is no regular file.
     """
     signatures = tuple(map(_signature, paths))
     if known is not None and known.signatures == signatures:
         return known
-    return Look(signatures, tuple(_content(path, max_size) for path in paths))
+    found = zip(paths, signatures, strict=True)
+    return Look(signatures, tuple(None if seen is None else _content(path, max_size) for path, seen in found))
 
 
 def _signature(path: Path) -> Signature | None:
@@ -42,6 +44,8 @@ def _signature(path: Path) -> Signature | None:
         status = path.stat()
     except (OSError, ValueError):
         return None
+    if not stat.S_ISREG(status.st_mode):
+        return None  # to open a pipe would wait for who writes to it
     # The time of the inode's change as well: the other one can be set back, as `cp -p` and rsync do.
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
