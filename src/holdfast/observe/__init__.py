@@ -1,5 +1,6 @@
 """What happens to requests and connections, told as it happens.
 
+    audit         what the audit log says, and how: one line for each event
     events        frozen records of a request's and a connection's life, and the `Observer` that is told
     request_log   the first observer: the lines of the log
 
