@@ -16,6 +16,7 @@ from holdfast.dialects.table import Dialects
 from holdfast.generation.launcher import Launcher
 from holdfast.generation.routes import Routes
 from holdfast.observe.events import Observer, Observers
+from holdfast.observe.freshness import Freshness
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
@@ -56,6 +57,7 @@ class Process:
         server = config.server
         self.timers = timers = Timers()
         closing.callback(timers.close)
+        self.freshness = Freshness()
         self.peers = Peers(
             timers,
             max_connections=server.max_connections,
@@ -106,7 +108,7 @@ class Process:
 
     def _own_routes(self) -> Iterable[Route]:
         """Make the routes that look at more of the process than surfaces are given."""
-        yield from Operations(self.peers, self.pool_statistics, self.bounds).routes()
+        yield from Operations(self.peers, self.pool_statistics, self.bounds, self.freshness).routes()
         yield from TokenApi(self.access.client_tokens).routes()
         if self.config.auth.admin_key is not None:
             yield from AdminApi(self.access.watched_store).routes()

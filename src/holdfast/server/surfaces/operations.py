@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from holdfast.admission.principal import Principal
+from holdfast.observe.freshness import Freshness
 from holdfast.server.listener.exchange import Exchange, Request, respond_json
 from holdfast.server.peers import Peers
 from holdfast.server.router import Guard, Route
@@ -21,10 +22,12 @@ class Operations:
         peers: Peers,
         pool_statistics: Callable[[], list[ProviderStatistics]],
         bounds: Callable[[str, str | None], Bounds],
+        freshness: Freshness,
     ) -> None:
         self._peers = peers
         self._pool_statistics = pool_statistics
         self._bounds = bounds
+        self._freshness = freshness
 
     def routes(self) -> Iterable[Route]:
         yield Route(re.compile(r"/healthz"), {"GET": self._healthz}, guard=Guard.PUBLIC)
@@ -36,10 +39,13 @@ class Operations:
         respond_json(exchange, {"status": "ok"})
 
     async def _readyz(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
+        """Answer whether new work is taken. What is stale is told, and is no reason to send work elsewhere."""
         if self._peers.is_draining:
             respond_json(exchange, {"status": "draining"}, status=503)
         else:
-            respond_json(exchange, {"status": "ready"})
+            freshness = self._freshness
+            body = {"status": "ready", "stale": freshness.is_stale, "sources": freshness.report()}
+            respond_json(exchange, body)
 
     async def _pool(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         """Answer with each provider's connections, breaker, waiters and counters."""
