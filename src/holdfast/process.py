@@ -63,7 +63,7 @@ class Process:
             max_connections=server.max_connections,
             connection_rate=server.max_connections_per_second_per_address,
         )
-        self.access = Access(config, timers, on_removed=self.peers.revoke, clock=clock)
+        self.access = Access(config, timers, on_removed=self.peers.revoke, freshness=self.freshness, clock=clock)
         closing.push_async_callback(self.access.aclose)
         providers, models = config.providers, config.models
         if demo_url is not None:
