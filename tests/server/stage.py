@@ -368,6 +368,7 @@ class HttpClient:
     """What carries one exchange: `answer` is all that was written to it."""
 
     number = 7
+    address = "192.0.2.7"
 
     def __init__(self, method: str = "GET", path: str = "/", *, headers: Any = (), body: bytes = b"") -> None:
         self.answer = bytearray()

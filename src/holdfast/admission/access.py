@@ -58,7 +58,11 @@ class Access:
             clock=clock,
         )
         self.store = None if auth.key_store is None else KeyStore(auth.key_store)
-        self.watcher = None if self.store is None else KeyWatcher(self.store, self.table, timers, clock=clock)
+        self.watcher = (
+            None
+            if self.store is None
+            else KeyWatcher(self.store, self.table, timers, freshness=freshness, clock=clock)
+        )
 
     def configure(self, config: Config) -> None:
         """Use the keys and origins of another configuration. Whatever a removed key has opened is ended."""
@@ -73,7 +77,7 @@ class Access:
     async def start(self) -> None:
         """Read the key store and the issuer's keys. Raises `ConfigError` if a file cannot be used."""
         if self.watcher is not None:
-            self.watcher.start()
+            await self.watcher.start()
         if self.jwks is None or self._jwt is None:
             return
         if self._jwt.jwks_file is None:

@@ -77,6 +77,15 @@ class KeySet:
         self.limits = {key.id[0]: limits for key in good if (limits := key.principal.limits) is not None}
         self.next_expiry = min((key.expires for key in good if key.expires is not None), default=float("inf"))
 
+    def without(self, key_id: str) -> KeySet:
+        """Return these keys but for the secrets of one."""
+        left = KeySet((), 0.0)
+        left.by_digest = {digest: key for digest, key in self.by_digest.items() if key.id[0] != key_id}
+        left.by_id = {secret: key for secret, key in self.by_id.items() if secret[0] != key_id}
+        left.limits = {name: limits for name, limits in self.limits.items() if name != key_id}
+        left.next_expiry = self.next_expiry
+        return left
+
 
 class KeyTable:
     """The valid keys of all sources. Use it from the loop's thread only.

@@ -69,6 +69,10 @@ class Connection(Protocol):
     number: int
 
     @property
+    def address(self) -> str:
+        """The client's address without its port."""
+
+    @property
     def is_writable(self) -> bool:
         """Whether the socket takes more."""
 
@@ -123,6 +127,11 @@ class Exchange:
     @property
     def connection_number(self) -> int:
         return self._connection.number
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port."""
+        return self._connection.address
 
     @property
     def is_writable(self) -> bool:
