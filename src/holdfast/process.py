@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 
 from holdfast.admission.access import Access
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig
 from holdfast.core.moderation import ReadModeration
@@ -63,6 +64,8 @@ class Process:
             max_connections=server.max_connections,
             connection_rate=server.max_connections_per_second_per_address,
         )
+        self.failures = AuthFailures(timers)
+        closing.callback(self.failures.close)
         self.access = Access(config, timers, on_removed=self.peers.revoke, freshness=self.freshness, clock=clock)
         closing.push_async_callback(self.access.aclose)
         providers, models = config.providers, config.models
@@ -101,7 +104,10 @@ class Process:
             [*self._own_routes(), *(route for surface in surfaces for route in surface(self.services))],
             authenticator,
             self.peers,
-            Handshakes(authenticator, self.peers, self.admission.connect, self.directory.has_unfinished),
+            Handshakes(
+                authenticator, self.peers, self.admission.connect, self.directory.has_unfinished, self.failures
+            ),
+            self.failures,
             default=CHAT,
         )
         self.listener = Listener(server, self.router, timers)

@@ -372,6 +372,7 @@ class HttpClient:
 
     def __init__(self, method: str = "GET", path: str = "/", *, headers: Any = (), body: bytes = b"") -> None:
         self.answer = bytearray()
+        self.refused = 0
         self.is_writable = True
         self.is_aborted = False
         self.is_finished = False
