@@ -336,6 +336,15 @@ def test_rubbish_is_no_token(made: tuple[ClientTokens, KeyTable, Clock, Principa
         made[0].read(token, None)
 
 
+def test_token_has_one_spelling(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
+    tokens, _, _, caller = made
+    token = tokens.issue(caller, TokenRequest()).token
+    assert tokens.read(token, None).tenant == caller.tenant
+    for respelt in (token + "=", token + "==", token.replace(".", "=.", 1), token + ".", token + "\n"):
+        with pytest.raises(Unauthorized):
+            tokens.read(respelt, None)
+
+
 def test_changed_token_is_refused(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
     tokens, _, _, caller = made
     token = tokens.issue(caller, TokenRequest()).token

@@ -15,6 +15,7 @@ import jwt
 import msgspec
 from msgspec import Meta
 
+from holdfast.admission.compact import is_compact
 from holdfast.admission.keys import KeyTable
 from holdfast.admission.principal import SUBJECT_PREFIX, Principal, Scopes, is_name
 from holdfast.errors import Forbidden, InvalidRequest, Unauthorized
@@ -26,6 +27,7 @@ DEFAULT_LIFE = 300
 _ISSUER = "holdfast"
 _TYPE = "holdfast-client+jwt"
 _ALGORITHM = "HS256"
+_INVALID = "the client token is not valid here: its "
 
 
 class TokenRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -137,9 +139,12 @@ class ClientTokens:
 
     def read(self, token: str, origin: str | None) -> Principal:
         """Return the token's principal. Raises `Unauthorized`, or `Forbidden` for a page of another origin."""
+        compact = token.removeprefix(PREFIX)
+        if not is_compact(compact):
+            raise Unauthorized(_INVALID + "format is wrong")
         try:
             decoded = jwt.decode_complete(
-                token.removeprefix(PREFIX),
+                compact,
                 self._key,
                 algorithms=[_ALGORITHM],
                 issuer=_ISSUER,
@@ -176,4 +181,4 @@ class ClientTokens:
 
 def _invalid(exc: Exception) -> Unauthorized:
     what = "signature is wrong" if isinstance(exc, jwt.InvalidSignatureError) else "format is wrong"
-    return Unauthorized(f"the client token is not valid here: its {what}")
+    return Unauthorized(_INVALID + what)
