@@ -114,9 +114,12 @@ class Process:
 
     def _own_routes(self) -> Iterable[Route]:
         """Make the routes that look at more of the process than surfaces are given."""
-        yield from Operations(self.peers, self.pool_statistics, self.bounds, self.freshness).routes()
+        has_admin = self.config.auth.admin_key is not None
+        yield from Operations(
+            self.peers, self.pool_statistics, self.bounds, self.freshness, has_admin=has_admin
+        ).routes()
         yield from TokenApi(self.access.client_tokens).routes()
-        if self.config.auth.admin_key is not None:
+        if has_admin:
             yield from AdminApi(self.access.watched_store).routes()
 
     async def start(self, closing: AsyncExitStack) -> None:
