@@ -74,7 +74,7 @@ def test_events_are_written_where_other_lines_have_filled_the_queue() -> None:
     for number in range(100):
         handler.emit(record(f"line {number}"))
     event = record("key_created")
-    event.name = AUDIT
+    event.is_audit = True
     handler.emit(event)
     stream.gate.set()
     handler.close()

@@ -15,6 +15,7 @@ import os
 import secrets
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -257,7 +258,7 @@ def _use_rollback_journal(connection: sqlite3.Connection) -> None:
 
 def _close_to_others(path: Path) -> None:
     """Take the permissions from everybody else; those of a group may be meant. Say what cannot be mended."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     mode = path.stat().st_mode
     if mode & stat.S_IRWXO:
@@ -274,7 +275,7 @@ def _close_to_others(path: Path) -> None:
 
 
 def _sync_directory(folder: Path) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
