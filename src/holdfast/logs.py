@@ -18,8 +18,8 @@ from typing import Any, Final, TextIO
 
 from holdfast.config.logging import LoggingConfig
 
-#: The logger of `observe.audit`, which marks its records. They are JSON in both formats, are written at each level,
-#: and have a reserve in the queue: what others write cannot crowd them out.
+#: The logger of `observe.audit`, which marks its records. They are JSON in both formats, are written at each
+#: level, and have a reserve in the queue: what others write cannot crowd them out.
 AUDIT: Final = "holdfast.audit"
 #: How many lines may wait for the writer. Further ones are dropped and counted.
 MAX_WAITING = 10_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,12 +15,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.exceptions import InvalidStatus
 
 from holdfast.admission import jwks as module
+from holdfast.admission.jwks import parse_jwks
 from holdfast.config.auth import AuthConfig, JwtConfig
 from tests.io.test_security_jwt import (
     ALL_KEYS,
     AUDIENCE,
     ED,
     ISSUER,
+    RSA,
     bearer,
     jwks,
     public_jwk,
@@ -167,3 +171,30 @@ async def test_key_file_that_vanishes_leaves_its_keys_for_a_while(
     assert await status(path, token()) == 200
     await eventually(lambda: "are forgotten" in caplog.text)
     assert await status(path, token()) == 503
+
+
+@pytest.mark.usefixtures("quick")
+async def test_key_file_that_hangs_holds_up_neither_callers_nor_the_end(
+    make_path: MakePath, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(jwks(*ALL_KEYS))
+    config = JwtConfig(issuer=ISSUER, audience=AUDIENCE, jwks_file=str(file), refresh=0.2)
+    path = await make_path(auth=AuthConfig(jwt=config))
+    file.unlink()
+    os.mkfifo(file)  # its opening waits for a writer, as a file of a server that is gone waits for that
+    try:
+        await eventually(lambda: "longer than 0.25 s" in caplog.text)
+        assert await status(path, token()) == 200
+        start = time.monotonic()
+        await path.gateway.aclose()
+        assert time.monotonic() - start < 1.0
+    finally:
+        os.close(os.open(file, os.O_RDWR))
+
+
+def test_key_of_the_issuer_that_would_take_long_to_verify_with_is_left_out() -> None:
+    numbers = RSA.public_key().public_numbers()
+    huge = numbers.n | (1 << 9000)
+    key = public_jwk("RS256", RSA, n=base64.urlsafe_b64encode(huge.to_bytes(1126, "big")).rstrip(b"=").decode())
+    assert parse_jwks(jwks(key)) == []

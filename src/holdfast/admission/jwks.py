@@ -31,7 +31,8 @@ MAX_STALE = 12
 TIMEOUT = 5.0
 _MAX_SIZE = 512 * 1024
 _MAX_KEYS = 100
-_MIN_RSA_BITS = 2048
+#: A larger key makes each verification slow, a smaller one is weak.
+_RSA_BITS = range(2048, 8192 + 1)
 #: How many seconds the start of the gateway waits for the first keys. The fetch itself goes on.
 _START_WAIT = 1.0
 
@@ -205,7 +206,7 @@ def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:
             key = jwt.PyJWK(entry, algorithm=algorithm)
         except (jwt.PyJWTError, ValueError, TypeError, KeyError):
             continue
-        if algorithm == "RS256" and key.key.key_size < _MIN_RSA_BITS:
+        if algorithm == "RS256" and key.key.key_size not in _RSA_BITS:
             continue
         kid = entry.get("kid")
         keys.append((kid if isinstance(kid, str) else None, algorithm, key))
