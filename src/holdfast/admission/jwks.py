@@ -232,7 +232,7 @@ class FileDocument:
     """The key set in a file. A thread reads it, since the disk may be slow or gone."""
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
+        self._read = file_fetcher(path)
         self._worker = Worker("jwks")
 
     async def fetch(self) -> bytes:
@@ -241,9 +241,15 @@ class FileDocument:
     async def aclose(self) -> None:
         self._worker.close()
 
-    def _read(self) -> bytes:
-        with self._path.open("rb") as file:
+
+def file_fetcher(path: str) -> Callable[[], bytes]:
+    """Return a function that reads a file. It blocks, and raises `OSError` or `ValueError`."""
+
+    def fetch() -> bytes:
+        with Path(path).open("rb") as file:
             raw = file.read(_MAX_SIZE + 1)
         if len(raw) > _MAX_SIZE:
             raise ValueError(f"it is larger than {_MAX_SIZE} bytes")
         return raw
+
+    return fetch

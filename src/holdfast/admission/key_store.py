@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from holdfast.admission.key_rows import KeyRecord, encode, read_record
+from holdfast.admission.key_rows import BadKey, KeyRecord, encode, read_active, read_record
 from holdfast.admission.keys import create_key
 from holdfast.admission.principal import is_name
 from holdfast.config.limits import LimitConfig
@@ -110,6 +110,15 @@ class KeyStore:
                 else:
                     check_version(connection, self.path)
         except (OSError, sqlite3.Error) as exc:
+            raise ConfigError(f"{self.path}: cannot be used as a key store: {exc}") from exc
+
+    def inspect(self) -> list[BadKey]:
+        """Read the file and change nothing; return the keys that are left out. Raises `ConfigError`."""
+        try:
+            with closing(self.connect()) as connection:
+                check_version(connection, self.path)
+                return read_active(connection)[1]
+        except sqlite3.Error as exc:
             raise ConfigError(f"{self.path}: cannot be used as a key store: {exc}") from exc
 
     @staticmethod
