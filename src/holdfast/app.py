@@ -15,9 +15,9 @@ from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 from holdfast.generation.launcher import Launcher
 from holdfast.observe.events import Observer
+from holdfast.observe.freshness import Freshness
 from holdfast.process import Process, build
 from holdfast.server.drain import Drain
-from holdfast.server.listener.listening import tls_context
 from holdfast.server.peers import Peers
 from holdfast.server.services import Surface
 from holdfast.server.surfaces.table import SURFACES
@@ -78,11 +78,12 @@ class Gateway:
     def reload(self, config: Config) -> None:
         """Use another configuration for new requests and connections; streams that run are not touched.
 
-        What only a start can change is logged and stays. Raises `ConfigError`; then nothing has changed.
+        Its files are opened anew: with the configuration in use, this takes renewed certificates. What only a
+        start can change is logged and stays. Raises `ConfigError`; then nothing has changed.
         """
         check(config, dialects=self._dialects)
         old, process = self.config, self.process
-        if not config.models:
+        if old.models and not config.models:
             raise ConfigError("models: a running gateway keeps at least one; the demo needs a start of its own")
         if config.has_callers != old.has_callers:
             raise ConfigError("keys: a gateway changes between callers with and without keys only at its start")
@@ -90,15 +91,15 @@ class Gateway:
         if (config.server.tls_cert is not None) != process.listener.has_tls:
             kept |= {"tls_cert": old.server.tls_cert, "tls_key": old.server.tls_key}
         server = msgspec.structs.replace(config.server, **kept)
-        tls_context(server)  # raises before anything has changed
-        process.routes.replace(config.providers, config.models, process.launcher.after_running)
+        prepared = process.prepare(msgspec.structs.replace(config, server=server, auth=old.auth))
+        # Whatever can fail has been done: from here on it is the new one, whole.
+        self.config = prepared.config
+        process.configure(prepared)
         for name, value in kept.items():
             if value != getattr(config.server, name):
                 logger.warning("server.%s takes effect at the next start", name)
         if config.auth != old.auth:
             logger.warning("[auth] takes effect at the next start")
-        self.config = msgspec.structs.replace(config, server=server, auth=old.auth)
-        process.configure(self.config)
 
     async def drain(self) -> bool:
         """Take no new work, and wait until running streams have ended and clients are gone.
@@ -131,6 +132,11 @@ class Gateway:
     @property
     def timers(self) -> Timers:
         return self.process.timers
+
+    @property
+    def freshness(self) -> Freshness:
+        """Whether the configuration, keys and certificates in use are still those that are there now."""
+        return self.process.freshness
 
     @property
     def access(self) -> Access:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 from holdfast.admission.access import Access
 from holdfast.admission.failures import AuthFailures
@@ -15,14 +17,14 @@ from holdfast.demo import find_demo
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.table import Dialects
 from holdfast.generation.launcher import Launcher
-from holdfast.generation.routes import Routes
+from holdfast.generation.routes import Routes, Serving
 from holdfast.observe.events import Observer, Observers
 from holdfast.observe.freshness import Freshness
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshakes
-from holdfast.server.listener.listening import Listener
+from holdfast.server.listener.listening import Listener, tls_context
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route, Router
 from holdfast.server.services import Services, Surface, SurfaceLimits
@@ -33,6 +35,14 @@ from holdfast.streams.directory import Directory
 from holdfast.streams.memory_store import MemoryStore
 from holdfast.timers import Timers
 from holdfast.upstream.statistics import ProviderStatistics
+
+
+class Prepared(NamedTuple):
+    """A configuration, and what was made of its files and providers to use it."""
+
+    config: Config
+    serving: Serving
+    certificate: ssl.SSLContext | None
 
 
 class Process:
@@ -68,10 +78,8 @@ class Process:
         closing.callback(self.failures.close)
         self.access = Access(config, timers, on_removed=self.peers.revoke, freshness=self.freshness, clock=clock)
         closing.push_async_callback(self.access.aclose)
-        providers, models = config.providers, config.models
-        if demo_url is not None:
-            providers = {**providers, "demo": ProviderConfig(base_url=demo_url)}
-            models = {"demo": ModelConfig(route=["demo/demo"])}
+        self._demo_url = demo_url
+        providers, models = self._served(config)
         self.routes = Routes(providers, models, timers, dialects=dialects)
         closing.push_async_callback(self.routes.aclose)
         self.admission = Admission(
@@ -132,15 +140,24 @@ class Process:
         closing.push_async_callback(self.listener.wait_closed)
         self.routes.start(self.admission.admit_waiting)
 
-    def configure(self, config: Config) -> None:
-        """Use the settings of a checked configuration from now on; its providers and models are `routes`' matter.
+    def prepare(self, config: Config) -> Prepared:
+        """Make what a checked configuration needs, and open its files, without using anything yet.
+
+        Raises `ConfigError` where something of it cannot be used.
+        """
+        return Prepared(config, self.routes.prepare(*self._served(config)), tls_context(config.server))
+
+    def configure(self, prepared: Prepared) -> None:
+        """Use what was prepared from now on, all of it: nothing here may fail halfway.
 
         A setting that takes effect at the next start alone is not here: `Gateway.reload` says so in the log.
         """
-        self.config = config
+        self.config = config = prepared.config
         server = config.server
+        self.listener.configure(server, prepared.certificate)
+        self.routes.replace(prepared.serving, self.launcher.after_running)
         self.access.configure(config)
-        self.admission.configure(config.limits, config.queue, _bounds_of(config.models))
+        self.admission.configure(config.limits, config.queue, _bounds_of(self._served(config)[1]))
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
@@ -148,7 +165,13 @@ class Process:
         self.peers.configure(
             max_connections=server.max_connections, connection_rate=server.max_connections_per_second_per_address
         )
-        self.listener.configure(server)
+
+    def _served(self, config: Config) -> tuple[Mapping[str, ProviderConfig], Mapping[str, ModelConfig]]:
+        """Return the providers and models of a configuration; without models those of the demo."""
+        if config.models or self._demo_url is None:
+            return config.providers, config.models
+        demo = {"demo": ProviderConfig(base_url=self._demo_url)}
+        return {**config.providers, **demo}, {"demo": ModelConfig(route=["demo/demo"])}
 
     def pool_statistics(self) -> list[ProviderStatistics]:
         """What `GET /v1/pool` shows."""

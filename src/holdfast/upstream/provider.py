@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from holdfast.config import ProviderConfig
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.dialects.table import DIALECTS, Dialects
@@ -24,6 +27,8 @@ class Provider:
         """Raises `ConfigError` for files or a proxy that cannot be used."""
         self.name = name
         self.config = config
+        # Read before the pool reads them: one that changes in between is found to be another one later.
+        self.tls_files = tls_files(config)
         self.health = Health(config.breaker, config.retry_budget)
         self.capacity = capacity_of(config, timers)
         self.pool = Pool(config, timers)
@@ -59,3 +64,15 @@ class Provider:
             health=self.health.statistics(self._timers.now()),
             concurrency=None if self.capacity is None else self.capacity.statistics(),
         )
+
+
+def tls_files(config: ProviderConfig) -> bytes:
+    """Return a digest of the files that a provider's TLS is made from, so that renewed ones are found."""
+    digest = hashlib.sha256()
+    for path in (config.ca_file, config.client_cert, config.client_key):
+        if path is not None:
+            try:
+                digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError:  # whoever uses the file says so
+                digest.update(b"absent")
+    return digest.digest()

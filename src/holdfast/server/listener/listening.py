@@ -14,6 +14,8 @@ from holdfast.timers import Timers
 
 #: Connections that the kernel keeps for us until we accept them.
 _BACKLOG = 4096
+#: The most seconds that Linux takes for keep-alive; it refuses the option beyond.
+_MAX_KEEP_ALIVE = 32767
 
 
 class Listener:
@@ -26,6 +28,10 @@ class Listener:
         self._timers = timers
         self._limits = _limits(config)
         self._tls = tls_context(config)
+        # The certificate of connections to come: the server keeps the context that it has begun with.
+        self._certificate = self._tls
+        if self._tls is not None:
+            self._tls.sni_callback = self._choose_certificate
         self._server: asyncio.Server | None = None
 
     @property
@@ -51,14 +57,22 @@ class Listener:
                 "the port? `--port 0` takes a free one"
             ) from exc
 
-    def configure(self, config: ServerConfig) -> None:
-        """Use other bounds and another certificate for connections that come from now on."""
+    def configure(self, config: ServerConfig, certificate: ssl.SSLContext | None) -> None:
+        """Use other bounds, and what `tls_context` made of another certificate, for connections to come."""
         self._config = config
         self._limits = _limits(config)
         if self._server is not None:
             _watch_peers(self._server, config)
-        if self._tls is not None and config.tls_cert is not None:
-            self._tls.load_cert_chain(config.tls_cert, config.tls_key)
+        self._certificate = certificate
+
+    def _choose_certificate(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        """Is called in each handshake, also where the client names no server (RFC 6066 section 3).
+
+        A certificate is put in place whole, by this. To load it into the context in use would leave that with
+        half of it where its files change at that moment.
+        """
+        if self._certificate is not None:
+            connection.context = self._certificate
 
     @property
     def port(self) -> int:
@@ -117,11 +131,11 @@ def _watch_peers(server: asyncio.Server, config: ServerConfig) -> None:
         with socket.socket(fileno=os.dup(listener.fileno())) as own:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in (
-                ("TCP_KEEPIDLE", max(round(config.ping_interval), 1)),
-                ("TCP_KEEPINTVL", max(round(config.ping_timeout / 3), 1)),
+                ("TCP_KEEPIDLE", min(max(round(config.ping_interval), 1), _MAX_KEEP_ALIVE)),
+                ("TCP_KEEPINTVL", min(max(round(config.ping_timeout / 3), 1), _MAX_KEEP_ALIVE)),
                 ("TCP_KEEPCNT", 3),
                 # Also bounds how long sent bytes may stay unacknowledged, which keep-alive does not look at.
-                ("TCP_USER_TIMEOUT", round(patience * 1000)),
+                ("TCP_USER_TIMEOUT", min(round(patience * 1000), 2**31 - 1)),
             ):
                 if hasattr(socket, name):  # not on every system
                     own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
