@@ -90,6 +90,7 @@ class Process:
             self.routes,
             own_limits=self.access.table.limits_of,
         )
+        self.access.table.on_limits = self._use_limits
         self.request_log = RequestLog(content=config.logging.content)
         observer = Observers(self.request_log, *observers)
         self.directory = Directory(config.streams, timers, MemoryStore(timers))
@@ -157,7 +158,7 @@ class Process:
         self.listener.configure(server, prepared.certificate)
         self.routes.replace(prepared.serving, self.launcher.after_running)
         self.access.configure(config)
-        self.admission.configure(config.limits, config.queue, _bounds_of(self._served(config)[1]))
+        self._use_limits()
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
@@ -165,6 +166,11 @@ class Process:
         self.peers.configure(
             max_connections=server.max_connections, connection_rate=server.max_connections_per_second_per_address
         )
+
+    def _use_limits(self) -> None:
+        """Use the limits of the configuration, and those that keys bring along, as they are now."""
+        config = self.config
+        self.admission.configure(config.limits, config.queue, _bounds_of(self._served(config)[1]))
 
     def _served(self, config: Config) -> tuple[Mapping[str, ProviderConfig], Mapping[str, ModelConfig]]:
         """Return the providers and models of a configuration; without models those of the demo."""
