@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -80,7 +81,8 @@ class Process:
         closing.push_async_callback(self.access.aclose)
         self._demo_url = demo_url
         providers, models = self._served(config)
-        self.routes = Routes(providers, models, timers, dialects=dialects)
+        gateway_id = secrets.token_hex(8)
+        self.routes = Routes(providers, models, timers, dialects=dialects, gateway_id=gateway_id)
         closing.push_async_callback(self.routes.aclose)
         self.admission = Admission(
             config.limits,
@@ -107,6 +109,7 @@ class Process:
             limits=SurfaceLimits.of(config),
             rates=self.admission.rates,
             clock=clock,
+            gateway_id=gateway_id,
         )
         authenticator = self.access.authenticator
         self.router = Router(
