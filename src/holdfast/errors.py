@@ -300,6 +300,15 @@ class CircuitOpen(UpstreamError):
     meaning = "Every endpoint of the model has failed too often; retry_after says when one is tried again."
 
 
+class LoopDetected(UpstreamError):
+    code = "loop_detected"
+    http_status = 508
+    retryable = False
+    #: It says nothing about the provider that the request was sent to.
+    is_own_bound = True
+    meaning = "The model's route leads back to a gateway that the request has passed; its operator has to mend it."
+
+
 class UpstreamTruncated(UpstreamError):
     code = "upstream_truncated"
     meaning = "The provider ended the answer without its terminal event."

@@ -154,23 +154,19 @@ def _auth(auth: AuthConfig) -> Iterator[Problem]:
 
 def _key_store(path: Path) -> Iterator[Problem]:
     where = ("auth", "key_store")
-    if not path.exists():
-        reason = _why_not_created(path)
-        if reason is not None:
-            yield Problem(where, reason)
-        return
     try:
-        bad = KeyStore(path).inspect()
+        if path.exists():
+            for bad in KeyStore(path).inspect():
+                yield Problem(where, f"leaves out the key {bad.id!r}: {bad.problem}", is_warning=True)
+        elif (reason := _why_not_made(path)) is not None:
+            yield Problem(where, reason)
     except ConfigError as exc:
         yield Problem(where, exc.message)
-    except Exception as exc:  # noqa: BLE001 - whatever it is, a start would meet it too
+    except OSError as exc:
         yield Problem(where, f"{path}: cannot be used as a key store: {exc}")
-    else:
-        for key in bad:
-            yield Problem(where, f"{path}: the key {key.id} is left out: {key.problem}", is_warning=True)
 
 
-def _why_not_created(path: Path) -> str | None:
+def _why_not_made(path: Path) -> str | None:
     folder = path.absolute().parent
     if not folder.is_dir():
         return f"{path}: there is no folder {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -80,7 +81,8 @@ class Process:
         closing.push_async_callback(self.access.aclose)
         self._demo_url = demo_url
         providers, models = self._served(config)
-        self.routes = Routes(providers, models, timers, dialects=dialects)
+        gateway_id = secrets.token_hex(8)
+        self.routes = Routes(providers, models, timers, dialects=dialects, gateway_id=gateway_id)
         closing.push_async_callback(self.routes.aclose)
         self.admission = Admission(
             config.limits,
@@ -90,6 +92,7 @@ class Process:
             self.routes,
             own_limits=self.access.table.limits_of,
         )
+        self.access.table.on_limits = self._use_limits
         self.request_log = RequestLog(content=config.logging.content)
         observer = Observers(self.request_log, *observers)
         self.directory = Directory(config.streams, timers, MemoryStore(timers))
@@ -106,6 +109,7 @@ class Process:
             limits=SurfaceLimits.of(config),
             rates=self.admission.rates,
             clock=clock,
+            gateway_id=gateway_id,
         )
         authenticator = self.access.authenticator
         self.router = Router(
@@ -157,7 +161,7 @@ class Process:
         self.listener.configure(server, prepared.certificate)
         self.routes.replace(prepared.serving, self.launcher.after_running)
         self.access.configure(config)
-        self.admission.configure(config.limits, config.queue, _bounds_of(self._served(config)[1]))
+        self._use_limits()
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
@@ -165,6 +169,11 @@ class Process:
         self.peers.configure(
             max_connections=server.max_connections, connection_rate=server.max_connections_per_second_per_address
         )
+
+    def _use_limits(self) -> None:
+        """Use the limits of the configuration, and those that keys bring along, as they are now."""
+        config = self.config
+        self.admission.configure(config.limits, config.queue, _bounds_of(self._served(config)[1]))
 
     def _served(self, config: Config) -> tuple[Mapping[str, ProviderConfig], Mapping[str, ModelConfig]]:
         """Return the providers and models of a configuration; without models those of the demo."""

@@ -21,6 +21,7 @@ from holdfast.errors import (
     InvalidRequest,
     UpstreamError,
     UpstreamMalformed,
+    UpstreamStatus,
     UpstreamTruncated,
 )
 from tests.dialects.echo import BOTH, ECHO, EchoByChat
@@ -154,6 +155,7 @@ def test_surface_may_override_whether_an_answer_is_streamed() -> None:
 def test_errors_have_the_form_of_this_api() -> None:
     assert ECHO.error_body(Forbidden("no"), 403) == b'{"oops":"forbidden","why":"no"}'
     error = endpoint().status_error(418, b"a teapot", retry_after=1.0)
+    assert isinstance(error, UpstreamStatus)
     assert (error.message, error.status, error.retry_after) == ("a teapot", 418, 1.0)
     assert endpoint().request_id([(b"x-request-id", b"a"), (b"x-echo-trace", b"b")]) == "b"
 

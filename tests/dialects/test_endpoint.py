@@ -8,7 +8,7 @@ import pytest
 from holdfast.dialects.chat import CHAT, CompletionReader
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.dialects.table import DIALECTS, Dialects
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, LoopDetected, UpstreamError, UpstreamStatus
 from tests.dialects.echo import BOTH, EchoByChat
 
 ASK = CHAT.parse(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}')
@@ -65,7 +65,33 @@ def test_answers_of_the_provider_are_read_by_its_dialect() -> None:
     endpoint = Endpoint(base_url="http://p/v1")
     assert endpoint.request_id([(b"x-request-id", b"req_1")]) == "req_1"
     error = endpoint.status_error(400, b'{"error":{"message":"No."}}', retry_after=None)
+    assert isinstance(error, UpstreamStatus)
     assert (error.message, error.status) == ("No.", 400)
+
+
+def test_gateway_among_the_providers_is_told_where_a_request_has_been() -> None:
+    endpoint = Endpoint(base_url="http://p/v1", gateway_id="a" * 16, headers={"x-org": "o"})
+    for hops, told in ((b"", b"a" * 16), (b"b" * 16, b"b" * 16 + b"," + b"a" * 16)):
+        request, _ = endpoint.exchange(
+            msgspec.structs.replace(ASK, hops=hops), "x", stream_id="st_1", max_entry=100
+        )
+        assert [value for name, value in request.headers if name == b"holdfast-hops"] == [told]
+        assert (b"x-org", b"o") in request.headers
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (508, b'{"error":{"message":"No.","code":"loop_detected"}}', LoopDetected),
+        (508, b"Resource limit is reached", UpstreamStatus),
+        (503, b'{"error":{"code":"loop_detected"}}', UpstreamStatus),
+    ],
+)
+def test_request_that_comes_back_is_known_by_status_and_code(
+    status: int, body: bytes, kind: type[UpstreamError]
+) -> None:
+    error = Endpoint(base_url="http://p/v1").status_error(status, body, retry_after=None)
+    assert type(error) is kind
 
 
 # -- the table -----------------------------------------------------------------------------------------

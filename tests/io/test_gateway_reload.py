@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -303,6 +304,50 @@ async def test_file_written_in_pieces_at_any_byte_leaves_the_old_or_the_new_in_f
         running.look()
         assert gateway.config == parse(new)
     assert (await whole_answer(running.url)).status == 200
+
+
+def edited(text: str, rng: random.Random) -> str:
+    """Cut a line out, write another digit, or put anything in place of anything."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        lines = text.splitlines(keepends=True)
+        del lines[rng.randrange(len(lines))]
+        return "".join(lines)
+    if kind == 1:
+        digits = [index for index, char in enumerate(text) if char.isdigit()]
+        place = rng.choice(digits)
+        return text[:place] + rng.choice("0123456789") + text[place + 1 :]
+    start, length = rng.randrange(len(text)), rng.randrange(40)
+    put = "".join(rng.choices("[]=.\"'\n #0123456789abcmodelimts", k=rng.randrange(6)))
+    return text[:start] + put + text[start + length :]
+
+
+async def test_file_edited_at_random_leaves_the_old_or_the_new_in_force_with_every_limit(
+    running: Running, providers: list[SimulatedProvider]
+) -> None:
+    rng = random.Random(7)
+    rest = "[limits]\nrequests_per_minute = 500\nconnections = 50\n[limits.tenant]\ntokens_per_minute = 70000\n"
+    base = text(providers[0], rest=rest, server="ping_interval = 5.0")
+    running.reload(base)
+    gateway = running.gateway
+    taken = 0
+    for _ in range(150):
+        before, new = gateway.config, base
+        for _ in range(rng.randint(1, 3)):
+            new = edited(new, rng)
+        running.path.write_text(new)
+        running.look()
+        running.look()
+        if gateway.config is not before:
+            taken += 1
+            read = parse(new)
+            assert msgspec.structs.replace(read, server=gateway.config.server) == gateway.config
+            assert set(gateway.launcher.models) == set(read.models)
+        key, tenant = gateway.admission.limiter.accounts("t", None, 0.0)
+        assert None not in (key.requests, tenant.tokens, key.connections.limit)
+        assert gateway.freshness.is_stale == (running.file._in_use is None or running.file._in_use[0] != new)
+    assert taken > 10
+    assert (await ask(running.url, "GET", "/healthz")).status == 200
 
 
 async def test_refused_file_is_told_to_probes_and_said_again_each_minute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +18,8 @@ from websockets.exceptions import InvalidStatus
 from holdfast.admission import jwks as module
 from holdfast.admission.jwks import parse_jwks
 from holdfast.config.auth import AuthConfig, JwtConfig
+from holdfast.logs import AUDIT
+from tests.io.test_audit import events
 from tests.io.test_security_jwt import (
     ALL_KEYS,
     AUDIENCE,
@@ -137,6 +140,7 @@ async def test_unknown_key_id_waits_with_a_bound_and_later_fetches_go_on(
 async def test_keys_that_cannot_be_fetched_for_long_are_forgotten(
     make_fetching: MakePath, issuer: SlowIssuer, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, AUDIT)
     path = await make_fetching(refresh=0.05)
     assert await status(path, token()) == 200
     issuer.body = b"rubbish"
@@ -150,6 +154,21 @@ async def test_keys_that_cannot_be_fetched_for_long_are_forgotten(
     async with asyncio.timeout(5):
         while await status(path, token()) != 200:
             pass
+    names = ["ES256 ES256", "EdDSA EdDSA", "RS256 RS256"]
+    assert events(caplog, "issuer_keys_changed") == [{"added": names}] * 2
+    assert [event["withdrawn"] for event in events(caplog, "issuer_keys_forgotten")] == [names]
+
+
+async def test_withdrawn_key_is_told(
+    make_fetching: MakePath, issuer: SlowIssuer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AUDIT)
+    await make_fetching(refresh=0.05)
+    issuer.body = jwks(public_jwk("EdDSA", ED, kid="\u202e" * 300))
+    await eventually(lambda: len(events(caplog, "issuer_keys_changed")) == 2)
+    last = events(caplog, "issuer_keys_changed")[1]
+    assert last["withdrawn"] == ["ES256 ES256", "EdDSA EdDSA", "RS256 RS256"]
+    assert len(last["added"]) < 300
 
 
 async def test_key_set_without_end_is_cut_off(make_fetching: MakePath, issuer: SlowIssuer) -> None:

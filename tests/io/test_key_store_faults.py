@@ -20,11 +20,12 @@ from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.keys import create_key
 from holdfast.cli import main
 from holdfast.config.auth import AuthConfig
+from holdfast.config.limits import LimitConfig
 from holdfast.errors import ConfigError
 from holdfast.logs import AUDIT
 from tests.io.test_audit import events
-from tests.io.test_security_keys import ADMIN, ADMIN_HASH, KEYS, becomes, status
-from tests.support.gateway_client import ask
+from tests.io.test_security_keys import ADMIN, ADMIN_HASH, COMPLETIONS, KEYS, bearer, becomes, status
+from tests.support.gateway_client import ask, chat
 from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually
 
@@ -277,6 +278,21 @@ def test_store_of_another_version_is_refused(store: KeyStore) -> None:
     edit(store, "PRAGMA user_version = 2")
     with pytest.raises(ConfigError, match="another version"):
         store.prepare()
+
+
+async def test_limits_that_change_in_the_store_are_in_force(stored: GatewayPath, store: KeyStore) -> None:
+    record, key = store.create(NewKey("web", limits=LimitConfig(requests_per_minute=1)))
+    await becomes(stored, key, 200)
+
+    async def asked() -> int:
+        body = chat({"tokens": 1})
+        return (await ask(stored.url, "POST", COMPLETIONS, body, **bearer(key))).status
+
+    assert [await asked(), await asked()] == [200, 429]
+    edit(store, "UPDATE keys SET limits = ? WHERE id = ?", '{"requests_per_minute": 100}', record.id)
+    async with asyncio.timeout(2):
+        while await asked() != 200:
+            pass
 
 
 # -- the audit log -------------------------------------------------------------------------------------

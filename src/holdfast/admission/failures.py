@@ -35,6 +35,7 @@ class AuthFailures:
         self._counts: dict[str, int] = {}
         self._total = 0
         self._lines = 0
+        self._begun = 0.0
         self._end: Deadline | None = None
 
     def note(
@@ -54,6 +55,7 @@ class AuthFailures:
         if not isinstance(error, _REFUSALS):
             return False
         if self._end is None:
+            self._begun = self._timers.now()
             self._end = self._timers.after(WINDOW, self._end_window)
         self._total += 1
         network = network_of(address)
@@ -82,16 +84,17 @@ class AuthFailures:
     def _end_window(self) -> None:
         self._end = None
         if self._total > self._lines:
+            seconds = round(self._timers.now() - self._begun)
             most = sorted(self._counts.items(), key=lambda item: -item[1])[:MAX_NAMED]
             for network, count in most:
                 if count > PER_ADDRESS:
-                    audit("auth_failures", address=network, failures=count, seconds=WINDOW)
+                    audit("auth_failures", address=network, failures=count, seconds=seconds)
             audit(
                 "auth_failures_in_all",
                 addresses=len(self._counts),
                 failures=self._total,
                 without_line=self._total - self._lines,
-                seconds=WINDOW,
+                seconds=seconds,
             )
         self._counts.clear()
         self._total = self._lines = 0

@@ -14,6 +14,7 @@ import msgspec
 
 from holdfast.admission.worker import Worker
 from holdfast.errors import Overloaded
+from holdfast.observe.audit import audit
 from holdfast.observe.freshness import Freshness, Source
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.fetch import Fetcher
@@ -145,12 +146,12 @@ class Jwks:
     async def _run(self) -> None:
         wait = self._max_age
         try:
-            self._keys = parse_jwks(await self._document.fetch())
+            keys = parse_jwks(await self._document.fetch())
         except (OSError, ValueError) as exc:
             wait = min(wait, RETRY_INTERVAL)
             self._failed(str(exc))
         else:
-            self._taken()
+            self._take(keys)
         finally:
             self._task = None
             if not self._is_closed:
@@ -158,8 +159,11 @@ class Jwks:
                     self._refreshing.cancel()
                 self._refreshing = self._timers.after(wait, self._refresh_again)
 
-    def _taken(self) -> None:
-        self._has_keys = True
+    def _take(self, keys: list[tuple[str | None, str, jwt.PyJWK]]) -> None:
+        before, after = _names(self._keys), _names(keys)
+        if before != after or not self._has_keys:
+            audit("issuer_keys_changed", added=sorted(after - before), withdrawn=sorted(before - after) or None)
+        self._keys, self._has_keys = keys, True
         if self._freshness.taken(Source.ISSUER_KEYS, self._clock()):
             logger.warning("%s: the issuer's keys can be fetched again", self._source)
         if self._forgetting is not None:
@@ -173,6 +177,7 @@ class Jwks:
 
     def _forget(self) -> None:
         """Refuse tokens rather than trust keys that may have been withdrawn long ago."""
+        audit("issuer_keys_forgotten", withdrawn=sorted(_names(self._keys)), seconds=MAX_STALE * self._max_age)
         self._keys, self._has_keys = [], False
         logger.error(
             "%s: the issuer's keys could not be fetched for %g s and are forgotten: its tokens are refused",
@@ -183,6 +188,10 @@ class Jwks:
     def _refresh_again(self) -> None:
         if not self._is_closed:
             self._refresh()
+
+
+def _names(keys: list[tuple[str | None, str, jwt.PyJWK]]) -> set[str]:
+    return {f"{algorithm} {kid or 'without an id'}" for kid, algorithm, _ in keys}
 
 
 def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:

@@ -90,12 +90,14 @@ class KeySet:
 class KeyTable:
     """The valid keys of all sources. Use it from the loop's thread only.
 
-    `on_removed` is called with the ids of secrets that have become invalid, for whatever reason.
+    `on_removed` is called with the ids of secrets that have become invalid, for whatever reason; `on_limits` when
+    the limits of a key that stays may have changed.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, KeySet] = {}
         self.on_removed: Callable[[set[SecretId]], None] | None = None
+        self.on_limits: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return sum(len(keys.by_digest) for keys in self._sources.values())
@@ -138,6 +140,8 @@ class KeyTable:
             removed = before.by_id.keys() - keys.by_id.keys()
             if removed and self.on_removed is not None:
                 self.on_removed(removed)
+            if self.on_limits is not None and before.limits != keys.limits:
+                self.on_limits()
 
     def expire(self, now: float) -> None:
         """Remove the keys that have expired."""

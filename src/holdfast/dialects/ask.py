@@ -38,7 +38,8 @@ class Ask(msgspec.Struct, frozen=True):
     """One request of a client. `body` is all of it, unknown fields included.
 
     `digest` is the SHA-256 of the request as it came: it tells a repetition from another request under the same
-    id. `wants_usage` says whether the caller asked to be told the usage.
+    id. `wants_usage` says whether the caller asked to be told the usage. `hops` are the gateways that the request
+    has passed: see `core.hops`.
     """
 
     dialect: str
@@ -48,3 +49,4 @@ class Ask(msgspec.Struct, frozen=True):
     digest: bytes
     bounds: Bounds
     wants_usage: bool
+    hops: bytes = b""

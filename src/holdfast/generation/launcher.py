@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from holdfast.admission.principal import Principal
@@ -38,12 +39,13 @@ class Terms(Struct, frozen=True):
     """What a surface decides about a generation, beside what the request says.
 
     `detach_grace` is in seconds: how long it goes on without a reader. `stream` overrides the request's own
-    choice. `connection` and `session` are for the log.
+    choice. `hops` are the gateways that the request has passed. `connection` and `session` are for the log.
     """
 
     detach_grace: float
     request_id: str | None = None
     stream: bool | None = None
+    hops: bytes = b""
     keeps_running: bool = False
     connection: int | None = None
     session: str | None = None
@@ -133,6 +135,8 @@ class Launcher:
         try:
             ask = dialect.parse(raw, stream=terms.stream)
             principal.authorize(ask.model, ask.bounds, self._clock())
+            if terms.hops:
+                ask = msgspec.structs.replace(ask, hops=terms.hops)
         except HoldfastError as exc:
             done(exc)
             return

@@ -38,10 +38,14 @@ class Routes(Mapping[str, Route]):
         timers: Timers,
         *,
         dialects: Dialects = DIALECTS,
+        gateway_id: str = "",
     ) -> None:
-        """Raises `ConfigError` for files or a proxy of a provider that cannot be used."""
+        """`gateway_id` names this process to gateways among the providers.
+
+        Raises `ConfigError` for files or a proxy of a provider that cannot be used."""
         self._timers = timers
         self._dialects = dialects
+        self._gateway_id = gateway_id
         self._serving = Serving({}, {})
         # Providers that a reload has replaced, while streams still run on them.
         self._retired: set[Provider] = set()
@@ -79,7 +83,7 @@ class Routes(Mapping[str, Route]):
             known = self._serving.providers.get(name)
             is_same = known is not None and known.config == config and known.tls_files == tls_files(config)
             if known is None or not is_same:
-                known = Provider(name, config, self._timers, dialects=self._dialects)
+                known = Provider(name, config, self._timers, dialects=self._dialects, gateway_id=self._gateway_id)
             made[name] = known
         return Serving(made, {name: _route(model, made) for name, model in models.items()})
 

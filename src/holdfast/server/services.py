@@ -56,6 +56,7 @@ class Services:
     """The objects of one process that surfaces share. `limits` alone changes, with the configuration.
 
     `rates` tells what is left of the limits of a tenant and key. `clock` gives Unix seconds.
+    `gateway_id` names this process to gateways among the providers.
     """
 
     launcher: Launcher
@@ -68,6 +69,7 @@ class Services:
     limits: SurfaceLimits
     rates: Callable[[str, str | None], list[RateLeft]] = _no_rates
     clock: Callable[[], float] = time.time
+    gateway_id: str = ""
 
 
 #: Something that clients can speak with: a function or a class that makes its routes.

@@ -10,6 +10,7 @@ from holdfast.core.breaker import Breaker, BreakerLimits, Permit
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.retry import RetryBudget
 from holdfast.errors import (
+    LoopDetected,
     PoolTimeout,
     TotalTimeout,
     UpstreamError,
@@ -116,7 +117,7 @@ def is_failure(error: UpstreamError | None) -> bool | None:
         # 429 (a limit is used up) and 408 (the request came too slowly) say nothing about the endpoint's health.
         # Other refusals of the request show that the endpoint works.
         return None if error.status in (408, 429) else error.status >= 500
-    if isinstance(error, (PoolTimeout, TotalTimeout)):
+    if isinstance(error, (PoolTimeout, TotalTimeout, LoopDetected)):
         return None  # our own bounds
     if isinstance(error, UpstreamReset) and (error.is_stale or not error.processed):
         return None  # closing an idle connection, or refusing one request too many, is normal

@@ -22,7 +22,13 @@ class Provider:
     """
 
     def __init__(
-        self, name: str, config: ProviderConfig, timers: Timers, *, dialects: Dialects = DIALECTS
+        self,
+        name: str,
+        config: ProviderConfig,
+        timers: Timers,
+        *,
+        dialects: Dialects = DIALECTS,
+        gateway_id: str = "",
     ) -> None:
         """Raises `ConfigError` for files or a proxy that cannot be used."""
         self.name = name
@@ -39,6 +45,7 @@ class Provider:
             headers=config.headers,
             options=config.options,
             dialects=dialects,
+            gateway_id=gateway_id,
         )
         self._timers = timers
         self._probe: Probe | None = None
