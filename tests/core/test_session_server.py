@@ -17,6 +17,7 @@ from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.session.server import (
     MAX_HELD_BYTES,
     MAX_HELD_MESSAGES,
+    MAX_INVALID_BYTES,
     CancelReceived,
     CloseRequired,
     CreateReceived,
@@ -106,6 +107,24 @@ def test_object_that_is_no_payload_closes(text: str) -> None:
 
 
 # -- invalid messages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ['{"type":"%s"}', '{"type":"create","request":{},"request_id":"%s"}', '["%s"]', "{%s"]
+)
+def test_large_invalid_message_closes_at_once(text: str) -> None:
+    session = open_session()
+    assert session.receive_text(text % ("x" * 1_000_000)) is None
+    assert session.receive_text(text % ("x" * MAX_INVALID_BYTES)) == CloseRequired(4400, "invalid_message")
+
+
+def test_text_of_a_payload_is_not_looked_through_for_a_type_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str | bytes] = []
+    monkeypatch.setattr(m, "decode_client_message", decoded.append)
+    session = new_session(negotiated=False)
+    assert session.receive_text(PAYLOAD) == CreateReceived(None, PAYLOAD.encode(), None)
+    assert session.receive_text(PAYLOAD) == CreateReceived(None, PAYLOAD.encode(), None)
+    assert decoded == []
 
 
 def test_closed_session_ignores_everything() -> None:
