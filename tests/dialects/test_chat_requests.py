@@ -85,8 +85,8 @@ def test_field_that_is_missing_is_named(name: str) -> None:
     ("fields", "param", "message"),
     [
         ({"model": 1}, "model", "`model`: expected `str`, got `int`"),
-        ({"model": ""}, "model", "`model` must have 1 to 256 characters"),
-        ({"model": "m" * 257}, "model", "`model` must have 1 to 256 characters"),
+        ({"model": ""}, "model", "`model` must name a model, in at most 256 characters"),
+        ({"model": "m" * 257}, "model", "`model` must name a model, in at most 256 characters"),
         ({"messages": "hi"}, "messages", "`messages`: expected `array`, got `str`"),
         ({"messages": []}, "messages", "`messages`: expected `array` of at least length 1, got 0"),
         ({"messages": ["hi"]}, "messages[0]", "`messages[0]`: expected `object`, got `str`"),

@@ -88,7 +88,7 @@ def read_request(dialect: str, raw: bytes | str, *, stream: bool | None) -> Ask:
         raise invalid_json(exc) from exc
     model, options = request.model, request.stream_options
     if not 0 < len(model) <= _MAX_MODEL:
-        raise InvalidRequest(f"`model` must have 1 to {_MAX_MODEL} characters", param="model")
+        raise InvalidRequest(f"`model` must name a model, in at most {_MAX_MODEL} characters", param="model")
     return Ask(
         dialect=dialect,
         model=model,
