@@ -17,7 +17,6 @@ from holdfast.core.session.framing import SESSION_FRAMING
 from holdfast.core.session.server import (
     MAX_HELD_BYTES,
     MAX_HELD_MESSAGES,
-    MAX_INVALID_BYTES,
     CancelReceived,
     CloseRequired,
     CreateReceived,
@@ -114,8 +113,8 @@ def test_object_that_is_no_payload_closes(text: str) -> None:
 )
 def test_large_invalid_message_closes_at_once(text: str) -> None:
     session = open_session()
-    assert session.receive_text(text % ("x" * 1_000_000)) is None
-    assert session.receive_text(text % ("x" * MAX_INVALID_BYTES)) == CloseRequired(4400, "invalid_message")
+    assert session.receive_text(text % ("x" * 200_000)) is None
+    assert session.receive_text(text % ("x" * m.MAX_SMALL_MESSAGE)) == CloseRequired(4400, "invalid_message")
 
 
 def test_text_of_a_payload_is_not_looked_through_for_a_type_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +253,7 @@ def test_many_held_messages_pause_the_socket() -> None:
 
 def test_large_held_messages_pause_the_socket() -> None:
     session = open_session()
-    large = '{"type":"ping","t":"' + "x" * (MAX_HELD_BYTES // 2) + '"}'
+    large = '{"type":"create","request_id":"r","request":{"x":"' + "x" * (MAX_HELD_BYTES // 2) + '"}}'
     for _ in range(2):
         session.hold()
         session.receive_text(large)

@@ -18,10 +18,9 @@ from holdfast.core.log import Cursor
 from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest, TooManyStreams
 
-#: After this many invalid messages on one connection it is closed with 4400.
+#: After this many invalid messages on one connection it is closed with 4400; after one that is larger than
+#: `MAX_SMALL_MESSAGE` at once, since to look through that takes milliseconds.
 MAX_INVALID_MESSAGES = 16
-#: An invalid message of more bytes than this closes it at once, since to look through it takes milliseconds.
-MAX_INVALID_BYTES = 1024 * 1024
 #: While the session holds, the shell stops reading from the socket once so many messages wait, or so many bytes. A
 #: client that follows the protocol has no more on its way in the time of one lookup; one that sends without end,
 #: or messages of the largest size, gets no more of this process's memory.
@@ -306,7 +305,7 @@ class ServerSession:
 
     def _reject(self, error: InvalidMessage, *, size: int = 0) -> CloseRequired | None:
         self._invalid += 1
-        is_last = self._invalid >= MAX_INVALID_MESSAGES or size > MAX_INVALID_BYTES
+        is_last = self._invalid >= MAX_INVALID_MESSAGES or size > m.MAX_SMALL_MESSAGE
         if self.state is State.NEW or is_last:
             return self.fail(error)
         self.send_error(error)
