@@ -303,6 +303,12 @@ async def test_malformed_key_is_refused(stored: GatewayPath, store: KeyStore, bo
     assert store.list() == []
 
 
+async def test_large_request_for_a_key_is_refused_before_it_is_decoded(stored: GatewayPath) -> None:
+    body = b'{"models": [%b]}' % b",".join([b'"m"'] * 70_000)
+    response = await ask(stored.url, "POST", KEYS, body, **ADMIN)
+    assert (response.status, response.error["code"]) == (413, "payload_too_large")
+
+
 async def test_unknown_key_of_the_admin_api_is_not_found(stored: GatewayPath) -> None:
     for method, target in [("DELETE", f"{KEYS}/key_no"), ("POST", f"{KEYS}/key_no/rotate")]:
         assert (await ask(stored.url, method, target, **ADMIN)).status == 404

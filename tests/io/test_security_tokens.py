@@ -136,6 +136,12 @@ async def test_malformed_token_request_is_refused(path: GatewayPath, body: bytes
     assert (response.status, response.error["code"]) == (400, "invalid_request")
 
 
+async def test_large_token_request_is_refused_before_it_is_decoded(path: GatewayPath) -> None:
+    body = b'{"models": [%b]}' % b",".join([b'"m"'] * 70_000)
+    response = await ask(path.url, "POST", TOKENS, body, **bearer(KEY))
+    assert (response.status, response.error["code"]) == (413, "payload_too_large")
+
+
 # -- subjects ------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.admission.client_tokens import ClientTokens, parse_token_request
+from holdfast.admission.client_tokens import ClientTokens, check_size, parse_token_request
 from holdfast.admission.key_rows import KeyRecord
 from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.key_watcher import KeyWatcher
@@ -116,6 +116,7 @@ _T = TypeVar("_T")
 
 
 def _decode(raw: bytes, type_: type[_T]) -> _T:
+    check_size(raw)
     try:
         return msgspec.json.decode(raw, type=type_)
     except msgspec.ValidationError as exc:
