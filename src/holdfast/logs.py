@@ -18,8 +18,8 @@ from typing import Any, Final, TextIO
 
 from holdfast.config.logging import LoggingConfig
 
-#: The logger of `observe.audit`. Its lines are JSON in both formats, are written at each level, and have a reserve
-#: in the queue: what others write cannot crowd them out.
+#: The logger of `observe.audit`, which marks its records. They are JSON in both formats, are written at each
+#: level, and have a reserve in the queue: what others write cannot crowd them out.
 AUDIT: Final = "holdfast.audit"
 #: How many lines may wait for the writer. Further ones are dropped and counted.
 MAX_WAITING = 10_000
@@ -86,7 +86,7 @@ class ConsoleFormatter(logging.Formatter):
         self._json = JsonFormatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == AUDIT:
+        if _is_audit(record):
             return self._json.format(record)
         parts = [_time(record), record.levelname.ljust(7), escape(record.getMessage())]
         for name, value in getattr(record, "fields", {}).items():
@@ -101,6 +101,10 @@ class ConsoleFormatter(logging.Formatter):
 
 def _time(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+def _is_audit(record: logging.LogRecord) -> bool:
+    return bool(getattr(record, "is_audit", False))
 
 
 class QueueHandler(logging.Handler):
@@ -118,7 +122,7 @@ class QueueHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if self._lines.qsize() >= self._max_waiting and record.name != AUDIT:
+            if self._lines.qsize() >= self._max_waiting and not _is_audit(record):
                 raise queue.Full
             line = self.format(record)
             if len(line) > MAX_LINE:

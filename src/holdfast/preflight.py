@@ -9,14 +9,13 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
 from holdfast.admission.jwks import file_fetcher, parse_jwks
-from holdfast.admission.key_store import KeyStore, read_active
+from holdfast.admission.key_store import KeyStore
 from holdfast.config import Config, ProviderConfig, ServerConfig, is_loopback
 from holdfast.config.auth import AuthConfig
 from holdfast.config.checks import split_url
@@ -143,8 +142,8 @@ def _why_unreadable(path: str | None) -> str | None:
 
 
 def _auth(auth: AuthConfig) -> Iterator[Problem]:
-    if auth.key_store is not None and (reason := _why_no_key_store(Path(auth.key_store))) is not None:
-        yield Problem(("auth", "key_store"), reason)
+    if auth.key_store is not None:
+        yield from _key_store(Path(auth.key_store))
     if auth.jwt is not None and auth.jwt.jwks_file is not None:
         where = ("auth", "jwt", "jwks_file")
         try:
@@ -154,18 +153,21 @@ def _auth(auth: AuthConfig) -> Iterator[Problem]:
             yield Problem(where, f"{auth.jwt.jwks_file} cannot be used: {getattr(exc, 'strerror', None) or exc}")
 
 
-def _why_no_key_store(path: Path) -> str | None:
+def _key_store(path: Path) -> Iterator[Problem]:
+    where = ("auth", "key_store")
     try:
         if path.exists():
-            store = KeyStore(path)
-            store.prepare(create=False)
-            with closing(store.connect()) as connection:
-                read_active(connection)
-            return None
+            for bad in KeyStore(path).inspect():
+                yield Problem(where, f"leaves out the key {bad.id!r}: {bad.problem}", is_warning=True)
+        elif (reason := _why_not_made(path)) is not None:
+            yield Problem(where, reason)
     except ConfigError as exc:
-        return exc.message
-    except Exception as exc:  # noqa: BLE001 - whatever it is, a start would meet it too
-        return f"{path}: cannot be used as a key store: {exc}"
+        yield Problem(where, exc.message)
+    except OSError as exc:
+        yield Problem(where, f"{path}: cannot be used as a key store: {exc}")
+
+
+def _why_not_made(path: Path) -> str | None:
     folder = path.absolute().parent
     if not folder.is_dir():
         return f"{path}: there is no folder {folder}"

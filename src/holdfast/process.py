@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 from holdfast.admission.access import Access
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig
 from holdfast.core.moderation import ReadModeration
@@ -74,7 +75,9 @@ class Process:
             max_connections=server.max_connections,
             connection_rate=server.max_connections_per_second_per_address,
         )
-        self.access = Access(config, timers, on_removed=self.peers.revoke, clock=clock)
+        self.failures = AuthFailures(timers)
+        closing.callback(self.failures.close)
+        self.access = Access(config, timers, on_removed=self.peers.revoke, freshness=self.freshness, clock=clock)
         closing.push_async_callback(self.access.aclose)
         self._demo_url = demo_url
         providers, models = self._served(config)
@@ -89,6 +92,7 @@ class Process:
             self.routes,
             own_limits=self.access.table.limits_of,
         )
+        self.access.table.on_limits = self._use_limits
         self.request_log = RequestLog(content=config.logging.content)
         observer = Observers(self.request_log, *observers)
         self.directory = Directory(config.streams, timers, MemoryStore(timers))
@@ -112,16 +116,22 @@ class Process:
             [*self._own_routes(), *(route for surface in surfaces for route in surface(self.services))],
             authenticator,
             self.peers,
-            Handshakes(authenticator, self.peers, self.admission.connect, self.directory.has_unfinished),
+            Handshakes(
+                authenticator, self.peers, self.admission.connect, self.directory.has_unfinished, self.failures
+            ),
+            self.failures,
             default=CHAT,
         )
         self.listener = Listener(server, self.router, timers)
 
     def _own_routes(self) -> Iterable[Route]:
         """Make the routes that look at more of the process than surfaces are given."""
-        yield from Operations(self.peers, self.pool_statistics, self.bounds, self.freshness).routes()
+        has_admin = self.config.auth.admin_key is not None
+        yield from Operations(
+            self.peers, self.pool_statistics, self.bounds, self.freshness, has_admin=has_admin
+        ).routes()
         yield from TokenApi(self.access.client_tokens).routes()
-        if self.config.auth.admin_key is not None:
+        if has_admin:
             yield from AdminApi(self.access.watched_store).routes()
 
     async def start(self, closing: AsyncExitStack) -> None:
@@ -155,8 +165,7 @@ class Process:
         server = config.server
         self.listener.configure(server, prepared.certificate)
         self.access.configure(config)
-        bounds = _bounds_of(self._served(config)[1])
-        self.admission.configure(config.limits, config.queue, bounds, admits=False)
+        self._use_limits(admits=False)
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
@@ -166,6 +175,12 @@ class Process:
         )
         # The last step, since providers that it retires do not come back.
         self.routes.replace(prepared.serving, self.launcher.after_running)
+
+    def _use_limits(self, *, admits: bool = True) -> None:
+        """Use the limits of the configuration, and those that keys bring along, as they are now."""
+        config = self.config
+        bounds = _bounds_of(self._served(config)[1])
+        self.admission.configure(config.limits, config.queue, bounds, admits=admits)
 
     def _served(self, config: Config) -> tuple[Mapping[str, ProviderConfig], Mapping[str, ModelConfig]]:
         """Return the providers and models of a configuration; without models those of the demo."""

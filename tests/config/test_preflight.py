@@ -101,6 +101,22 @@ def test_key_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert said(folder)
 
 
+def test_key_that_a_start_leaves_out_is_a_warning_and_the_store_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    store = KeyStore(path)
+    store.prepare()
+    record, _ = store.create(NewKey("web"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE keys SET models = '['")
+    connection.close()
+    path.chmod(0o644)
+    before = path.read_bytes()
+    (problem,) = inspect(parse(f'[auth]\nkey_store = "{path}"\n'))
+    assert (problem.path, problem.is_warning) == (("auth", "key_store"), True)
+    assert f"leaves out the key {record.id!r}: models" in problem.message
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (before, 0o644)
+
+
 @pytest.mark.parametrize("field", ["ca_file", "client_cert"])
 def test_tls_file_of_a_provider_that_cannot_be_used_is_named(tmp_path: Path, field: str) -> None:
     garbage = tmp_path / "garbage.pem"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -40,6 +41,34 @@ def test_invalid_message_says_what_and_where() -> None:
 def test_hostile_text_is_invalid_and_nothing_else(text: str | bytes) -> None:
     with pytest.raises(InvalidMessage):
         m.decode_client_message(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "item"),
+    [
+        ('{"type":"ack","streams":{%s}}', ",", '"%06d":1'),
+        ('{"type":"hello","version":1,"streams":[%s]}', ",", '{"stream":"%06d"}'),
+    ],
+)
+def test_large_message_that_is_no_create_is_not_decoded(text: str, separator: str, item: str) -> None:
+    """A million small members would take seconds, and a hundred times their size."""
+    large = text % separator.join(item % number for number in range(200_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidMessage, match=r"only a `create` may have more than 262144 bytes"):
+            m.decode_client_message(large)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_create_is_kept_to_the_letter_and_the_largest_hello_is_no_large_message() -> None:
+    request = b'{"a":[' + b",".join([b"{}"] * 200_000) + b"]}"
+    create = m.decode_client_message(b'{"request_id":"r","request":%b,"type":"create"}' % request)
+    assert isinstance(create, m.Create)
+    assert bytes(create.request) == request
+    streams = [m.Resume("st_" + "0" * 32, m.MAX_SEQ, 2**53, m.MAX_CREDIT)] * m.MAX_STREAMS_PER_MESSAGE
+    assert len(m.encode(m.Hello(1, "x" * 256, "x" * 256, streams))) < m.MAX_SMALL_MESSAGE // 2
 
 
 def test_numbers_that_can_be_read_can_be_written() -> None:

@@ -7,7 +7,6 @@ entry of a streamed answer is `[0,"a"]`: it is made anew, and no chunk of the pr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 
 from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
+from holdfast.core.json_object import members
 from holdfast.core.sse import write_event
 from holdfast.dialects.ask import Ask, Bounds, RateLeft
 from holdfast.dialects.chat import CHAT
@@ -152,8 +152,7 @@ class EchoDialect:
             dialect=self.name,
             model=known.to,
             stream=known.live if stream is None else stream,
-            body=msgspec.json.decode(raw),
-            digest=hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest(),
+            body=raw.encode() if isinstance(raw, str) else raw,
             bounds=Bounds(
                 max_output=at_most if at_most is not None and at_most > 0 else None,
                 choices=1,
@@ -165,8 +164,11 @@ class EchoDialect:
             wants_usage=False,
         )
 
+    def least_text(self, raw: bytes) -> int:
+        return len(raw)
+
     def prompt_of(self, ask: Ask) -> object:
-        return ask.body["say"]
+        return _decode_request(ask.body).say
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         return msgspec.json.encode({"oops": error.code, "why": error.message})
@@ -181,7 +183,7 @@ class EchoDialect:
         return [(b"x-echo-key", key.encode())]
 
     def request(self, ask: Ask, model: str, options: EchoOptions, *, path: str, stream_id: str) -> HttpRequest:
-        body = {**ask.body, "to": model.upper() if options.loud else model}
+        body = {**members(ask.body), "to": model.upper() if options.loud else model}
         return HttpRequest("PUT", f"{path}/echo/{stream_id}", [], msgspec.json.encode(body))
 
     def reader(self, ask: Ask, options: EchoOptions, *, max_entry: int) -> AnswerReader:
@@ -199,16 +201,15 @@ class EchoByChat:
     """Lets clients of `echo` be answered by a provider of chat completions."""
 
     def ask(self, ask: Ask) -> Ask:
-        said = ask.body
-        if said.get("backwards"):
+        said = _decode_request(ask.body)
+        if said.backwards:
             raise InvalidRequest("a chat model does not speak backwards", param="backwards")
         body = {
             "model": ask.model,
-            "messages": [{"role": "user", "content": " ".join(said["say"])}],
-            "max_tokens": said.get("at_most"),
+            "messages": [{"role": "user", "content": " ".join(said.say)}],
+            "max_tokens": said.at_most,
         }
-        made = CHAT.parse(msgspec.json.encode(body), stream=ask.stream)
-        return msgspec.structs.replace(made, digest=ask.digest)
+        return CHAT.parse(msgspec.json.encode(body), stream=ask.stream)
 
     def reader(self, ask: Ask, reader: AnswerReader) -> AnswerReader:
         return _ChatAsEcho(reader, streamed=ask.stream)

@@ -24,7 +24,7 @@ from holdfast.errors import (
     UpstreamStatus,
     UpstreamTruncated,
 )
-from tests.dialects.echo import BOTH, ECHO, EchoByChat
+from tests.dialects.echo import BOTH, ECHO
 
 SAY: dict[str, Any] = {"say": ["hold", "fast"], "to": "parrot", "at_most": 2}
 WORDS = b'{"word":"hold"}\n{"word":"fast"}\n'
@@ -252,8 +252,3 @@ def test_field_without_a_form_in_the_other_api_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest) as caught:
         exchange(ask(backwards=True), "chat")
     assert caught.value.param == "backwards"
-
-
-def test_translated_request_is_still_the_callers() -> None:
-    made = ask()
-    assert EchoByChat().ask(made).digest == made.digest

@@ -26,6 +26,7 @@ from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.errors import HoldfastError
 from holdfast_tools.simulate.certificate import self_signed
 from holdfast_tools.simulate.text import text
+from tests.support.slow_issuer import SlowIssuer
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -86,6 +87,18 @@ async def test_idle_gateway_exits_at_once_and_cleanly(serve: Serve, number: Sign
     gateway = await serve()
     gateway.process.send_signal(number)
     assert await gateway.exit_code() == 0
+
+
+async def test_gateway_whose_issuer_drips_its_keys_starts_and_exits_at_once(serve: Serve) -> None:
+    async with SlowIssuer(b"{}", "drip body") as issuer:
+        gateway = await serve(
+            f'[auth.jwt]\nissuer = "https://idp.example"\naudience = "holdfast"\njwks_url = "{issuer.url}"\n'
+        )
+        assert await asyncio.to_thread(gateway.status, "/healthz") == 200
+        gateway.process.send_signal(signal.SIGTERM)
+        start = asyncio.get_running_loop().time()
+        assert await gateway.exit_code() == 0
+        assert asyncio.get_running_loop().time() - start < 3.0
 
 
 async def test_sigterm_lets_a_running_stream_finish(serve: Serve) -> None:

@@ -76,12 +76,11 @@ MESSAGES = [{"role": "user", "content": "hi"}]
         (b"", None, "JSON"),
         (b"{", None, "JSON"),
         (b'{"model": "demo", "messages": [{}]', None, "JSON"),
-        (b'{"model": "demo"} x', None, "JSON"),
+        (b'{"model": "demo", "messages": [{}]} x', None, "JSON"),
         (b'\xef\xbb\xbf{"model": "demo"}', None, "JSON"),
         (b'{"model": "d\xff", "messages": [{}]}', None, "JSON"),
         (b'{"model": "\\ud800", "messages": [{}]}', None, "JSON"),
         (b'{"model": NaN}', None, "JSON"),
-        (b'{"x": 1e400, "model": "demo", "messages": [{}]}', None, "JSON"),
         (b'{"a":' * 100_000, None, "JSON"),
         (b"[" * 100_000 + b"]" * 100_000, None, "JSON"),
         (b"[]", None, "object"),
@@ -92,7 +91,8 @@ MESSAGES = [{"role": "user", "content": "hi"}]
         ({"model": 5, "messages": MESSAGES}, "model", "expected `str`"),
         ({"model": None, "messages": MESSAGES}, "model", "expected `str`"),
         ({"model": "", "messages": MESSAGES}, "model", "name"),
-        ({"model": "demo", "messages": []}, "messages", "at least one"),
+        ({"model": "m" * 10_000, "messages": MESSAGES}, "model", "256"),
+        ({"model": "demo", "messages": []}, "messages", "at least length 1"),
         ({"model": "demo", "messages": "hi"}, "messages", "expected `array`"),
         ({"model": "demo", "messages": [5]}, "messages[0]", "expected `object`"),
         ({"model": "demo", "messages": MESSAGES, "stream": "yes"}, "stream", "expected `bool"),
@@ -114,7 +114,7 @@ async def test_body_that_is_no_chat_request_is_refused(
 
 
 async def test_unknown_model_is_refused_by_a_short_message(busy: Busy) -> None:
-    response = await ask(busy.url, "POST", COMPLETIONS, chat(model="m" * 10_000))
+    response = await ask(busy.url, "POST", COMPLETIONS, chat(model="m" * 256))
     assert (response.status, response.error["code"], response.error["param"]) == (404, "model_not_found", "model")
     assert len(response.error["message"]) < 300
 
@@ -132,7 +132,7 @@ async def test_20_mb_body_with_a_length_is_refused_readably(path: GatewayPath) -
         for _ in range(20):
             http.send(b" " * 1_000_000)
             await http.writer.drain()
-        await assert_too_large(http, "16777216")
+        await assert_too_large(http, "8388608")
     await eventually(lambda: not path.gateway.peers)
 
 
@@ -143,7 +143,7 @@ async def test_20_mb_body_in_chunks_is_refused_readably(path: GatewayPath) -> No
             http.send(b"f4240\r\n" + b" " * 1_000_000 + b"\r\n")
             await http.writer.drain()
         http.send(b"0\r\n\r\n")
-        await assert_too_large(http, "16777216")
+        await assert_too_large(http, "8388608")
     await eventually(lambda: not path.gateway.peers)
 
 

@@ -172,6 +172,13 @@ PEM = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.Pu
 DER = RSA.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 STRANGER = ec.generate_private_key(ec.SECP256R1())
 
+
+def respelt(text: str) -> str:
+    """Change the bits of the last character that stand for no bit of the signature."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    return text[:-1] + letters[letters.index(text[-1]) ^ 1]
+
+
 FORGED = {
     "expired": lambda: token(exp=NOW - 3600),
     "not yet valid": lambda: token(nbf=NOW + 3600),
@@ -206,6 +213,9 @@ FORGED = {
     "time that is not finite": lambda: token(nbf=10**400),
     "too long": lambda: token(filler="x" * 9000),
     "not base64": lambda: "a.b.c",
+    "padding behind the signature": lambda: token() + "==",
+    "padding behind the claims": lambda: "{}.{}==.{}".format(*token().split(".")),
+    "signature written in another way": lambda: respelt(token()),
     "empty parts": lambda: "..",
     "header that is no object": lambda: f"{part(b'[]')}.{part(b'{}')}.x",
     "deep header": lambda: f"{part(b'[' * 3000)}.{part(b'{}')}.x",

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from holdfast.core.json_object import members
 from holdfast.dialects.chat import CHAT, CompletionReader, StreamReader
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.errors import InvalidRequest, UpstreamError
@@ -110,6 +111,6 @@ def test_request_is_taken_or_refused_as_invalid_and_its_bounds_are_counts(raw: s
     assert type(bounds.choices) is int
     assert bounds.choices > 0
     assert min(bounds.size, bounds.media) >= 0
-    sent = json.loads(CHAT.request(ask, "m", CHAT.options({}), path="", stream_id="st_1").body)
-    for field in (bounds.output_field, bounds.choices_field, "max_tokens", "max_completion_tokens"):
-        assert sent.get(field) == ask.body.get(field)
+    sent = members(CHAT.request(ask, "m", CHAT.options({}), path="", stream_id="st_1").body)
+    for field in (bounds.output_field, bounds.choices_field, "max_tokens", "max_completion_tokens", "messages"):
+        assert sent.get(field) == members(ask.body).get(field)

@@ -368,9 +368,11 @@ class HttpClient:
     """What carries one exchange: `answer` is all that was written to it."""
 
     number = 7
+    address = "192.0.2.7"
 
     def __init__(self, method: str = "GET", path: str = "/", *, headers: Any = (), body: bytes = b"") -> None:
         self.answer = bytearray()
+        self.refused = 0
         self.is_writable = True
         self.is_aborted = False
         self.is_finished = False

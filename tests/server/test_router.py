@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, parse_hash
 from holdfast.admission.origins import OriginRules
 from holdfast.admission.principal import Principal, Scopes
@@ -95,12 +96,17 @@ class World:
             Route(re.compile("/console"), socket=self.echoes, guard=Guard.ADMIN),
         ]
         self.authenticator = authenticator
-        self.handshakes = Handshakes(authenticator, stage.peers, self.connect, lambda owner: self.has_unfinished)
+        self.failures = AuthFailures(stage.timers)
+        self.handshakes = Handshakes(
+            authenticator, stage.peers, self.connect, lambda owner: self.has_unfinished, self.failures
+        )
         self.serve(*routes)
 
     def serve(self, *routes: Route) -> None:
         """Have these routes, and no others."""
-        self.router = Router(routes, self.authenticator, self.stage.peers, self.handshakes, default=CHAT)
+        self.router = Router(
+            routes, self.authenticator, self.stage.peers, self.handshakes, self.failures, default=CHAT
+        )
 
     def connect(self, tenant: str, key: str | None) -> Sequence[Lease]:
         lease = self.connections.acquire()

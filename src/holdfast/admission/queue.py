@@ -228,6 +228,19 @@ class Admission:
         self.refused = 0
         self.expired = 0
 
+    def check_size(self, tenant: str, key: str | None, least_text: int) -> None:
+        """Check what is known of a request before it is decoded: that it has so many bytes of text, or more.
+
+        Raises what `enter` would: `RateLimited` or `InvalidRequest`.
+        """
+        now = self._timers.now()
+        accounts = self.limiter.accounts(tenant, key, now)
+        try:
+            self.limiter.check(accounts, self.limiter.tokens_of(least_text), None, now)
+        except RateLimited:
+            self.refused += 1
+            raise
+
     def enter(self, tenant: str, key: str | None, ask: Ask) -> Ticket:
         """Admit a request, or give it a slot in the queue.
 

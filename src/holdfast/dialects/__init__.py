@@ -1,8 +1,8 @@
 """What an API means: of a client that speaks it, and of a provider that does. Pure: no I/O, no state.
 
-    ask       a request in the terms that all APIs share: model, bounds, digest
+    ask       a request in the terms that all APIs share: model, bounds, the bytes
     dialect   the interface: requests and answers, errors, Server-Sent Events
-    chat      OpenAI's chat completions
+    chat      OpenAI's chat completions; `chat_requests` reads and writes its requests
     failure   what a stream that did not complete is to an HTTP client
     table     which dialects there are, and which client's can be answered by which provider's
     endpoint  one provider's dialect with its address, credentials and options

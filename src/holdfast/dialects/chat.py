@@ -6,7 +6,6 @@ answer that is not streamed is one entry, the completion. Its reference is OpenA
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -16,12 +15,12 @@ import msgspec
 from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.sse import EventSplitter, EventTooLarge, write_entries, write_event
-from holdfast.dialects.ask import Ask, Bounds, RateLeft
+from holdfast.dialects import chat_requests as requests
+from holdfast.dialects.ask import Ask, RateLeft
 from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import (
     HoldfastError,
-    InvalidRequest,
     UpstreamError,
     UpstreamMalformed,
     UpstreamStatus,
@@ -29,17 +28,6 @@ from holdfast.errors import (
 )
 
 _DONE = b"[DONE]"
-#: Both bound the answer; which of them a provider reads is the provider's matter, so the larger one counts.
-_OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")
-#: Parts of a message whose encoded size says nothing about their tokens.
-_MEDIA = frozenset({"image_url", "input_audio", "file", "image", "document"})
-
-
-class _Known(msgspec.Struct):
-    model: str
-    messages: list[dict[str, Any]]
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
 
 
 class ChatOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -289,38 +277,13 @@ class ChatDialect:
     framing = ChatFraming()
 
     def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
-        try:
-            body = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-            raise InvalidRequest(f"the body is not valid JSON: {exc}") from exc
-        if not isinstance(body, dict):
-            raise InvalidRequest("the body must be a JSON object")
-        try:
-            known = msgspec.convert(body, _Known)
-        except msgspec.ValidationError as exc:
-            text, _, place = str(exc).partition(" - at `$.")
-            place = place.rstrip("`")
-            if text.startswith("Object missing required field `"):
-                place = text.split("`")[1]
-                raise InvalidRequest(f"`{place}` is missing", param=place) from exc
-            raise InvalidRequest(f"`{place}`: {text[:1].lower()}{text[1:]}", param=place) from exc
-        if not known.messages:
-            raise InvalidRequest("`messages` must hold at least one message", param="messages")
-        if not known.model:
-            raise InvalidRequest("`model` must name a model", param="model")
-        options = known.stream_options or {}
-        return Ask(
-            dialect=self.name,
-            model=known.model,
-            stream=bool(known.stream) if stream is None else stream,
-            body=body,
-            digest=hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest(),
-            bounds=_bounds(body, known.messages, len(raw)),
-            wants_usage=bool(options.get("include_usage")),
-        )
+        return requests.read_request(self.name, raw, stream=stream)
+
+    def least_text(self, raw: bytes) -> int:
+        return requests.least_text(raw)
 
     def prompt_of(self, ask: Ask) -> object:
-        return ask.body["messages"]
+        return requests.prompt_of(ask)
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         return error_body(error, status)
@@ -343,20 +306,14 @@ class ChatDialect:
         return [(b"authorization", b"Bearer " + key.encode())]
 
     def request(self, ask: Ask, model: str, options: ChatOptions, *, path: str, stream_id: str) -> HttpRequest:
-        body = dict(ask.body)
-        body["model"] = model
-        body["stream"] = ask.stream
-        if not ask.stream:
-            body.pop("stream_options", None)
-        elif options.stream_usage:
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         headers = [
             (b"content-type", b"application/json"),
             (b"accept", b"text/event-stream" if ask.stream else b"application/json"),
             # Without its prefix: servers exist that refuse an `x-request-id` that is no UUID.
             (b"x-request-id", stream_id.removeprefix("st_").encode()),
         ]
-        return HttpRequest("POST", f"{path}/chat/completions", headers, msgspec.json.encode(body))
+        body = requests.write_request(ask, model, with_usage=options.stream_usage)
+        return HttpRequest("POST", f"{path}/chat/completions", headers, body)
 
     def reader(self, ask: Ask, options: ChatOptions, *, max_entry: int) -> AnswerReader:
         if not ask.stream:
@@ -373,35 +330,6 @@ class ChatDialect:
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         text = _error_text(body) or f"the provider answered with status {status}"
         return UpstreamStatus(text, status=status, retry_after=retry_after, body=body)
-
-
-def _bounds(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], size: int) -> Bounds:
-    asked = {name: body[name] for name in _OUTPUT_FIELDS if body.get(name) is not None}
-    choices = body.get("n")
-    counts = [*asked.items(), *([] if choices is None else [("n", choices)])]
-    unclear = next((name for name, value in counts if not _is_count(value)), None)
-    clear = {name: value for name, value in asked.items() if _is_count(value)}
-    largest = max(clear, key=lambda name: clear[name], default="max_tokens")
-    media = 0
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and part.get("type") in _MEDIA:
-                media += 1
-                size -= len(msgspec.json.encode(part))
-    return Bounds(
-        max_output=clear.get(largest),
-        choices=choices if type(choices) is int and choices > 0 else 1,
-        media=media,
-        size=max(size, 0),
-        output_field=largest,
-        choices_field="n",
-        unclear=unclear,
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
 
 
 def _duration(seconds: float) -> str:

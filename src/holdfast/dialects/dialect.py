@@ -66,7 +66,14 @@ class Dialect(Protocol):
     def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
         """Check a request and keep it whole. `stream` overrides the request's own choice.
 
-        Raises `InvalidRequest` that names the field and what was expected.
+        It takes time in proportion to the size, and little memory: callers may pay for neither yet. Raises
+        `InvalidRequest` that names the field and what was expected.
+        """
+
+    def least_text(self, raw: bytes) -> int:
+        """Return how many bytes of a request are certainly no encoded media, without decoding it.
+
+        A large request is refused for it before anything else of it is looked at, so it is 0 in doubt.
         """
 
     def prompt_of(self, ask: Ask) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -33,6 +34,10 @@ from holdfast.streams.directory import Directory
 from holdfast.streams.store import Claimed, Done
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
+
+#: A request of more bytes is first judged by its size and its caller's rates alone. A smaller one is decoded in no
+#: more time than that takes.
+_LARGE = 64 * 1024
 
 
 class Terms(Struct, frozen=True):
@@ -69,17 +74,11 @@ class _Request(NamedTuple):
     dialect: Dialect
     ask: Ask
     terms: Terms
+    digest: bytes
 
     @property
     def caller(self) -> Caller:
-        principal, terms = self.principal, self.terms
-        return Caller(principal.tenant, principal.key_id, terms.connection, terms.session)
-
-    @property
-    def digest(self) -> bytes:
-        """The same bytes ask for something else of another API, or over a session, where they are streamed."""
-        ask = self.ask
-        return b"%b %b %b" % (ask.digest, ask.dialect.encode(), b"stream" if ask.stream else b"whole")
+        return _caller(self.principal, self.terms)
 
 
 class Launcher:
@@ -121,7 +120,7 @@ class Launcher:
         self,
         principal: Principal,
         dialect: Dialect,
-        raw: bytes | str,
+        raw: bytes,
         terms: Terms,
         done: Done[Started | HoldfastError],
     ) -> None:
@@ -132,6 +131,42 @@ class Launcher:
         `RateLimited`, `QueueFull`, `Overloaded`, `Draining`, ...); then nothing was sent to a provider, and
         nothing is held.
         """
+        refusal = self._refusal(principal, dialect, raw) if len(raw) > _LARGE else None
+        if refusal is None:
+            self._decode(principal, dialect, raw, terms, done)
+            return
+
+        def answer(claimed: Claimed | HoldfastError | None) -> None:
+            if isinstance(claimed, Claimed):
+                self._decode(principal, dialect, raw, terms, done)
+                return
+            self._observer.observe(RequestRefused(_caller(principal, terms), None, terms.request_id, refusal))
+            done(refusal.with_traceback(None))
+
+        if terms.request_id is None:
+            answer(None)
+        else:
+            self._directory.find_claim(principal.owner, terms.request_id, answer)
+
+    def _refusal(self, principal: Principal, dialect: Dialect, raw: bytes) -> HoldfastError | None:
+        """Say why a new request is refused, as far as that is known before it is decoded."""
+        try:
+            principal.check_expiry(self._clock())
+            if self.is_draining:
+                raise Draining(retry_after=1.0)
+            self._admission.check_size(principal.tenant, principal.key_id, dialect.least_text(raw))
+        except HoldfastError as exc:
+            return exc
+        return None
+
+    def _decode(
+        self,
+        principal: Principal,
+        dialect: Dialect,
+        raw: bytes,
+        terms: Terms,
+        done: Done[Started | HoldfastError],
+    ) -> None:
         try:
             ask = dialect.parse(raw, stream=terms.stream)
             principal.authorize(ask.model, ask.bounds, self._clock())
@@ -140,7 +175,9 @@ class Launcher:
         except HoldfastError as exc:
             done(exc)
             return
-        request = _Request(principal, dialect, ask, terms)
+        # Without a name of the caller's own nobody can send it again.
+        digest = b"" if terms.request_id is None else _digest(raw, ask)
+        request = _Request(principal, dialect, ask, terms, digest)
 
         def answer(claimed: Claimed | HoldfastError) -> None:
             result: Started | HoldfastError
@@ -301,3 +338,13 @@ class Launcher:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         self._directory.aclose()
+
+
+def _caller(principal: Principal, terms: Terms) -> Caller:
+    return Caller(principal.tenant, principal.key_id, terms.connection, terms.session)
+
+
+def _digest(raw: bytes, ask: Ask) -> bytes:
+    """The same bytes ask for something else of another API, or over a session, where they are streamed."""
+    how = b"stream" if ask.stream else b"whole"
+    return b"%b %b %b" % (hashlib.sha256(raw).digest(), ask.dialect.encode(), how)

@@ -26,7 +26,8 @@ def audit(event: str, **fields: object) -> None:
     It does not block, and it may be called from any thread.
     """
     named = [(name, value) for name, value in fields.items() if value is not None][:_MAX_FIELDS]
-    _logger.info(event, extra={"fields": {name: _bounded(value) for name, value in named}})
+    bounded = {name: _bounded(value) for name, value in named}
+    _logger.info(event, extra={"fields": bounded, "is_audit": True})
 
 
 def _bounded(value: object) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.jwks import KeysPending
 from holdfast.admission.principal import Principal
 from holdfast.core.entries import Owner
@@ -36,10 +37,12 @@ logger = logging.getLogger("holdfast")
 class Upgrade:
     """A request for a WebSocket, and the connection that it came on, with `rest` behind it.
 
-    `argument` is what the path's one group matched, `shape` that of the errors on the path.
+    `argument` is what the path's one group matched, `shape` that of the errors on the path. `route` is the path's
+    pattern.
     """
 
     request: Request
+    route: str
     argument: str
     shape: ErrorShape
     connection: HttpConnection
@@ -95,7 +98,9 @@ class Handshakes:
         peers: Peers,
         connect: Connect,
         has_unfinished: Callable[[Owner], bool],
+        failures: AuthFailures,
     ) -> None:
+        self._failures = failures
         self._authenticator = authenticator
         self._peers = peers
         self._connect = connect
@@ -144,6 +149,7 @@ class Handshakes:
             if self._peers.is_draining and not self._has_unfinished(principal.owner):
                 raise Draining(retry_after=1.0)
         except HoldfastError as exc:
+            self._note_failure(exc, upgrade)
             connection.refuse(*error_response(exc, shape))
             return
         accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
@@ -178,6 +184,17 @@ class Handshakes:
         self._peers.add(conversation)
         if upgrade.rest:
             conversation.data_received(upgrade.rest)
+
+    def _note_failure(self, error: HoldfastError, upgrade: Upgrade) -> None:
+        headers = upgrade.request.headers
+        self._failures.note(
+            error,
+            address=upgrade.connection.address,
+            connection=upgrade.connection.number,
+            method="WebSocket",
+            route=upgrade.route,
+            describe=lambda: self._authenticator.describe(headers, offered_subprotocols(headers)),
+        )
 
 
 async def refuse_without_upgrade(request: Request, exchange: Exchange, principal: Principal, _: str) -> None:

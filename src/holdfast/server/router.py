@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.jwks import KeysPending
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
@@ -76,10 +77,12 @@ class Router:
         authenticator: Authenticator,
         peers: Peers,
         handshakes: Handshakes,
+        failures: AuthFailures,
         *,
         default: ErrorShape,
     ) -> None:
         self.routes = _merge(routes)
+        self._failures = failures
         self._authenticator = authenticator
         self._peers = peers
         self._handshakes = handshakes
@@ -121,17 +124,23 @@ class Router:
             raise NotFound(f"there is nothing at {request.path[:200]}")
         route, argument = found
         exchange.shape = self._shape(route)
-        is_public = route.guard is Guard.PUBLIC
-        if not is_public:
-            if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
-                self._preflight(request, exchange, route.methods)
-                return
-            exchange.headers += cors_headers(self._authenticator.check_origin(request.headers))
         handler = route.methods.get("GET" if request.method == "HEAD" else request.method)
+        principal = _ANYONE
+        if route.guard is not Guard.PUBLIC:
+            try:
+                if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
+                    self._preflight(request, exchange, route.methods)
+                    return
+                exchange.headers += cors_headers(self._authenticator.check_origin(request.headers))
+                if handler is not None:
+                    principal = await self._authenticate(request, route.guard)
+                    exchange.authenticated(is_good=True)
+            except HoldfastError as exc:
+                self._note_failure(exc, request, exchange, route)
+                raise
         if handler is None:
             _refuse_method(request, exchange, route.methods)
             return
-        principal = _ANYONE if is_public else await self._authenticate(request, route.guard)
         if principal.key_id is not None:
             exchange.secret = (principal.key_id, principal.generation)
         await handler(request, exchange, principal, argument)
@@ -148,6 +157,18 @@ class Router:
                 raise again.refusal() from again
         guard.check(principal)
         return principal
+
+    def _note_failure(self, error: HoldfastError, request: Request, exchange: Exchange, route: Route) -> None:
+        is_refusal = self._failures.note(
+            error,
+            address=exchange.address,
+            connection=exchange.connection_number,
+            method=request.method,
+            route=route.pattern.pattern,
+            describe=lambda: self._authenticator.describe(request.headers),
+        )
+        if is_refusal:
+            exchange.authenticated(is_good=False)
 
     def _preflight(self, request: Request, exchange: Exchange, methods: Collection[str]) -> None:
         """Tell a browser what its page may send. It asks without credentials: the Origin alone decides."""
@@ -166,7 +187,7 @@ class Router:
             error = NotFound(f"there is no WebSocket at {request.path[:200]}; try {sockets}")
             connection.refuse(*error_response(error, shape))
             return
-        upgrade = Upgrade(request, argument, shape, connection, rest)
+        upgrade = Upgrade(request, route.pattern.pattern, argument, shape, connection, rest)
         self._handshakes.begin(route.socket, route.guard.check, upgrade)
 
 

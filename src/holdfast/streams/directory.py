@@ -219,6 +219,10 @@ class Directory:
 
         self._store.find_request(owner, request_id, found)
 
+    def find_claim(self, owner: Owner, request_id: str, done: Done[Claimed | HoldfastError | None]) -> None:
+        """Find what a request id has claimed, None where it is free."""
+        self._store.find_request(owner, request_id, done)
+
     def acknowledged(self, owner: Owner, stream_id: str) -> None:
         """The creator has the end: it is kept for the shorter retention."""
         stream = self._streams.get(stream_id)

@@ -5,6 +5,7 @@
     connection  the I/O of one connection
     http_call   one request on a connection, as its caller steers it
     dial        makes connections: addresses, proxies, TLS
+    fetch       small documents, such as an issuer's keys
     health      the breaker, retry budget and active probe of one provider
     capacity    how many requests a provider has in flight
     provider    all of these for one configured provider

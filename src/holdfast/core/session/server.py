@@ -18,7 +18,8 @@ from holdfast.core.log import Cursor
 from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest, TooManyStreams
 
-#: After this many invalid messages on one connection it is closed with 4400.
+#: After this many invalid messages on one connection it is closed with 4400; after one that is larger than
+#: `MAX_SMALL_MESSAGE` at once, since to look through that takes milliseconds.
 MAX_INVALID_MESSAGES = 16
 #: While the session holds, the shell stops reading from the socket once so many messages wait, or so many bytes. A
 #: client that follows the protocol has no more on its way in the time of one lookup; one that sends without end,
@@ -48,7 +49,7 @@ _CONVERSATION = (m.Create, m.Attach, m.Detach, m.Cancel, m.Ack, m.Credit, m.Ping
 #: |--------|------------------------------------------------|----------------------------------------------|
 #: | NEW    | waits for the client's first message           | the client: `hello`, a bare payload, or any  |
 #: |        |                                                | fault (4400); the shell: `fail`, and so on   |
-#: | OPEN   | speaks the protocol                            | the client: the 16th fault (4400);           |
+#: | OPEN   | speaks the protocol                            | the client: 16th or large fault (4400);      |
 #: | BARE   | serves a client without `hello`: one entry per | the shell: `fail`, `connection_lost`         |
 #: |        | message                                        |                                              |
 #: | CLOSED | ignores whatever comes                         | nobody                                       |
@@ -212,11 +213,13 @@ class ServerSession:
             return None
         message: m.ClientMessage | _BarePayload
         try:
-            message = m.decode_client_message(text)
+            # Looked at first, since a payload has no `type`, which the other decoder would look for to its end.
+            if _BarePayload in _TRANSITIONS[state] and _is_bare_payload(text):
+                message = _BarePayload(text.encode() if isinstance(text, str) else text)
+            else:
+                message = m.decode_client_message(text)
         except InvalidMessage as exc:
-            if _BarePayload not in _TRANSITIONS[state] or not _is_bare_payload(text):
-                return self._reject(exc)
-            message = _BarePayload(text.encode() if isinstance(text, str) else text)
+            return self._reject(exc, size=len(text))
         next_state = _TRANSITIONS[state].get(type(message))
         if next_state is None:
             return self._reject(_misplaced(message, state))
@@ -300,9 +303,10 @@ class ServerSession:
         cursor.credit += message.bytes
         return CursorsMoved([cursor], [])
 
-    def _reject(self, error: InvalidMessage) -> CloseRequired | None:
+    def _reject(self, error: InvalidMessage, *, size: int = 0) -> CloseRequired | None:
         self._invalid += 1
-        if self.state is State.NEW or self._invalid >= MAX_INVALID_MESSAGES:
+        is_last = self._invalid >= MAX_INVALID_MESSAGES or size > m.MAX_SMALL_MESSAGE
+        if self.state is State.NEW or is_last:
             return self.fail(error)
         self.send_error(error)
         return None

@@ -64,10 +64,19 @@ class ErrorShape(Protocol):
         """Write an error as the body of an HTTP answer with this status."""
 
 
+#: After so many refused credentials in a row a connection closes behind the answer: guessing costs handshakes.
+MAX_REFUSED = 10
+
+
 class Connection(Protocol):
-    """The connection that carries an exchange."""
+    """The connection that carries an exchange. `refused` counts the refused credentials in a row."""
 
     number: int
+    refused: int
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port."""
 
     @property
     def is_writable(self) -> bool:
@@ -124,6 +133,21 @@ class Exchange:
     @property
     def connection_number(self) -> int:
         return self._connection.number
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port."""
+        return self._connection.address
+
+    def authenticated(self, *, is_good: bool) -> None:
+        """Note whether the request's credential is good."""
+        connection = self._connection
+        if is_good:
+            connection.refused = 0
+            return
+        connection.refused += 1
+        if connection.refused >= MAX_REFUSED:
+            self._keep_alive = False
 
     @property
     def is_writable(self) -> bool:

@@ -99,6 +99,7 @@ class HttpConnection(asyncio.Protocol):
         "_url",
         "is_writable",
         "number",
+        "refused",
         "transport",
     )
 
@@ -124,6 +125,8 @@ class HttpConnection(asyncio.Protocol):
         self.is_writable = True
         #: Connection number, for log lines. The application gives it.
         self.number = 0
+        #: How many credentials in a row were refused.
+        self.refused = 0
         self.transport: asyncio.Transport | None = None
 
     # -- asyncio.Protocol --

@@ -15,7 +15,10 @@ from holdfast.upstream.statistics import ProviderStatistics
 
 
 class Operations:
-    """Serves the probes to anyone, the statistics to servers. `bounds` gets the caller's tenant and key."""
+    """Serves the probes to anyone, the bounds to servers, the pools to the admin; to servers where there is none.
+
+    `bounds` gets the caller's tenant and key.
+    """
 
     def __init__(
         self,
@@ -23,16 +26,20 @@ class Operations:
         pool_statistics: Callable[[], list[ProviderStatistics]],
         bounds: Callable[[str, str | None], Bounds],
         freshness: Freshness,
+        *,
+        has_admin: bool,
     ) -> None:
         self._peers = peers
         self._pool_statistics = pool_statistics
         self._bounds = bounds
         self._freshness = freshness
+        # It tells of every tenant's load, and of the providers.
+        self._pool_guard = Guard.ADMIN if has_admin else Guard.SERVER
 
     def routes(self) -> Iterable[Route]:
         yield Route(re.compile(r"/healthz"), {"GET": self._healthz}, guard=Guard.PUBLIC)
         yield Route(re.compile(r"/readyz"), {"GET": self._readyz}, guard=Guard.PUBLIC)
-        yield Route(re.compile(r"/v1/pool"), {"GET": self._pool}, guard=Guard.SERVER)
+        yield Route(re.compile(r"/v1/pool"), {"GET": self._pool}, guard=self._pool_guard)
         yield Route(re.compile(r"/v1/limits"), {"GET": self._limits}, guard=Guard.SERVER)
 
     async def _healthz(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
