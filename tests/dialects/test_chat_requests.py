@@ -235,6 +235,7 @@ def test_request_with_more_fields_than_any_api_has_is_refused() -> None:
 
 def test_prompt_is_that_of_the_caller_and_the_beginning_of_a_large_one() -> None:
     assert CHAT.prompt_of(CHAT.parse(b'{"model":"m","messages":[{"a":1e2}]}')) == [{"a": 100.0}]
+    assert CHAT.prompt_of(CHAT.parse(b'{"model":"m","messages":[{"a":1e400}]}')) == '[{"a":1e400}]'
     text = "\u00e9" * 40_000
     prompt = CHAT.prompt_of(CHAT.parse(json.dumps({"model": "m", "messages": [{"a": text}]}, ensure_ascii=False)))
     assert isinstance(prompt, str)

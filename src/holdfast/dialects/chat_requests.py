@@ -6,6 +6,7 @@ provider who judges it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -102,8 +103,8 @@ def read_request(dialect: str, raw: bytes | str, *, stream: bool | None) -> Ask:
 def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     """Write the provider's request: the caller's, with another model, streamed or not as the surface wants it.
 
-    `with_usage` says whether a streamed answer shall end with its usage. Raises `InvalidRequest` where
-    the caller's has too many fields.
+    `with_usage` says whether a streamed answer shall end with its usage. Raises `InvalidRequest` for too many
+    fields.
     """
     body: dict[str, Any] = members(ask.body)
     body["model"] = model
@@ -122,11 +123,12 @@ def least_text(raw: bytes) -> int:
 
 
 def prompt_of(ask: Ask) -> object:
-    """Return the messages of a request; of large ones the beginning, as text."""
+    """Return the messages of a request; of large or deeply nested ones the beginning, as text."""
     messages = members(ask.body)["messages"]
-    if len(messages) > _MAX_PROMPT:
-        return bytes(memoryview(messages)[:_MAX_PROMPT]).decode(errors="ignore")
-    return msgspec.json.decode(messages)
+    if len(messages) <= _MAX_PROMPT:
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):  # the stack and numbers have their limits
+            return msgspec.json.decode(messages)
+    return bytes(memoryview(messages)[:_MAX_PROMPT]).decode(errors="ignore")
 
 
 def _bounds(request: _Request, raw: bytes) -> Bounds:
