@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from holdfast.core.log import Cursor, Framing
-from holdfast.core.websocket.connection import text_frame
+from holdfast.core.websocket.frames import text_frame
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import WebSocketProtocol
 from holdfast.streams.stream import Stream
