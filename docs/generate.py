@@ -28,7 +28,7 @@ from holdfast.core.http.http2 import Http2Connection
 from holdfast.dialects.table import DIALECTS
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
 from holdfast.server.delivery import outlet, sse
-from holdfast.server.listener import http
+from holdfast.server.listener import http, requests
 from holdfast.server.surfaces import streams
 from holdfast.streams import memory
 from holdfast_tools.simulate.faults import AnyConnectionFault, AnyRequestFault, ConnectionFault, RequestFault
@@ -223,8 +223,10 @@ def _default(field: msgspec.structs.FieldInfo, *, in_bytes: bool) -> str:
 
 def fixed_bounds() -> str:
     rows = {
-        "head of an HTTP request": _size(http.MAX_HEAD),
-        "requests that wait behind another one on a connection (pipelining)": str(http._MAX_PIPELINED),
+        "head of an HTTP request": _size(requests.MAX_HEAD),
+        "bytes behind the request that is being answered (pipelining); then the socket is not read": _size(
+            http.MAX_BACKLOG
+        ),
         "a long poll": f"{streams.MAX_POLL:g} s",
         "entries in one JSON answer of `GET /v1/streams/{id}`": f"about {_size(streams.READ_BYTES)}",
         "what one WebSocket connection is sent at a time, and in one turn": (

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.core.limits.budget import Budget
 from holdfast.core.moderation import ReadModeration
 from holdfast.demo import find_demo
 from holdfast.dialects.chat import CHAT
@@ -21,6 +22,7 @@ from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshakes
 from holdfast.server.listener.listening import Listener
+from holdfast.server.listener.turns import Turns
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route, Router
 from holdfast.server.services import Services, Surface, SurfaceLimits
@@ -56,6 +58,7 @@ class Process:
         server = config.server
         self.timers = timers = Timers()
         closing.callback(timers.close)
+        self.budget = Budget(config.streams.memory_bytes)
         self.peers = Peers(
             timers,
             max_connections=server.max_connections,
@@ -82,10 +85,13 @@ class Process:
         self.directory = Directory(config.streams, timers, MemoryStore(timers))
         self.launcher = Launcher(self.directory, self.routes, self.admission, timers, observer, clock=clock)
         flusher = Flusher(ReadModeration(max_hold=server.max_hold))
+        turns = Turns()
         self.services = Services(
             launcher=self.launcher,
             directory=self.directory,
             timers=timers,
+            turns=turns,
+            budget=self.budget,
             flusher=flusher,
             sse=SseDelivery(timers, flusher, keep_alive=server.sse_keep_alive),
             peers=self.peers,
@@ -100,9 +106,10 @@ class Process:
             authenticator,
             self.peers,
             Handshakes(authenticator, self.peers, self.admission.connect, self.directory.has_unfinished),
+            budget=self.budget,
             default=CHAT,
         )
-        self.listener = Listener(server, self.router, timers)
+        self.listener = Listener(server, self.router, timers, turns, self.budget)
 
     def _own_routes(self) -> Iterable[Route]:
         """Make the routes that look at more of the process than surfaces are given."""

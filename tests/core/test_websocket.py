@@ -565,3 +565,24 @@ def test_pong_that_answers_a_ping_is_not_useless() -> None:
     connection.send_ping()
     connection.receive_data(client_frame(OP_PONG) * 2)
     assert connection.useless == 1
+
+
+def test_connection_without_room_reads_past_messages_and_hears_the_close() -> None:
+    connection = WebSocketConnection()
+    frame = client_frame(OP_TEXT, b"x" * 1000)
+    connection.receive_data(frame[:500])
+    connection.discard_messages()
+    assert connection.bytes_held == 0
+    assert connection.receive_data(frame[500:]) == []
+    assert connection.receive_data(client_frame(OP_TEXT, b"\xff" * 100)[:50]) == []
+    assert connection.bytes_held == 0
+    assert connection.receive_data(client_frame(OP_TEXT, b"\xff" * 100)[50:] + client_frame(OP_CLOSE)) == [
+        CloseReceived(1005, "")
+    ]
+
+
+def test_connection_without_room_that_has_no_message_reads_past_whole_ones() -> None:
+    connection = WebSocketConnection()
+    assert connection.is_at_boundary
+    connection.discard_messages()
+    assert connection.receive_data(client_frame(OP_TEXT, b"x")) == []

@@ -86,7 +86,9 @@ def test_any_chunking_gives_the_same_events_and_answers(
     assert receive([bytes([byte]) for byte in data], max_frame) == whole
 
 
-@given(streams, st.lists(st.integers(0, 1 << 16), max_size=12), st.lists(st.integers(0, 3), min_size=1, max_size=9))
+@given(
+    streams, st.lists(st.integers(0, 1 << 16), max_size=12), st.lists(st.integers(0, 3), min_size=1, max_size=9)
+)
 def test_any_cut_in_shares_gives_the_same_events_and_answers(
     data: bytes, points: list[int], shares: list[int]
 ) -> None:

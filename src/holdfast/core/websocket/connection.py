@@ -81,8 +81,8 @@ _OPEN, _CLOSING, _CLOSED = _State.OPEN, _State.CLOSING, _State.CLOSED
 # - A Close frame is queued at most once: on the way out of OPEN, and never for the end of the peer's bytes.
 # - `_is_send_over` is true from send_close() or receive_eof() on, and once `data_to_send` has returned the Close
 #   frame that answers the peer's. The state does not say it: messages may still go out before that answer.
-# - `_is_at_boundary` says that the state is not CLOSED, no message has begun and nothing is buffered. It is kept
-#   because the fast path of `receive_data` asks for nothing else.
+# - `_is_at_boundary` says that the state is not CLOSED, no message has begun, nothing is buffered, and messages
+#   are not read past. It is kept because the fast path of `receive_data` asks for nothing else.
 # - `_buffer` from `_start` on has not been read yet. `has_unread` says that there may be a whole frame in it, and
 #   then `_remaining` is 0. Else it is part of one, and `_start` is 0.
 
@@ -109,6 +109,7 @@ class WebSocketConnection:
         "_close_code",
         "_close_frame",
         "_is_at_boundary",
+        "_is_discarding",
         "_is_last_frame",
         "_is_send_over",
         "_is_text",
@@ -132,6 +133,7 @@ class WebSocketConnection:
         self._max_frame = max_message if max_frame is None else min(max_frame, max_message)
         self._state: _State = _OPEN
         self._is_at_boundary = True
+        self._is_discarding = False
         self._buffer = b""  # an incomplete frame header or control frame, or what is unread
         self._start = 0
         #: Whether `max_frames` has kept bytes from being read.
@@ -152,7 +154,8 @@ class WebSocketConnection:
         self.useless = 0
         # Pings whose Pongs may still come.
         self.pings_sent = 0
-        #: Counts messages in fragments or pieces, so that a shell can tell whether one goes on or another began.
+        #: Counts messages, and control frames between them, so that a shell can tell whether one goes on or
+        #: another has begun. Those on the fast path are whole, and not counted.
         self.messages_begun = 0
 
     @property
@@ -160,6 +163,11 @@ class WebSocketConnection:
         """How many bytes of frames and messages wait for their rest, or to be read."""
         message = self._message
         return len(self._buffer) - self._start + (0 if message is None else len(message))
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """Whether nothing waits for its rest, or to be read, and the peer may go on."""
+        return self._is_at_boundary
 
     @property
     def is_in_message(self) -> bool:
@@ -205,6 +213,13 @@ class WebSocketConnection:
                 except UnicodeDecodeError:
                     return [self._fail(CLOSE_INVALID_TEXT, _INVALID_TEXT)]
         return self._receive(data, max_frames)
+
+    def discard_messages(self) -> None:
+        """Read past data frames from now on, and keep nothing of them: the connection ends for want of memory."""
+        self._is_discarding = True
+        self._is_at_boundary = False
+        if self._message is not None:
+            self._message.clear()
 
     def receive_eof(self) -> list[Event]:
         """Take the end of the peer's bytes. Without a Close frame before it, that is a failure (1006)."""
@@ -325,7 +340,9 @@ class WebSocketConnection:
                 frames += 1
         except PeerFault as fault:
             events.append(self._fail(fault.code, fault.reason))
-        self._is_at_boundary = self._message is None and not self._buffer and not self.is_closed
+        self._is_at_boundary = not (
+            self._message is not None or self._buffer or self.is_closed or self._is_discarding
+        )
         return events
 
     def _receive_frame(self, data: bytes, start: int, events: list[Event]) -> int:
@@ -343,6 +360,8 @@ class WebSocketConnection:
             end = start + 6 + length
             if size < end:
                 return start
+            if self._message is None:
+                self.messages_begun += 1
             self._receive_control(first & 0x0F, unmask(data[start + 6 : end], data[start + 2 : start + 6]), events)
             return end
         key = start + 2
@@ -406,12 +425,16 @@ class WebSocketConnection:
     def _receive_payload(self, message: bytearray, data: bytes, start: int, events: list[Event]) -> int:
         """Take what has come of the data frame in progress, and return the position after it."""
         end = min(start + self._remaining, len(data))
-        message += unmask(data[start:end], self._mask)
+        if not self._is_discarding:
+            message += unmask(data[start:end], self._mask)
         self._remaining -= end - start
         if self._remaining:
             offset = (end - start) & 3
             self._mask = self._mask[offset:] + self._mask[:offset]
         is_whole = self._is_last_frame and not self._remaining
+        if self._is_discarding:
+            self._message = None if is_whole else message
+            return end
         if self._is_text:
             self._check_text(message, is_whole)
         if is_whole:

@@ -11,6 +11,7 @@ import msgspec
 from holdfast.admission.keys import SecretId
 from holdfast.core.http.request import Headers
 from holdfast.errors import HoldfastError
+from holdfast.server.listener.charge import Charge
 
 _REASONS = {
     200: b"OK",
@@ -90,6 +91,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_body",
         "_chunked",
         "_connection",
         "_head_only",
@@ -104,8 +106,18 @@ class Exchange:
         "shape",
     )
 
-    def __init__(self, connection: Connection, request: Request, *, shape: ErrorShape, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        *,
+        shape: ErrorShape,
+        keep_alive: bool,
+        body: Charge | None = None,
+    ) -> None:
+        """`body` is the memory that the request's body is charged with."""
         self._connection = connection
+        self._body = body
         self.shape = shape
         self._head_only = request.method == "HEAD"
         self._chunked = request.http_version == "1.1"
@@ -119,6 +131,12 @@ class Exchange:
         self.on_revoked: Callable[[HoldfastError], None] | None = None
         #: The secret that authenticated the request; None for callers without a key.
         self.secret: SecretId | None = None
+
+    def body_used(self) -> None:
+        """The request's body is needed no longer, or is charged by whoever needs it. Idempotent."""
+        body, self._body = self._body, None
+        if body is not None:
+            body.free()
 
     @property
     def connection_number(self) -> int:
