@@ -24,6 +24,7 @@ from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.core.http.frames import DATA, frame_header, header_frames, settings_frame
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.http.request import HttpRequest
+from holdfast.core.limits.budget import Budget
 from holdfast.core.moderation import ReadModeration
 from holdfast.core.session.messages import MAX_SEQ, SUBPROTOCOL
 from holdfast.dialects.chat import CHAT
@@ -117,7 +118,7 @@ class HotPath:
         endpoint = Endpoint(base_url="http://provider/v1")
         target = Target("sim", "demo", endpoint, _OneConnection(self._connection), TimeoutsConfig())
         streams = StreamsConfig(log_bytes=LOG_BYTES)
-        self._directory = Directory(streams, self._timers, MemoryStore(self._timers))
+        self._directory = Directory(streams, self._timers, MemoryStore(self._timers), Budget(1 << 30))
         observers = Observers(RequestLog())
         launcher = Launcher(
             self._directory,

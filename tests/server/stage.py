@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from holdfast.admission.principal import Principal
 from holdfast.core.entries import EndBody, Owner
+from holdfast.core.limits.budget import Budget
 from holdfast.core.limits.rate_limit import Concurrency, Lease
 from holdfast.core.log import Log
 from holdfast.core.moderation import ReadModeration
@@ -30,7 +31,6 @@ from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
 from holdfast.server.surfaces.holdfast_session import SessionProtocol, Sessions
 from holdfast.streams.directory import Directory
-from holdfast.streams.memory import LogMemory
 from holdfast.streams.store import Claim, Done
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
@@ -196,7 +196,7 @@ class ScriptedStreams:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._memory = LogMemory(1 << 30, lambda: False)
+        self.budget = Budget(1 << 30)
         self._waiting: deque[Callable[[], None]] = deque()
         self.is_late = False
         self.streams: dict[str, Stream] = {}
@@ -211,7 +211,7 @@ class ScriptedStreams:
         stream = Stream(
             origin=Claim(owner, f"request of {stream_id}", stream_id, "demo", b""),
             log=Log(stream_id, max_bytes=LIMITS.log_bytes),
-            memory=self._memory,
+            account=self.budget.account(owner.tenant),
             detach_grace=grace,
             timers=self._timers,
             on_end=lambda stream: None,
