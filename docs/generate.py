@@ -25,12 +25,12 @@ from holdfast.config.units import Count, Grace, Seconds, Size
 from holdfast.core.entries import AttemptRecord, Usage
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
+from holdfast.core.limits import budget
 from holdfast.dialects.table import DIALECTS
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
 from holdfast.server.delivery import outlet, sse
 from holdfast.server.listener import http, requests
 from holdfast.server.surfaces import streams
-from holdfast.streams import memory
 from holdfast_tools.simulate.faults import AnyConnectionFault, AnyRequestFault, ConnectionFault, RequestFault
 from holdfast_tools.simulate.request import Simulation
 
@@ -238,7 +238,7 @@ def fixed_bounds() -> str:
         "control messages that wait for a WebSocket client which does not read": (
             f"{outlet.MAX_WAITING}, then it is dropped"
         ),
-        "what a running stream may always keep, however short memory is": _size(memory.MIN_SHARE),
+        "what a running stream may always keep, however short memory is": _size(budget.MIN_SHARE),
         "an event of a provider, or a whole answer that is not streamed": "`streams.log_bytes`",
         "head of a provider's HTTP/1.1 answer": _size(_default_of(Http1Connection, "max_head_size")),
         "what a provider may send ahead on one HTTP/2 stream": _size(

@@ -119,7 +119,7 @@ class HotPath:
         endpoint = Endpoint(base_url="http://provider/v1")
         target = Target("sim", "demo", endpoint, _OneConnection(self._connection), TimeoutsConfig())
         streams = StreamsConfig(log_bytes=LOG_BYTES)
-        self._directory = Directory(streams, self._timers, MemoryStore(self._timers))
+        self._directory = Directory(streams, self._timers, MemoryStore(self._timers), Budget(1 << 30))
         observers = Observers(RequestLog())
         launcher = Launcher(
             self._directory,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 
 from holdfast.admission.access import Access
+from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig
 from holdfast.core.limits.budget import Budget
@@ -58,7 +59,6 @@ class Process:
         server = config.server
         self.timers = timers = Timers()
         closing.callback(timers.close)
-        self.budget = Budget(config.streams.memory_bytes)
         self.peers = Peers(
             timers,
             max_connections=server.max_connections,
@@ -82,7 +82,8 @@ class Process:
         )
         self.request_log = RequestLog(content=config.logging.content)
         observer = Observers(self.request_log, *observers)
-        self.directory = Directory(config.streams, timers, MemoryStore(timers))
+        self.budget = Budget(server.memory_bytes)
+        self.directory = Directory(config.streams, timers, MemoryStore(timers), self.budget)
         self.launcher = Launcher(self.directory, self.routes, self.admission, timers, observer, clock=clock)
         flusher = Flusher(ReadModeration(max_hold=server.max_hold))
         turns = Turns()
@@ -137,6 +138,7 @@ class Process:
         server = config.server
         self.access.configure(config)
         self.admission.configure(config.limits, config.queue, _bounds_of(config.models))
+        self.budget.configure(server.memory_bytes)
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
@@ -150,7 +152,7 @@ class Process:
         """What `GET /v1/pool` shows."""
         return self.routes.statistics()
 
-    def bounds(self, tenant: str, key: str | None) -> Bounds:
+    def bounds(self, caller: Principal) -> Bounds:
         """What `GET /v1/limits` shows to this caller."""
         return collect(
             self.config,
@@ -158,7 +160,7 @@ class Process:
             self.peers,
             self.admission,
             providers=self.pool_statistics(),
-            caller=(tenant, key),
+            caller=caller,
             now=self.timers.now(),
         )
 

@@ -245,9 +245,7 @@ async def test_target_in_absolute_form_is_taken(busy: Busy, target: bytes) -> No
         b"file://localhost/healthz",
     ],
 )
-async def test_target_in_absolute_form_at_another_host_than_host_says_is_refused(
-    busy: Busy, target: bytes
-) -> None:
+async def test_target_in_absolute_form_that_host_does_not_name_is_refused(busy: Busy, target: bytes) -> None:
     """RFC 9112 section 3.2.2: who judged the one would not have judged the other."""
     response = await refusal(busy, b"GET %b HTTP/1.1\r\n%b\r\n" % (target, HOST))
     assert (response.status, response.error["code"]) == (400, "invalid_request")
@@ -390,7 +388,7 @@ async def test_trailers_without_end_are_refused(busy: Busy) -> None:
 
 async def test_chunk_extensions_without_end_are_refused(busy: Busy) -> None:
     async with await Http.open(busy.url) as http:
-        http.send(post(CHUNKED, body=b"1;" + b"x" * (MAX_OVERHEAD + 2)))
+        http.send(post(CHUNKED, body=b"1;" + b"x" * (2 * MAX_OVERHEAD)))
         response = await http.response()
         assert (response.status, response.error["code"]) == (400, "invalid_request")
         assert "chunks" in response.error["message"]
@@ -398,7 +396,7 @@ async def test_chunk_extensions_without_end_are_refused(busy: Busy) -> None:
 
 async def test_small_chunks_with_extensions_are_refused_once_they_outweigh_the_body(busy: Busy) -> None:
     async with await Http.open(busy.url) as http:
-        http.send(post(CHUNKED, body=b"1;x=yyyyyyyyyyyyyy\r\n \r\n" * (MAX_OVERHEAD // 20)))
+        http.send(post(CHUNKED, body=b"1;x=yyyyyyyyyyyyyy\r\n \r\n" * (MAX_OVERHEAD // 10)))
         assert (await http.response()).status == 400
 
 

@@ -323,7 +323,7 @@ async def make_ended(session: Session, number: int, tokens: int) -> tuple[str, d
 
 
 async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_path: MakePath) -> None:
-    path = await make_path(streams={"memory_bytes": 200_000})
+    path = await make_path(server={"memory_bytes": 200_000, "max_body": 50_000})
     async with await Session.open(path.url) as session:
         streams = [(await make_ended(session, number, 100))[0] for number in range(10)]  # about 27 KB each
     kept = []
@@ -332,16 +332,16 @@ async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_
         kept.append(response.status == 200)
     assert 3 <= sum(kept) <= 7
     assert kept == sorted(kept)  # the newest are kept
-    assert path.gateway.directory.statistics().log_bytes < 200_000 + 30_000
+    assert path.gateway.directory.statistics().log_bytes < 200_000
 
 
 async def test_memory_used_up_by_running_streams_refuses_new_work(make_path: MakePath) -> None:
-    path = await make_path(streams={"memory_bytes": 100_000})
+    path = await make_path(server={"memory_bytes": 150_000, "max_body": 30_000})
     async with await Session.open(path.url) as session, await Session.open(path.url) as other:
         ended, _ = await make_ended(other, 0, 50)
         stream = (await session.create("r-1", chat({"tokens": 5_000}), credit=0))["stream"]
-        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
-        assert path.gateway.directory.statistics().log_bytes < 100_000 + 256 * 1024
+        await eventually(lambda: path.gateway.directory.budget.waiting, "the provider's waiting")
+        assert path.gateway.directory.statistics().log_bytes < 150_000 + 256 * 1024
         assert (await ask(path.url, "GET", f"/v1/streams/{ended}?live=none")).status == 404
         before = path.provider.statistics().requests
         await other.send(type="create", request_id="r-2", request=chat({"tokens": 1}))

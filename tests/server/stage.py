@@ -32,7 +32,6 @@ from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
 from holdfast.server.surfaces.holdfast_session import SessionProtocol, Sessions
 from holdfast.streams.directory import Directory
-from holdfast.streams.memory import LogMemory
 from holdfast.streams.store import Claim, Done
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
@@ -198,7 +197,7 @@ class ScriptedStreams:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._memory = LogMemory(1 << 30, lambda: False)
+        self.budget = Budget(1 << 30)
         self._waiting: deque[Callable[[], None]] = deque()
         self.is_late = False
         self.streams: dict[str, Stream] = {}
@@ -213,7 +212,7 @@ class ScriptedStreams:
         stream = Stream(
             origin=Claim(owner, f"request of {stream_id}", stream_id, "demo", b""),
             log=Log(stream_id, max_bytes=LIMITS.log_bytes),
-            memory=self._memory,
+            account=self.budget.account(owner.tenant),
             detach_grace=grace,
             timers=self._timers,
             on_end=lambda stream: None,
@@ -338,8 +337,8 @@ class Stage:
         self.timers = Timers(loop)
         self.flusher = Flusher(ReadModeration(max_hold=0.0), loop)
         self.turns = Turns(loop, clock=loop.time)
-        self.budget = Budget(1 << 30)
         self.streams = ScriptedStreams(self.timers)
+        self.budget = self.streams.budget
         self.peers = Peers(self.timers, max_connections=100)
         self.events: list[Event] = []
         self.services = Services(

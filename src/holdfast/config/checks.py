@@ -53,6 +53,11 @@ def check(config: Config, *, source: str = "configuration", dialects: Dialects =
             # Whoever has it would be the admin, and the admin asks for no generation.
             raise ConfigError(f"{source}: keys.{name}.hash: is that of auth.admin_key; a caller needs its own key")
     server = config.server
+    if server.memory_bytes < 4 * server.max_body:
+        raise ConfigError(
+            f"{source}: server.memory_bytes: expected at least four times server.max_body "
+            f"({4 * server.max_body}), got {server.memory_bytes}"
+        )
     for origin in server.allowed_origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigError(

@@ -20,6 +20,10 @@ from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
 _T = TypeVar("_T")
+#: Settings of earlier versions, and what to use instead.
+_MOVED = (
+    ("streams", "memory_bytes", "`server.memory_bytes`, which bounds all that clients can make the gateway hold"),
+)
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 
 
@@ -50,6 +54,7 @@ def parse(
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{source}: is not valid TOML: {exc}") from exc
     raw = _resolve(raw, "", source, os.environ if environ is None else environ)
+    _check_moved(raw, source)
     # Tables with free names are converted one by one, since msgspec's paths leave the name out: `providers[...]`.
     parts: dict[str, Any] = dict(raw)
     for section, type_ in (("providers", ProviderConfig), ("models", ModelConfig), ("keys", KeyConfig)):
@@ -61,6 +66,14 @@ def parse(
     config = _convert(parts, Config, "", source)
     check(config, source=source, dialects=dialects)
     return config
+
+
+def _check_moved(raw: Mapping[str, Any], source: str) -> None:
+    """Say where a setting is now that an earlier version had elsewhere."""
+    for section, name, now in _MOVED:
+        table = raw.get(section)
+        if isinstance(table, dict) and name in table:
+            raise ConfigError(f"{source}: {section}.{name}: there is no such setting any more; use {now}")
 
 
 def _resolve(value: Any, path: str, source: str, environ: Mapping[str, str]) -> Any:

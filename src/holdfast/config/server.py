@@ -28,6 +28,15 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     max_body: Annotated[Size, Meta(description="The largest HTTP body, and the largest WebSocket message.")] = (
         16 * 1024 * 1024
     )
+    memory_bytes: Annotated[
+        Size,
+        Meta(
+            description="All that clients can make the gateway hold: logs, requests, bodies and messages in "
+            "flight, answers that sockets have not taken. One tenant alone may hold three quarters, callers "
+            "without a credential a sixteenth together. Ended logs of the largest user are dropped first; who is "
+            "over is paused or refused as `overloaded`, nobody else. At least four times `max_body`."
+        ),
+    ] = 1024 * 1024 * 1024
     max_connections: Annotated[Count, Meta(description="Open connections; further ones are refused with 503.")] = (
         20_000
     )

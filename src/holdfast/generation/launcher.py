@@ -13,6 +13,7 @@ from msgspec import Struct
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.core.entries import EndBody, error_body
+from holdfast.core.limits.budget import Kind
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import Dialect
 from holdfast.errors import (
@@ -67,6 +68,8 @@ class _Request(NamedTuple):
     dialect: Dialect
     ask: Ask
     terms: Terms
+    #: As it came, in bytes or characters.
+    size: int
 
     @property
     def caller(self) -> Caller:
@@ -136,7 +139,7 @@ class Launcher:
         except HoldfastError as exc:
             done(exc)
             return
-        request = _Request(principal, dialect, ask, terms)
+        request = _Request(principal, dialect, ask, terms, len(raw))
 
         def answer(claimed: Claimed | HoldfastError) -> None:
             result: Started | HoldfastError
@@ -174,10 +177,17 @@ class Launcher:
         route = self._route(ask)
         if self.is_draining:
             raise Draining(retry_after=1.0)
-        self._directory.check_room()
-        ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        account = self._directory.check_room(claimed.claim.owner.tenant)
+        if not account.take(Kind.REQUESTS, request.size):
+            raise account.refusal(request.size)
+        try:
+            ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        except BaseException:
+            account.free(Kind.REQUESTS, request.size)
+            raise
         stream = self._directory.add(claimed, detach_grace=request.terms.detach_grace)
         generation = Generation(stream, ask, caller, ticket, self._timers, self._observer)
+        generation.size = request.size
         self._generations[stream] = generation
         self._observer.observe(
             RequestStarted(
@@ -253,7 +263,7 @@ class Launcher:
 
     def _forget(self, stream: Stream) -> None:
         """The stream has its end, and its provider is let go of."""
-        del self._generations[stream]
+        stream.account.free(Kind.REQUESTS, self._generations.pop(stream).size)
         if self._watches:
             self._count_down(stream)
 

@@ -65,6 +65,7 @@ class Account:
         "_level",
         "is_short",
         "reclaimable",
+        "running",
         "tenant",
         "used",
         "waiting",
@@ -77,6 +78,8 @@ class Account:
         self.used = 0
         #: Whether logs of this account have to wait: it holds as much as it may, and nothing can be reclaimed.
         self.is_short = False
+        #: Its running logs.
+        self.running = 0
         #: Those who let their provider wait until there is room.
         self.waiting: set[Waiting] = set()
         #: Bytes of it that can be reclaimed.
@@ -96,6 +99,11 @@ class Account:
     def has_room(self) -> bool:
         """Whether it holds less than its bound, and the budget has room at all."""
         return self.used < self.bound and self._budget.free > 0
+
+    @property
+    def least_log(self) -> int:
+        """How much each of its running logs may hold while it is short."""
+        return self._budget.least_log
 
     def take(self, kind: Kind, size: int) -> bool:
         """Take so many bytes whole or not at all.
@@ -154,6 +162,18 @@ class Account:
             whose = "the gateway's memory is used up"
         return Overloaded(whose, retry_after=1.0)
 
+    # -- logs --
+
+    def log_begins(self) -> None:
+        """Count one more running log, which may hold its least share."""
+        self.running += 1
+        self._budget.running += 1
+
+    def log_ends(self) -> None:
+        """It runs no more, whether it can be read on or not."""
+        self.running -= 1
+        self._budget.running -= 1
+
     # -- what may go when memory is short --
 
     def may_go(self, item: Hashable, size: int) -> None:
@@ -203,7 +223,7 @@ class Budget:
         self.by_kind = [0] * len(Kind)
         #: Bytes that can be reclaimed.
         self.reclaimable = 0
-        #: Running logs, among which the headroom is shared.
+        #: Running logs of all accounts, among which the headroom is shared.
         self.running = 0
         self.let_go = let_go
         # An account is kept by those who hold something of it, or may soon: the table needs no bound of its own.
@@ -231,6 +251,11 @@ class Budget:
     def least_log(self) -> int:
         """How much a running log may hold however short memory is, so that it moves."""
         return max(min(self.limit // _HEADROOM // max(self.running, 1), MIN_SHARE), _LEAST_SHARE)
+
+    @property
+    def waiting(self) -> set[Waiting]:
+        """All who let their provider wait until there is room. It looks at every account."""
+        return {waiting for account in self.accounts() for waiting in account.waiting}
 
     def account(self, tenant: str) -> Account:
         """Return a tenant's account, which is made at its first use and forgotten when nobody refers to it."""

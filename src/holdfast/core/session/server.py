@@ -382,6 +382,11 @@ class ServerSession:
             del self._retired[next(iter(self._retired))]
         return cursor
 
+    def forget(self, stream: str, error: HoldfastError) -> None:
+        """Deliver a stream no more, whose log is gone before the client had its end: it is told the error."""
+        if self.cursors.pop(stream, None) is not None:
+            self.send_error(error, stream=stream)
+
     def connection_lost(self) -> list[Cursor]:
         """End the session without a word, and return the cursors that it had."""
         self._close()

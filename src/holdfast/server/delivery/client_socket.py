@@ -140,6 +140,10 @@ class ClientSocket(WebSocketProtocol):
     def end_written(self, stream: Stream) -> None:
         """The client was sent the end of a stream. Say what follows it, or nothing."""
 
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        """A stream's log is gone before the client had its end. Tell the client, or end the conversation."""
+        self.end(error)
+
     def end(self, error: HoldfastError) -> None:
         """End the conversation for an error: tell the client, and close."""
         raise NotImplementedError

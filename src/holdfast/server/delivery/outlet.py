@@ -13,6 +13,7 @@ from typing import Protocol
 
 from holdfast.core.log import Cursor, Framing
 from holdfast.core.websocket.frames import text_frame
+from holdfast.errors import HoldfastError
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import WebSocketProtocol
 from holdfast.streams.stream import Stream
@@ -54,6 +55,9 @@ class Conversation(Protocol):
 
     def end_written(self, stream: Stream) -> None:
         """The end entry was written. Its cursor has left the outlet. A control message may follow it."""
+
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        """The stream's log is gone, and its cursor has left the outlet: say so with a control message."""
 
 
 class Outlet:
@@ -126,8 +130,11 @@ class Outlet:
 
     def advanced(self, cursor: Cursor) -> None:
         """The client has acknowledged entries or given credit: there may be room in the log, or more to send."""
-        self.streams[cursor].resume_source()
-        if cursor.is_ready:
+        stream = self.streams.get(cursor)
+        if stream is None:
+            return  # what another cursor's advance has set going has taken this one's log
+        stream.resume_source()
+        if cursor.is_ready and cursor in self.streams:
             self._ready[cursor] = None
 
     def lose_all(self) -> None:
@@ -164,6 +171,11 @@ class Outlet:
             return  # it is being attached in this turn, and its answer has the epoch
         self._conversation.epoch_changed(stream)
         self.mark()
+
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        if cursor in self.streams:
+            self._conversation.forgotten(self._remove(cursor), error)
+            self.mark()
 
     # -- writing --
 

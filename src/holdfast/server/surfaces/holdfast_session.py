@@ -306,6 +306,9 @@ class SessionProtocol(ClientSocket):
     def end_written(self, stream: Stream) -> None:
         self.protocol.retire(stream.id)
 
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        self.protocol.forget(stream.id, error)
+
     # -- the end --
 
     def drain(self, window: float) -> None:

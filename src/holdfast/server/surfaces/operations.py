@@ -14,13 +14,13 @@ from holdfast.upstream.statistics import ProviderStatistics
 
 
 class Operations:
-    """Serves the probes to anyone, the statistics to servers. `bounds` gets the caller's tenant and key."""
+    """Serves the probes to anyone, the statistics to servers. `bounds` gets the caller."""
 
     def __init__(
         self,
         peers: Peers,
         pool_statistics: Callable[[], list[ProviderStatistics]],
-        bounds: Callable[[str, str | None], Bounds],
+        bounds: Callable[[Principal], Bounds],
     ) -> None:
         self._peers = peers
         self._pool_statistics = pool_statistics
@@ -47,4 +47,4 @@ class Operations:
 
     async def _limits(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         """Answer with every bound and its present use, and with those of the caller's own key and tenant."""
-        respond_json(exchange, self._bounds(principal.tenant, principal.key_id))
+        respond_json(exchange, self._bounds(principal))
