@@ -247,10 +247,8 @@ class ServerSession:
             case m.Detach():
                 self.send(m.Detached(message.stream))
                 cursor = self.cursors.pop(message.stream, None)
-                if cursor is not None:
-                    return DetachReceived(cursor)
                 # A detach may cross the end of the stream: then there is nothing to detach, and no harm.
-                self._useless += 1
+                return DetachReceived(cursor) if cursor is not None else None
             case m.Cancel():
                 if (message.stream is None) == (message.request_id is None):
                     return self._reject(InvalidMessage("`cancel` names either `stream` or `request_id`"))
@@ -298,15 +296,11 @@ class ServerSession:
             elif seq >= self._retired.get(stream, m.MAX_SEQ + 1):
                 del self._retired[stream]
                 ended.append(stream)
-        if moved or ended:
-            return CursorsMoved(moved, ended)
-        self._useless += 1
-        return None
+        return CursorsMoved(moved, ended) if moved or ended else None
 
     def _receive_credit(self, message: m.Credit) -> Event | None:
         cursor = self.cursors.get(message.stream)
         if cursor is None or cursor.credit is None:
-            self._useless += 1
             return None
         if cursor.credit + message.bytes > m.MAX_CREDIT:
             return self._reject(InvalidMessage(f"credit of `{message.stream}` would exceed {m.MAX_CREDIT}"))
@@ -440,7 +434,10 @@ class ServerSession:
         return self._out_bytes
 
     def take_useless(self) -> int:
-        """Return how many messages have served nothing since the last time: refused ones, pings, and the like."""
+        """Return how many messages have served nothing since the last time: those refused, `ping` and `pong`.
+
+        Not `ack` and `credit` for streams that are unknown: theirs may have ended a moment ago.
+        """
         useless, self._useless = self._useless, 0
         return useless
 

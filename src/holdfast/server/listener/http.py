@@ -256,8 +256,8 @@ class HttpConnection(FairProtocol):
         elif type(event) is Upgrade:
             self._stop_timer()
             self._parser = None
-            self._rest = b""
-            self._app.upgrade(event.request, self, event.rest)
+            rest, self._rest = event.rest + self._rest, b""
+            self._app.upgrade(event.request, self, rest)
         elif type(event) is Refused:
             self._refuse(event.status, event.error, event.path)
 
@@ -414,8 +414,7 @@ class HttpConnection(FairProtocol):
         self.resume(BACKLOG)
         self.resume(KEYS)
         self._set_timer(_DISCARD_TIMEOUT, self.abort)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        self.write_eof()
 
     def _head_timed_out(self) -> None:
         if self.is_paused:  # what is not read cannot come, and what is not taken cannot be followed

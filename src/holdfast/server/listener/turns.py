@@ -138,13 +138,24 @@ class FairProtocol(asyncio.Protocol):
 
     @property
     def can_go_on(self) -> bool:
-        """Whether something waits that could be handled, were it the socket's turn."""
+        """Whether something waits that could be handled, were it the socket's turn. Then it is entered."""
         raise NotImplementedError
 
     def abort(self) -> None:
         """Cut the connection."""
         if self.transport is not None:
             self.transport.abort()
+
+    def write_eof(self) -> None:
+        """Send nothing more, but read on: unread input would reset the connection, and what was sent be lost."""
+        transport = self.transport
+        if transport is None:
+            return
+        try:
+            if transport.can_write_eof():
+                transport.write_eof()
+        except OSError:  # the peer has reset it
+            transport.abort()
 
     # -- reading --
 
@@ -160,16 +171,17 @@ class FairProtocol(asyncio.Protocol):
         self._pauses |= reason
 
     def resume(self, reason: int) -> None:
-        """The reason is gone: read on, unless there is another one, or something that waits comes first."""
+        """The reason is gone: go on with what waits, and read on, unless there is another one."""
         if not self._pauses & reason:
             return
         self._pauses &= ~reason
-        if self._pauses:
+        if self._pauses & TURN_OVER:
             return
         if self.can_go_on:
-            self._pauses = TURN_OVER
+            # Not `pause`: the socket is not read yet.
+            self._pauses |= TURN_OVER
             self.turns.enter(self)
-        elif self.transport is not None and not self.transport.is_closing():
+        elif not self._pauses and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
     # -- asyncio.BaseProtocol --

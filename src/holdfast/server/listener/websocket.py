@@ -131,7 +131,7 @@ class WebSocketProtocol(FairProtocol):
 
     @property
     def can_go_on(self) -> bool:
-        return bool(self._inbox) or self.codec.has_unread
+        return (bool(self._inbox) or self.codec.has_unread) and not self.is_paused
 
     def take(self, until: float) -> bool:
         if self.is_paused:
@@ -161,7 +161,7 @@ class WebSocketProtocol(FairProtocol):
         if self._held or not codec.is_at_boundary or self._message_timer is not None:
             self._count_held()
         self.write_codec()
-        return codec.has_unread and not self.is_paused
+        return self.can_go_on
 
     def _count_useless(self, useless: int) -> None:
         now = self.timers.now()
@@ -287,8 +287,7 @@ class WebSocketProtocol(FairProtocol):
             self.transport.abort()
 
     def _peer_closed(self) -> None:
-        """Answer the Close frame and hang up, but read on until the peer has: unread input would reset the
-        connection, and our Close frame could be lost with it."""
+        """Answer the Close frame and hang up, but read on until the peer has."""
         self._stop_timer()
         transport = self.transport
         if transport is None:
@@ -298,7 +297,7 @@ class WebSocketProtocol(FairProtocol):
             transport.write(data)
         self._timer = self.timers.after(_LINGER_TIMEOUT, self.abort)
         if transport.can_write_eof():
-            transport.write_eof()
+            self.write_eof()
         else:
             transport.close()
 
