@@ -101,8 +101,10 @@ class Turns:
             except Exception:
                 # The supervisor of one connection: others go on.
                 logger.exception("a client's connection failed")
-                has_more = False
+                fair.leave(socket)
                 socket.abort()
+                now = clock()
+                continue
             begun, now = now, clock()
             fair.served(socket, now - begun, has_more=has_more)
             if not has_more:
