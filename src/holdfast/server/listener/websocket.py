@@ -15,7 +15,7 @@ from holdfast.core.patience import Patience, Verdict, delay_of
 from holdfast.core.websocket.connection import WebSocketConnection
 from holdfast.core.websocket.events import BinaryMessage, CloseReceived, ConnectionFailed, TextMessage
 from holdfast.errors import HoldfastError, InvalidMessage
-from holdfast.server.listener.turns import BACKLOG, SLOWED, FairProtocol, Turns
+from holdfast.server.listener.turns import BACKLOG, SLOWED, TURN_OVER, FairProtocol, Turns
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -124,8 +124,6 @@ class WebSocketProtocol(FairProtocol):
     def data_received(self, data: bytes) -> None:
         self._last_received = self.timers.now()
         self._is_pinged = False
-        if self.codec.is_closed:
-            return
         self._inbox = self._inbox + data if self._inbox else data
         self.turns.received(self)
 
@@ -134,11 +132,12 @@ class WebSocketProtocol(FairProtocol):
         return (bool(self._inbox) or self.codec.has_unread) and not self.is_paused
 
     def take(self, until: float) -> bool:
-        if self.is_paused:
+        if self._pauses & ~TURN_OVER:
             return False
-        codec, clock = self.codec, self.turns.clock
+        codec = self.codec
+        looks = _LOOKS
         try:
-            for _ in range(_LOOKS):
+            while True:
                 data, self._inbox = self._inbox, b""
                 for event in codec.receive_data(data, _FRAMES):
                     if type(event) is TextMessage:
@@ -148,7 +147,8 @@ class WebSocketProtocol(FairProtocol):
                     elif isinstance(event, CloseReceived | ConnectionFailed):
                         self._peer_closed()
                         return False
-                if not codec.has_unread or self.is_paused or clock() >= until:
+                looks -= 1
+                if not (codec.has_unread and looks) or self._pauses & ~TURN_OVER or self.turns.clock() >= until:
                     break
         except Exception:
             # The supervisor of one connection: other connections go on, and details go to the log only.
@@ -161,7 +161,7 @@ class WebSocketProtocol(FairProtocol):
         if self._held or not codec.is_at_boundary or self._message_timer is not None:
             self._count_held()
         self.write_codec()
-        return self.can_go_on
+        return codec.has_unread and not self._pauses & ~TURN_OVER
 
     def _count_useless(self, useless: int) -> None:
         now = self.timers.now()
