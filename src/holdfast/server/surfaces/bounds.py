@@ -146,9 +146,7 @@ def _process_bounds(
         Bound(
             "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
         ),
-        Bound(
-            "bytes that clients make it hold", server.memory_bytes, memory, "server.memory_bytes"
-        ),
+        Bound("bytes that clients make it hold", server.memory_bytes, memory, "server.memory_bytes"),
         Bound("streams that are kept", streams.max_streams, use.streams, "streams.max_streams"),
         Bound("bytes of a log", streams.log_bytes, directory.largest_log, "streams.log_bytes"),
         Bound("waiting requests", queue.max_waiting, len(admission.queue), "queue.max_waiting"),
