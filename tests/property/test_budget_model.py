@@ -1,7 +1,7 @@
 """A stateful model of the memory budget: peers that take what they can, logs that grow, end and go.
 
-Whatever they do, the sum stays within the limit and one read of each running log, nobody takes more than their share,
-a newcomer is served, and everything comes back.
+Whatever they do, the sum stays within the limit and one read of each running log, nobody takes more than their
+share, a newcomer is served, and everything comes back.
 """
 
 from __future__ import annotations

@@ -123,6 +123,7 @@ class Router:
         exchange.shape = self._shape(route)
         is_public = route.guard is Guard.PUBLIC
         if not is_public:
+            self._peers.check_slot(exchange.connection)
             if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
                 self._preflight(request, exchange, route.methods)
                 return
@@ -131,7 +132,10 @@ class Router:
         if handler is None:
             _refuse_method(request, exchange, route.methods)
             return
-        principal = _ANYONE if is_public else await self._authenticate(request, route.guard)
+        principal = _ANYONE
+        if not is_public:
+            principal = await self._authenticate(request, route.guard)
+            self._peers.known(exchange.connection)
         if principal.key_id is not None:
             exchange.secret = (principal.key_id, principal.generation)
         await handler(request, exchange, principal, argument)
@@ -165,6 +169,11 @@ class Router:
             sockets = ", ".join(other.pattern.pattern for other in self.routes if other.socket is not None)
             error = NotFound(f"there is no WebSocket at {request.path[:200]}; try {sockets}")
             connection.refuse(*error_response(error, shape))
+            return
+        try:
+            self._peers.check_slot(connection)
+        except HoldfastError as exc:
+            connection.refuse(*error_response(exc, shape))
             return
         upgrade = Upgrade(request, argument, shape, connection, rest)
         self._handshakes.begin(route.socket, route.guard.check, upgrade)

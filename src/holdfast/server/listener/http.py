@@ -40,6 +40,8 @@ _MAX_PIPELINED = 8
 #: After a refusal this much of the body is still read and dropped, so that the client sees the answer.
 _MAX_DISCARD = 64 * 1024 * 1024
 _DISCARD_TIMEOUT = 10.0
+#: Seconds that a connection in one of the slots for probes has for its request.
+_PROBE_TIMEOUT = 2.0
 
 
 class Application(Protocol):
@@ -97,6 +99,7 @@ class HttpConnection(asyncio.Protocol):
         "_timer",
         "_timers",
         "_url",
+        "is_limited",
         "is_writable",
         "number",
         "transport",
@@ -124,17 +127,31 @@ class HttpConnection(asyncio.Protocol):
         self.is_writable = True
         #: Connection number, for log lines. The application gives it.
         self.number = 0
+        #: Whether it has one of the slots for probes: one request, soon, of what anyone may ask.
+        self.is_limited = False
         self.transport: asyncio.Transport | None = None
 
     # -- asyncio.Protocol --
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+    def accept(self, transport: asyncio.Transport) -> HoldfastError | None:
+        """Count the connection, and let its time for the first head begin. An error refuses it.
+
+        Before a TLS handshake the listener calls it; `connection_made` follows with the transport behind that.
+        """
+        self.transport = transport
         refusal = self._app.connection_made(self)
-        if refusal is not None:
-            self._refuse(refusal.http_status, refusal)
+        if refusal is None:
+            timeout = self._limits.header_timeout
+            self._set_timer(min(timeout, _PROBE_TIMEOUT) if self.is_limited else timeout, self._head_timed_out)
+        return refusal
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.transport is not None:  # it was accepted before its handshake
+            self.transport = transport  # type: ignore[assignment]
             return
-        self._set_timer(self._limits.header_timeout, self._head_timed_out)
+        refusal = self.accept(transport)  # type: ignore[arg-type]
+        if refusal is not None and self.transport is not None and not self.transport.is_closing():
+            self._refuse(refusal.http_status, refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -311,7 +328,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _start(self, request: Request, keep_alive: bool) -> None:
         self._stop_timer()
-        keep_alive = keep_alive and not self._app.is_draining
+        keep_alive = keep_alive and not self._app.is_draining and not self.is_limited
         shape = self._app.shape_of(None)  # until the application has found the path
         exchange = self._exchange = Exchange(self, request, shape=shape, keep_alive=keep_alive)
         loop = asyncio.get_running_loop()
@@ -448,6 +465,12 @@ class HttpConnection(asyncio.Protocol):
         """The peer's address without its port; empty if the transport has none."""
         peer = None if self.transport is None else self.transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    @property
+    def descriptor(self) -> int | None:
+        """The number of its socket's descriptor; None if the transport has none."""
+        own = None if self.transport is None else self.transport.get_extra_info("socket")
+        return None if own is None else int(own.fileno())
 
     def write(self, data: bytes) -> None:
         if self.transport is not None:
