@@ -37,6 +37,7 @@ from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshake
 from holdfast.server.listener.exchange import Request
+from holdfast.server.listener.turns import Turns
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
@@ -142,6 +143,8 @@ class HotPath:
             launcher=launcher,
             directory=self._directory,
             timers=self._timers,
+            turns=Turns(self.loop, clock=self.loop.time),
+            budget=Budget(1 << 30),
             flusher=flusher,
             sse=SseDelivery(self._timers, flusher, keep_alive=15.0),
             peers=Peers(self._timers, max_connections=sockets),

@@ -24,6 +24,7 @@ from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.descriptors import Descriptors
 from holdfast.server.handshakes import Handshakes
 from holdfast.server.listener.listening import Listener
+from holdfast.server.listener.turns import Turns
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route, Router
 from holdfast.server.services import Services, Surface, SurfaceLimits
@@ -89,10 +90,13 @@ class Process:
         self.directory = Directory(config.streams, timers, MemoryStore(timers), self.budget)
         self.launcher = Launcher(self.directory, self.routes, self.admission, timers, observer, clock=clock)
         flusher = Flusher(ReadModeration(max_hold=server.max_hold))
+        turns = Turns()
         self.services = Services(
             launcher=self.launcher,
             directory=self.directory,
             timers=timers,
+            turns=turns,
+            budget=self.budget,
             flusher=flusher,
             sse=SseDelivery(timers, flusher, keep_alive=server.sse_keep_alive),
             peers=self.peers,
@@ -108,9 +112,10 @@ class Process:
             authenticator,
             self.peers,
             Handshakes(authenticator, self.peers, self.admission.connect, self.directory.has_unfinished),
+            budget=self.budget,
             default=CHAT,
         )
-        self.listener = Listener(server, self.router, timers)
+        self.listener = Listener(server, self.router, timers, turns, self.budget)
 
     def _own_routes(self) -> Iterable[Route]:
         """Make the routes that look at more of the process than surfaces are given."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast.server.listener.admitted import Limits
+from holdfast.server.listener.http import HttpConnection
 from holdfast_tools.simulate.faults import CloseConnection
 from tests.support.gateway_client import (
     DEADLINE,
@@ -194,7 +195,8 @@ async def test_client_that_is_gone_before_its_request_begins_holds_nothing(
     body = json.dumps(chat({"tokens": 3}, stream=streaming)).encode()
     head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\nholdfast-on-disconnect: {policy}\r\n"
     limits = Limits(max_body=4096, header_timeout=1.0, body_timeout=1.0, keep_alive_timeout=1.0)
-    connection = HttpConnection(path.gateway.process.router, path.gateway.timers, limits)
+    process = path.gateway.process
+    connection = HttpConnection(process.router, process.timers, process.services.turns, process.budget, limits)
     connection.connection_made(Gone())
     connection.data_received(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     connection.connection_lost(None)

@@ -26,6 +26,7 @@ from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshake
 from holdfast.server.listener.exchange import Exchange, Request
+from holdfast.server.listener.turns import Turns
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
@@ -335,13 +336,17 @@ class Stage:
         loop = cast(asyncio.AbstractEventLoop, self.loop)
         self.timers = Timers(loop)
         self.flusher = Flusher(ReadModeration(max_hold=0.0), loop)
+        self.turns = Turns(loop, clock=loop.time)
         self.streams = ScriptedStreams(self.timers)
+        self.budget = self.streams.budget
         self.peers = Peers(self.timers, max_connections=100)
         self.events: list[Event] = []
         self.services = Services(
             launcher=cast(Launcher, self.streams),
             directory=cast(Directory, self.streams),
             timers=self.timers,
+            turns=self.turns,
+            budget=self.budget,
             flusher=self.flusher,
             sse=SseDelivery(self.timers, self.flusher, keep_alive=15.0),
             peers=self.peers,

@@ -25,8 +25,10 @@ from holdfast.core.websocket.handshake import (
     switching_protocols,
 )
 from holdfast.errors import Draining, HoldfastError, InvalidRequest, RateLimited
+from holdfast.server.listener.admitted import KEYS_TIMEOUT
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection
+from holdfast.server.listener.turns import KEYS
 from holdfast.server.peers import Peer, Peers
 
 logger = logging.getLogger("holdfast")
@@ -112,7 +114,7 @@ class Handshakes:
             self._begin(surface, check, upgrade)
         except KeysPending as pending:
             # What the client sends meanwhile stays in the socket, for the conversation.
-            upgrade.connection.pause_reading()
+            upgrade.connection.pause(KEYS)
             task = asyncio.get_running_loop().create_task(
                 self._begin_later(pending, surface, check, upgrade),
                 name="websocket handshake",
@@ -124,8 +126,12 @@ class Handshakes:
         self, pending: KeysPending, surface: SocketSurface, check: Check, upgrade: Upgrade
     ) -> None:
         connection = upgrade.connection
-        await pending.wait()
-        connection.resume_reading()
+        try:
+            async with asyncio.timeout(KEYS_TIMEOUT):
+                await pending.wait()
+        except TimeoutError:
+            pass  # it is asked once more, and refused
+        connection.resume(KEYS)
         try:
             self._begin(surface, check, upgrade)
         except KeysPending as again:

@@ -10,12 +10,14 @@ from typing import TypeAlias
 import msgspec
 
 from holdfast.config import Config
+from holdfast.core.limits.budget import Budget
 from holdfast.core.limits.rate_limit import Lease
 from holdfast.dialects.ask import RateLeft
 from holdfast.generation.launcher import Launcher
 from holdfast.observe.events import Observer
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
+from holdfast.server.listener.turns import Turns
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route
@@ -33,6 +35,7 @@ class SurfaceLimits(msgspec.Struct, frozen=True):
     detach_grace: float
     detach_grace_http: float
     liveness: Liveness
+    message_timeout: float = 60.0
 
     @classmethod
     def of(cls, config: Config) -> SurfaceLimits:
@@ -45,6 +48,7 @@ class SurfaceLimits(msgspec.Struct, frozen=True):
             detach_grace=streams.detach_grace,
             detach_grace_http=streams.detach_grace_http,
             liveness=Liveness(server.ping_interval, server.ping_timeout),
+            message_timeout=server.body_timeout,
         )
 
 
@@ -67,6 +71,8 @@ class Services:
     launcher: Launcher
     directory: Directory
     timers: Timers
+    turns: Turns
+    budget: Budget
     flusher: Flusher
     sse: SseDelivery
     peers: Peers

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from holdfast.core.log import Cursor, Framing
-from holdfast.core.websocket.connection import text_frame
+from holdfast.core.websocket.frames import text_frame
 from holdfast.errors import HoldfastError
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import WebSocketProtocol
@@ -24,8 +24,9 @@ WRITE_BYTES = 128 * 1024
 #: Writes of a turn, as long as the client takes them: one that takes nothing has no more than one of them waiting,
 #: and one that takes all is served faster than providers are read, so that it does not fall behind.
 MAX_WRITES = 32
-#: Control messages that may wait for a client that sends without reading.
+#: Control messages that may wait for a client that does not read, and their bytes.
 MAX_WAITING = 4096
+MAX_WAITING_BYTES = 256 * 1024
 
 
 class Control(Protocol):
@@ -34,6 +35,10 @@ class Control(Protocol):
     @property
     def waiting(self) -> int:
         """How many messages are due."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes they have."""
 
     def data_to_send(self) -> list[bytes]:
         """Return the messages that are due, each one text message, and forget them."""
@@ -188,7 +193,7 @@ class Outlet:
         if transport is None or socket.codec.is_closing:
             return 0
         if not socket.is_writable:
-            if control.waiting > MAX_WAITING:
+            if control.waiting > MAX_WAITING or control.waiting_bytes > MAX_WAITING_BYTES:
                 socket.abort()
             return 0
         if self._moved:

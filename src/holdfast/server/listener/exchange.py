@@ -12,6 +12,7 @@ from holdfast.admission.keys import SecretId
 from holdfast.core.http.request import Headers
 from holdfast.core.limits.rate_limit import Lease
 from holdfast.errors import HoldfastError
+from holdfast.server.listener.charge import Charge
 
 _REASONS = {
     200: b"OK",
@@ -92,6 +93,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_body",
         "_chunked",
         "_connection",
         "_head_only",
@@ -107,8 +109,18 @@ class Exchange:
         "shape",
     )
 
-    def __init__(self, connection: Connection, request: Request, *, shape: ErrorShape, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        *,
+        shape: ErrorShape,
+        keep_alive: bool,
+        body: Charge | None = None,
+    ) -> None:
+        """`body` is the memory that the request's body is charged with."""
         self._connection = connection
+        self._body = body
         self.shape = shape
         self._head_only = request.method == "HEAD"
         self._chunked = request.http_version == "1.1"
@@ -139,6 +151,12 @@ class Exchange:
     def connection(self) -> Connection:
         """The connection that carries it."""
         return self._connection
+
+    def body_used(self) -> None:
+        """The request's body is needed no longer, or is charged by whoever needs it. Idempotent."""
+        body, self._body = self._body, None
+        if body is not None:
+            body.free()
 
     @property
     def connection_number(self) -> int:

@@ -34,7 +34,8 @@ class Handshaking(asyncio.Protocol):
         raw: asyncio.Transport = transport  # type: ignore[assignment]
         # The first bytes are the handshake's. uvloop reads some all the same.
         raw.pause_reading()
-        if self._connection.accept(raw) is not None:
+        self._connection.transport = raw
+        if self._connection.accept() is not None:
             # An answer would need the handshake first.
             self._connection.connection_lost(None)
             raw.abort()

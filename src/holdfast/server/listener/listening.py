@@ -8,9 +8,12 @@ import socket
 import ssl
 
 from holdfast.config import ServerConfig
+from holdfast.core.limits.budget import Budget
 from holdfast.errors import ConfigError
+from holdfast.server.listener.admitted import Limits
 from holdfast.server.listener.handshaking import Handshaking
-from holdfast.server.listener.http import Application, HttpConnection, Limits
+from holdfast.server.listener.http import Application, HttpConnection
+from holdfast.server.listener.turns import Turns
 from holdfast.timers import Timers
 
 #: Connections that the kernel keeps for us until we accept them.
@@ -20,9 +23,13 @@ _BACKLOG = 4096
 class Listener:
     """Accepts connections for an application. `start`, then `stop` and `wait_closed`; each once."""
 
-    def __init__(self, config: ServerConfig, application: Application, timers: Timers) -> None:
+    def __init__(
+        self, config: ServerConfig, application: Application, timers: Timers, turns: Turns, budget: Budget
+    ) -> None:
         """Raises `ConfigError` where the TLS files cannot be used."""
         self._config = config
+        self._turns = turns
+        self._budget = budget
         self._application = application
         self._timers = timers
         self._limits = _limits(config)
@@ -49,7 +56,7 @@ class Listener:
             ) from exc
 
     def _protocol(self) -> asyncio.Protocol:
-        connection = HttpConnection(self._application, self._timers, self._limits)
+        connection = HttpConnection(self._application, self._timers, self._turns, self._budget, self._limits)
         if self._tls is None:
             return connection
         return Handshaking(connection, self._tls, self._limits.header_timeout, self._handshakes)
