@@ -21,6 +21,7 @@ from holdfast.observe.events import Observer, Observers
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
+from holdfast.server.descriptors import Descriptors
 from holdfast.server.handshakes import Handshakes
 from holdfast.server.listener.listening import Listener
 from holdfast.server.listener.turns import Turns
@@ -59,10 +60,13 @@ class Process:
         server = config.server
         self.timers = timers = Timers()
         closing.callback(timers.close)
+        self.descriptors = Descriptors()
         self.peers = Peers(
             timers,
-            max_connections=server.max_connections,
+            max_connections=self.descriptors.connections(server.max_connections),
             connection_rate=server.max_connections_per_second_per_address,
+            per_address=server.max_connections_per_address,
+            max_descriptor=self.descriptors.max_descriptor,
         )
         self.access = Access(config, timers, on_removed=self.peers.revoke, clock=clock)
         closing.push_async_callback(self.access.aclose)
@@ -99,6 +103,7 @@ class Process:
             observer=observer,
             limits=SurfaceLimits.of(config),
             rates=self.admission.rates,
+            connect=self.admission.connect,
             clock=clock,
         )
         authenticator = self.access.authenticator
@@ -144,7 +149,9 @@ class Process:
         self.services.limits = SurfaceLimits.of(config)
         self.services.sse.keep_alive = server.sse_keep_alive
         self.peers.configure(
-            max_connections=server.max_connections, connection_rate=server.max_connections_per_second_per_address
+            max_connections=self.descriptors.connections(server.max_connections),
+            connection_rate=server.max_connections_per_second_per_address,
+            per_address=server.max_connections_per_address,
         )
         self.listener.configure(server)
 

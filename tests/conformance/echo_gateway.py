@@ -52,6 +52,9 @@ class EchoApplication:
         if isinstance(rejected, UpgradeRejected):
             exchange.refuse(InvalidRequest(rejected.message), status=rejected.status, headers=rejected.headers)
 
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        pass
+
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
         if isinstance(accepted, UpgradeRejected):

@@ -79,6 +79,9 @@ class Recorder:
             await asyncio.sleep(0)
         exchange.respond(200, [(b"x-number", b"%d" % len(self.requests))], b"ok")
 
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        pass
+
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         self.upgrades.append(request)
         connection.refuse(426, [], b"")

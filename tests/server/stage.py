@@ -373,6 +373,7 @@ class HttpClient:
     """What carries one exchange: `answer` is all that was written to it."""
 
     number = 7
+    is_limited = False
 
     def __init__(self, method: str = "GET", path: str = "/", *, headers: Any = (), body: bytes = b"") -> None:
         self.answer = bytearray()

@@ -10,7 +10,7 @@ from holdfast.admission.principal import Principal, Scopes
 from holdfast.core.entries import Owner
 from holdfast.core.limits.budget import Kind
 from holdfast.core.session.server import MAX_HELD_MESSAGES, MAX_INVALID_MESSAGES
-from holdfast.errors import Overloaded
+from holdfast.errors import LogTrimmed, Overloaded
 from holdfast.observe.events import ConnectionEnded, ConnectionOpened
 from holdfast_tools.bench.frames import client_frame
 from tests.server.stage import TENANT, Client, Stage
@@ -363,6 +363,24 @@ def test_revoked_key_ends_its_sessions_and_leaves_their_streams(stage: Stage) ->
     assert source.stream.reader_count == 0
     other.hear()
     assert other.close is None
+
+
+def test_client_whose_log_goes_before_it_has_the_end_is_told(stage: Stage) -> None:
+    client = welcomed(stage)
+    slow, quick = created(stage, client, credit=0), created(stage, client, "r-2")
+    for source in (slow, quick):
+        source.say(1)
+        source.end()
+    slow.stream.forget(LogTrimmed("gone"))
+    error, event, end = client.hear()
+    assert (error["type"], error["code"], error["stream"]) == ("error", "log_trimmed", slow.stream.id)
+    assert (event["stream"], end["type"]) == (quick.stream.id, "end")
+    client.say("credit", stream=slow.stream.id, bytes=100)
+    client.say("ack", streams={slow.stream.id: 0})
+    client.say("detach", stream=slow.stream.id)
+    assert client.types() == ["detached"]
+    assert client.close is None
+    assert client.session.outlet.streams == {}
 
 
 def stalled(stage: Stage) -> Client:

@@ -163,6 +163,7 @@ class Handshakes:
         except RateLimited as exc:
             connection.refuse(*error_response(exc, shape))
             return
+        address = connection.address
         transport = connection.give_away()
         self._peers.discard(connection)
         if transport is None:
@@ -181,7 +182,7 @@ class Handshakes:
             for lease in leases:
                 lease.release()
             raise
-        self._peers.add(conversation)
+        self._peers.add(conversation, address)
         if upgrade.rest:
             conversation.data_received(upgrade.rest)
 

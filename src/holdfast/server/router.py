@@ -113,6 +113,16 @@ class Router:
     def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
         return self._peers.admit(connection)
 
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        try:
+            if not admitted.is_public:
+                self._peers.check_slot(connection)
+        except HoldfastError as exc:
+            admitted.refusal = exc
+        else:
+            if admitted.account is not None:
+                self._peers.known(connection)
+
     def connection_lost(self, connection: HttpConnection) -> None:
         self._peers.discard(connection)
 
@@ -145,7 +155,7 @@ class Router:
 
     def _admit(self, route: Route, argument: str, request: Request, admitted: Admitted) -> None:
         """Raises `HoldfastError` and `KeysPending`."""
-        is_public = route.guard is Guard.PUBLIC
+        is_public = admitted.is_public = route.guard is Guard.PUBLIC
         admitted.max_body = 0 if is_public else SMALL_BODY
         if not is_public:
             if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
@@ -189,6 +199,11 @@ class Router:
             sockets = ", ".join(other.pattern.pattern for other in self.routes if other.socket is not None)
             error = NotFound(f"there is no WebSocket at {request.path[:_MAX_QUOTED]}; try {sockets}")
             connection.refuse(*error_response(error, shape))
+            return
+        try:
+            self._peers.check_slot(connection)
+        except HoldfastError as exc:
+            connection.refuse(*error_response(exc, shape))
             return
         upgrade = Upgrade(request, argument, shape, connection, rest)
         self._handshakes.begin(route.socket, route.guard.check, upgrade)

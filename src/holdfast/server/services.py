@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ import msgspec
 
 from holdfast.config import Config
 from holdfast.core.limits.budget import Budget
+from holdfast.core.limits.rate_limit import Lease
 from holdfast.dialects.ask import RateLeft
 from holdfast.generation.launcher import Launcher
 from holdfast.observe.events import Observer
@@ -55,11 +56,16 @@ def _no_rates(tenant: str, key: str | None) -> list[RateLeft]:
     return []
 
 
+def _uncounted(tenant: str, key: str | None) -> Sequence[Lease]:
+    return ()
+
+
 @dataclass(slots=True)
 class Services:
     """The objects of one process that surfaces share. `limits` alone changes, with the configuration.
 
-    `rates` tells what is left of the limits of a tenant and key. `clock` gives Unix seconds.
+    `rates` tells what is left of the limits of a tenant and key, `connect` counts a connection that lasts against
+    them. `clock` gives Unix seconds.
     """
 
     launcher: Launcher
@@ -73,6 +79,7 @@ class Services:
     observer: Observer
     limits: SurfaceLimits
     rates: Callable[[str, str | None], list[RateLeft]] = _no_rates
+    connect: Callable[[str, str | None], Sequence[Lease]] = _uncounted
     clock: Callable[[], float] = time.time
 
 

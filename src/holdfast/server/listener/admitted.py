@@ -15,6 +15,8 @@ from holdfast.server.listener.exchange import ErrorShape, Exchange, Request
 
 #: Seconds that a request waits for the keys that its credential needs.
 KEYS_TIMEOUT = 10.0
+#: Seconds that a connection in one of the slots for probes has for its request.
+_PROBE_TIMEOUT = 2.0
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class Admitted:
     account: Account | None = None
     max_body: int | None = None
     secret: SecretId | None = None
+    #: Whether anyone may ask it, as probes do.
+    is_public: bool = False
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -42,3 +46,7 @@ class Limits(msgspec.Struct, frozen=True):
     header_timeout: float
     body_timeout: float
     keep_alive_timeout: float
+
+    def first_head(self, *, is_limited: bool) -> float:
+        """How long a new connection has for its first head; `is_limited` where it has a probe's slot."""
+        return min(self.header_timeout, _PROBE_TIMEOUT) if is_limited else self.header_timeout

@@ -10,6 +10,7 @@ import msgspec
 
 from holdfast.admission.keys import SecretId
 from holdfast.core.http.request import Headers
+from holdfast.core.limits.rate_limit import Lease
 from holdfast.errors import HoldfastError
 from holdfast.server.listener.charge import Charge
 
@@ -68,6 +69,7 @@ class Connection(Protocol):
     """The connection that carries an exchange."""
 
     number: int
+    is_limited: bool
 
     @property
     def is_writable(self) -> bool:
@@ -96,6 +98,7 @@ class Exchange:
         "_connection",
         "_head_only",
         "_keep_alive",
+        "_leases",
         "headers",
         "is_complete",
         "is_started",
@@ -131,6 +134,23 @@ class Exchange:
         self.on_revoked: Callable[[HoldfastError], None] | None = None
         #: The secret that authenticated the request; None for callers without a key.
         self.secret: SecretId | None = None
+        self._leases: Sequence[Lease] = ()
+
+    def hold(self, leases: Sequence[Lease]) -> None:
+        """Hold these until the answer is complete, or the client is gone."""
+        self._leases = leases
+        if self.is_complete:
+            self._release()
+
+    def _release(self) -> None:
+        leases, self._leases = self._leases, ()
+        for lease in leases:
+            lease.release()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that carries it."""
+        return self._connection
 
     def body_used(self) -> None:
         """The request's body is needed no longer, or is charged by whoever needs it. Idempotent."""
@@ -213,6 +233,8 @@ class Exchange:
     def _complete(self) -> None:
         self.is_complete = True
         self.on_disconnect = self.on_writable = self.on_revoked = None
+        if self._leases:
+            self._release()
 
     def disconnected(self) -> None:
         if not self.is_complete:

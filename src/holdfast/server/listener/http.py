@@ -43,6 +43,9 @@ class Application(Protocol):
     def admit(self, request: Request, *, may_wait: bool = True) -> Admitted:
         """Judge a request by its head. Raises `KeysPending` if it `may_wait` for the keys of its credential."""
 
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        """Note what a head has shown of its connection, and refuse what the connection may not ask."""
+
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         """Answer a WebSocket handshake, or take over the transport. `rest` are the bytes behind the request."""
 
@@ -101,6 +104,7 @@ class HttpConnection(FairProtocol):
         "_task",
         "_timer",
         "_timers",
+        "is_limited",
         "number",
     )
 
@@ -131,16 +135,24 @@ class HttpConnection(FairProtocol):
         self._is_head_timed = False
         #: Connection number, for log lines. The application gives it.
         self.number = 0
+        #: Whether it has one of the slots for probes: one request, soon, of what anyone may ask.
+        self.is_limited = False
 
     # -- asyncio.Protocol --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        is_new = self.transport is None  # else it was accepted before its TLS handshake
         self.transport = transport  # type: ignore[assignment]
-        refusal = self._app.connection_made(self)
-        if refusal is not None:
+        refusal = self.accept() if is_new else None
+        if refusal is not None and not transport.is_closing():
             self._refuse(refusal.http_status, refusal)
-            return
-        self._set_timer(self._limits.header_timeout, self._head_timed_out)
+
+    def accept(self) -> HoldfastError | None:
+        """Count the connection, and let the time of its first head begin. An error refuses it."""
+        refusal = self._app.connection_made(self)
+        if refusal is None:
+            self._set_timer(self._limits.first_head(is_limited=self.is_limited), self._head_timed_out)
+        return refusal
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -266,8 +278,7 @@ class HttpConnection(FairProtocol):
             admitted = self._app.admit(head.request)
         except KeysPending as pending:
             self.pause(KEYS)
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._judge_later(head, pending), name="http credential")
+            self._task = asyncio.create_task(self._judge_later(head, pending), name="http credential")
         else:
             self._judged(head, admitted)
 
@@ -290,6 +301,7 @@ class HttpConnection(FairProtocol):
     def _judged(self, head: Head, admitted: Admitted) -> None:
         """Refuse a request by its head, or take its body."""
         self._admitted = admitted
+        self._app.judged(self, admitted)
         if not head.has_body:
             return
         refusal = admitted.refusal
@@ -335,7 +347,7 @@ class HttpConnection(FairProtocol):
         if body:
             request = msgspec.structs.replace(request, body=bytes(body))
         self.account = admitted.account or self._strangers
-        keep_alive = head.keep_alive and not self._app.is_draining
+        keep_alive = head.keep_alive and not (self._app.is_draining or self.is_limited)
         exchange = Exchange(self, request, shape=admitted.shape, keep_alive=keep_alive, body=charge)
         self._exchange = exchange
         exchange.headers = admitted.headers
@@ -344,8 +356,7 @@ class HttpConnection(FairProtocol):
             exchange.body_used()
             exchange.refuse(admitted.refusal or InternalError())
             return
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._run(admitted.answer, request, exchange), name="http request")
+        self._task = asyncio.create_task(self._run(admitted.answer, request, exchange), name="http request")
 
     async def _run(
         self, answer: Callable[[Request, Exchange], Awaitable[None]], request: Request, exchange: Exchange
@@ -468,16 +479,6 @@ class HttpConnection(FairProtocol):
 
     def say_goodbye(self) -> None:
         """Do nothing: HTTP has no message for it."""
-
-    @property
-    def address(self) -> str:
-        """The peer's address without its port; empty if the transport has none."""
-        peer = None if self.transport is None else self.transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
-
-    def write(self, data: bytes) -> None:
-        if self.transport is not None:
-            self.transport.write(data)
 
     def give_away(self) -> asyncio.Transport | None:
         """Hand over the transport; None if the connection is lost. Do not use this object afterwards."""

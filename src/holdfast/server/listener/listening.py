@@ -11,6 +11,7 @@ from holdfast.config import ServerConfig
 from holdfast.core.limits.budget import Budget
 from holdfast.errors import ConfigError
 from holdfast.server.listener.admitted import Limits
+from holdfast.server.listener.handshaking import Handshaking
 from holdfast.server.listener.http import Application, HttpConnection
 from holdfast.server.listener.turns import Turns
 from holdfast.timers import Timers
@@ -34,6 +35,7 @@ class Listener:
         self._limits = _limits(config)
         self._tls = tls_context(config)
         self._server: asyncio.Server | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
 
     @property
     def has_tls(self) -> bool:
@@ -44,12 +46,7 @@ class Listener:
         config = self._config
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: HttpConnection(self._application, self._timers, self._turns, self._budget, self._limits),
-                config.host,
-                config.port,
-                ssl=self._tls,
-                ssl_handshake_timeout=None if self._tls is None else config.header_timeout,
-                backlog=_BACKLOG,
+                self._protocol, config.host, config.port, backlog=_BACKLOG
             )
             _watch_peers(self._server, config)
         except OSError as exc:
@@ -57,6 +54,12 @@ class Listener:
                 f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}; is another process using "
                 "the port? `--port 0` takes a free one"
             ) from exc
+
+    def _protocol(self) -> asyncio.Protocol:
+        connection = HttpConnection(self._application, self._timers, self._turns, self._budget, self._limits)
+        if self._tls is None:
+            return connection
+        return Handshaking(connection, self._tls, self._limits.header_timeout, self._handshakes)
 
     def configure(self, config: ServerConfig) -> None:
         """Use other bounds and another certificate for connections that come from now on."""
@@ -90,6 +93,8 @@ class Listener:
         """Return when the connections that were accepted are closed as well."""
         if self._server is not None:
             await self._server.wait_closed()
+        if self._handshakes:
+            await asyncio.wait(self._handshakes)
 
 
 def tls_context(config: ServerConfig) -> ssl.SSLContext | None:

@@ -144,6 +144,22 @@ class FairProtocol(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
+    @property
+    def address(self) -> str:
+        """The peer's address without its port; empty if the transport has none."""
+        peer = None if self.transport is None else self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    @property
+    def descriptor(self) -> int | None:
+        """The number of its socket's descriptor; None if the transport has none."""
+        own = None if self.transport is None else self.transport.get_extra_info("socket")
+        return None if own is None else int(own.fileno())
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
     def write_eof(self) -> None:
         """Send nothing more, but read on: unread input would reset the connection, and what was sent be lost."""
         transport = self.transport
