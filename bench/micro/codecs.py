@@ -24,8 +24,9 @@ from holdfast.core.http.frames import (
 )
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.sse import EventSplitter, write_event
-from holdfast.core.websocket.connection import WebSocketConnection, text_frame
+from holdfast.core.websocket.connection import WebSocketConnection
 from holdfast.core.websocket.events import TextMessage
+from holdfast.core.websocket.frames import text_frame
 from holdfast.dialects.chat import CHAT, ChatOptions
 from holdfast_tools.bench.frames import client_frame
 

@@ -175,7 +175,7 @@ class LogTrimmed(HoldfastError):
     http_status = 410
     close_code = None
     retryable = False
-    meaning = "Entries after the cursor were dropped to keep the log within its bound; resume is refused."
+    meaning = "Entries after the cursor are no longer kept: resume is refused, or reading ends."
 
 
 class Cancelled(HoldfastError):

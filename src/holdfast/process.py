@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from holdfast.admission.access import Access
 from holdfast.admission.failures import AuthFailures
+from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.core.limits.budget import Budget
 from holdfast.core.moderation import ReadModeration
 from holdfast.demo import find_demo
 from holdfast.dialects.chat import CHAT
@@ -24,8 +26,10 @@ from holdfast.observe.freshness import Freshness
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
+from holdfast.server.descriptors import Descriptors
 from holdfast.server.handshakes import Handshakes
 from holdfast.server.listener.listening import Listener, tls_context
+from holdfast.server.listener.turns import Turns
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route, Router
 from holdfast.server.services import Services, Surface, SurfaceLimits
@@ -70,10 +74,13 @@ class Process:
         self.timers = timers = Timers()
         closing.callback(timers.close)
         self.freshness = Freshness()
+        self.descriptors = Descriptors()
         self.peers = Peers(
             timers,
-            max_connections=server.max_connections,
+            max_connections=self.descriptors.connections(server.max_connections),
             connection_rate=server.max_connections_per_second_per_address,
+            per_address=server.max_connections_per_address,
+            max_descriptor=self.descriptors.max_descriptor,
         )
         self.failures = AuthFailures(timers)
         closing.callback(self.failures.close)
@@ -95,19 +102,24 @@ class Process:
         self.access.table.on_limits = self._use_limits
         self.request_log = RequestLog(content=config.logging.content)
         observer = Observers(self.request_log, *observers)
-        self.directory = Directory(config.streams, timers, MemoryStore(timers))
+        self.budget = Budget(server.memory_bytes)
+        self.directory = Directory(config.streams, timers, MemoryStore(timers), self.budget)
         self.launcher = Launcher(self.directory, self.routes, self.admission, timers, observer, clock=clock)
         flusher = Flusher(ReadModeration(max_hold=server.max_hold))
+        turns = Turns()
         self.services = Services(
             launcher=self.launcher,
             directory=self.directory,
             timers=timers,
+            turns=turns,
+            budget=self.budget,
             flusher=flusher,
             sse=SseDelivery(timers, flusher, keep_alive=server.sse_keep_alive),
             peers=self.peers,
             observer=observer,
             limits=SurfaceLimits.of(config),
             rates=self.admission.rates,
+            connect=self.admission.connect,
             clock=clock,
             gateway_id=gateway_id,
         )
@@ -120,9 +132,10 @@ class Process:
                 authenticator, self.peers, self.admission.connect, self.directory.has_unfinished, self.failures
             ),
             self.failures,
+            budget=self.budget,
             default=CHAT,
         )
-        self.listener = Listener(server, self.router, timers)
+        self.listener = Listener(server, self.router, timers, turns, self.budget)
 
     def _own_routes(self) -> Iterable[Route]:
         """Make the routes that look at more of the process than surfaces are given."""
@@ -166,12 +179,15 @@ class Process:
         self.listener.configure(server, prepared.certificate)
         self.access.configure(config)
         self._use_limits(admits=False)
+        self.budget.configure(server.memory_bytes)
         self.directory.configure(config.streams)
         self.request_log.content = config.logging.content
         self.services.limits = SurfaceLimits.of(config)
         self.services.sse.keep_alive = server.sse_keep_alive
         self.peers.configure(
-            max_connections=server.max_connections, connection_rate=server.max_connections_per_second_per_address
+            max_connections=self.descriptors.connections(server.max_connections),
+            connection_rate=server.max_connections_per_second_per_address,
+            per_address=server.max_connections_per_address,
         )
         # The last step, since providers that it retires do not come back.
         self.routes.replace(prepared.serving, self.launcher.after_running)
@@ -193,7 +209,7 @@ class Process:
         """What `GET /v1/pool` shows."""
         return self.routes.statistics()
 
-    def bounds(self, tenant: str, key: str | None) -> Bounds:
+    def bounds(self, caller: Principal) -> Bounds:
         """What `GET /v1/limits` shows to this caller."""
         return collect(
             self.config,
@@ -201,7 +217,7 @@ class Process:
             self.peers,
             self.admission,
             providers=self.pool_statistics(),
-            caller=(tenant, key),
+            caller=caller,
             now=self.timers.now(),
         )
 

@@ -128,3 +128,15 @@ def test_error_becomes_part_of_an_end() -> None:
     assert error_body(AheadOfLog("no", param="after")) == ErrorBody("ahead_of_log", "no", param="after")
     body = error_body(UpstreamStatus("busy", status=429, retry_after=1))
     assert body == ErrorBody("upstream_status", "busy", retryable=True, retry_after=1, status=429)
+
+
+@pytest.mark.parametrize("text", ['{"type":"%s"}' % ("x" * 100_000), '{"type":"ping","t":"%s"}' % ("x" * 257)])
+def test_error_quotes_little_of_what_it_refuses(text: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        m.decode_client_message(text)
+    assert len(caught.value.message) < 250
+    assert "$." in caught.value.message  # it still says where
+
+
+def test_longest_t_of_a_ping_is_taken() -> None:
+    assert m.decode_client_message('{"type":"ping","t":"%s"}' % ("x" * m.MAX_PING)) == m.Ping("x" * m.MAX_PING)

@@ -335,3 +335,32 @@ def test_lost_connection_gives_its_cursors_back() -> None:
     assert session.cursors == {}
     assert session.receive_text('{"type":"ping"}') is None
     assert session.waiting == 0
+
+
+def test_bytes_of_what_is_due_are_counted_until_it_is_sent() -> None:
+    session = open_session()
+    session.receive_text('{"type":"ping","t":"x"}')
+    assert session.waiting_bytes == len(b'{"type":"pong","t":"x"}')
+    session.data_to_send()
+    assert session.waiting_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "useless"),
+    [
+        ('{"type":"ping"}', 1),
+        ('{"type":"pong"}', 1),
+        ('{"type":"none"}', 1),
+        ('{"type":"create","request_id":"r","request":5}', 1),
+        ('{"type":"create","request_id":"r","request":{}}', 0),
+        # These may cross the end of their stream, thousands of times where answers are short.
+        ('{"type":"ack","streams":{"st_1":1}}', 0),
+        ('{"type":"credit","stream":"st_1","bytes":1}', 0),
+        ('{"type":"detach","stream":"st_1"}', 0),
+    ],
+)
+def test_messages_that_serve_nothing_are_counted(message: str, useless: int) -> None:
+    session = open_session()
+    session.receive_text(message)
+    assert session.take_useless() == useless
+    assert session.take_useless() == 0

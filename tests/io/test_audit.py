@@ -19,7 +19,7 @@ from holdfast.config.auth import AuthConfig
 from holdfast.config.logging import LoggingConfig
 from holdfast.logs import AUDIT, MAX_LINE, ConsoleFormatter, JsonFormatter, Logs, QueueHandler
 from holdfast.observe.audit import audit
-from holdfast.server.listener.exchange import MAX_REFUSED
+from holdfast.server.listener.admitted import MAX_REFUSED
 from tests.io.test_gateway_logs import Stuck, record
 from tests.io.test_security_tokens import offering
 from tests.support.gateway_client import Http, ask, dial

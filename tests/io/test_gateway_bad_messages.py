@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from holdfast.core.websocket.connection import frame_header, xor_mask
+from holdfast.core.websocket.frames import frame_header, xor_mask
 from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content, dial, unharmed
 from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.waiting import eventually

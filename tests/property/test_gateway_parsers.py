@@ -11,11 +11,15 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from holdfast.core.limits.budget import Budget
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.errors import InvalidRequest
+from holdfast.server.listener.admitted import Admitted, Limits
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request
-from holdfast.server.listener.http import MAX_HEAD, HttpConnection, Limits
+from holdfast.server.listener.http import HttpConnection
+from holdfast.server.listener.requests import MAX_HEAD
+from holdfast.server.listener.turns import Turns
 from holdfast.timers import Timers
 
 MAX_BODY = 4096
@@ -35,6 +39,13 @@ class Transport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.is_closed
         self.written += data
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
 
     def can_write_eof(self) -> bool:
         return True
@@ -58,11 +69,17 @@ class Recorder:
         self.upgrades: list[Request] = []
         self._is_slow = is_slow
 
-    async def handle(self, request: Request, exchange: Exchange) -> None:
+    def admit(self, request: Request, *, may_wait: bool = True) -> Admitted:
+        return Admitted(CHAT, self.answer)
+
+    async def answer(self, request: Request, exchange: Exchange) -> None:
         self.requests.append(request)
         if self._is_slow:
             await asyncio.sleep(0)
         exchange.respond(200, [(b"x-number", b"%d" % len(self.requests))], b"ok")
+
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        pass
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         self.upgrades.append(request)
@@ -87,7 +104,7 @@ async def _feed(pieces: list[bytes], *, is_slow: bool) -> tuple[Recorder, bytes]
     loop.set_exception_handler(lambda _, context: raised.append(context))
     timers = Timers()
     application = Recorder(is_slow=is_slow)
-    connection = HttpConnection(application, timers, LIMITS)
+    connection = HttpConnection(application, timers, Turns(), Budget(1 << 30), LIMITS)
     transport = Transport()
     connection.connection_made(transport)
     for piece in pieces:

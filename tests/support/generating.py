@@ -13,6 +13,7 @@ from holdfast.admission.queue import Admission
 from holdfast.config import RetryConfig, StreamsConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.config.providers import RetryBudgetConfig, TimeoutsConfig
+from holdfast.core.limits.budget import Budget
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.dialect import Dialect
 from holdfast.dialects.endpoint import Endpoint
@@ -84,6 +85,7 @@ class Gateway:
         admission: dict[str, Any] | None = None,
         models: Mapping[str, int | None] | None = None,
         store: LogStore | None = None,
+        memory: int = 1 << 30,
         observer: Observer | None = None,
     ) -> None:
         self.clock = clock
@@ -98,8 +100,9 @@ class Gateway:
         writer = None
         if self.store.is_shared:
             writer = StoreWriter(self.store, clock, lambda stream, error: stream.cancel("lost"))
+        self.budget = Budget(memory)
         self.directory = Directory(
-            msgspec.convert(streams or {}, StreamsConfig), self.timers, self.store, writer=writer
+            msgspec.convert(streams or {}, StreamsConfig), self.timers, self.store, self.budget, writer=writer
         )
         self.admission = Admission(
             msgspec.convert(admission or {}, LimitsConfig),
@@ -181,7 +184,7 @@ class Gateway:
             if target.capacity is not None:
                 held[f"slots of {name}"] = target.capacity.statistics().in_flight
         held["unfinished"] = self.directory.unfinished
-        held["running"] = self.directory.memory.running
+        held["running"] = self.budget.running
         held["generations"] = len(self.launcher._generations)
         held["pumps"] = len(self.launcher._pumps)
         return {name: count for name, count in held.items() if count}

@@ -12,6 +12,7 @@ import msgspec
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig
 from holdfast.core.entries import EndBody
+from holdfast.errors import HoldfastError
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 from tests.support.launching import launch
@@ -157,6 +158,8 @@ class _Reader:
     def position_changed(self, cursor: object) -> None: ...
 
     def epoch_changed(self, cursor: object) -> None: ...
+
+    def forgotten(self, cursor: object, error: HoldfastError) -> None: ...
 
 
 async def ended(stream: Stream) -> EndBody:

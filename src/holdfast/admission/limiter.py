@@ -191,7 +191,7 @@ class Limiter:
         return reservations
 
     def connect(self, tenant: str, key: str | None, now: float) -> list[Lease]:
-        """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
+        """Count a connection that lasts; the leases are to be released with it. Raises `RateLimited`."""
         accounts = self.accounts(tenant, key, now)
         for account in accounts:
             if account.connections.is_full:

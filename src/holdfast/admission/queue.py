@@ -295,7 +295,7 @@ class Admission:
             self.admit_waiting()
 
     def connect(self, tenant: str, key: str | None) -> list[Lease]:
-        """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
+        """Count a connection that lasts; the leases are to be released with it. Raises `RateLimited`."""
         return self.limiter.connect(tenant, key, self._timers.now())
 
     def rates(self, tenant: str, key: str | None) -> list[RateLeft]:

@@ -111,6 +111,11 @@ def _is_hash_of(hashed: str, key: str | None) -> bool:
 
 
 def _server(server: ServerConfig) -> Iterator[Problem]:
+    if server.memory_bytes < 4 * server.max_body:
+        yield Problem(
+            ("memory_bytes",),
+            f"expected at least four times server.max_body ({4 * server.max_body}), got {server.memory_bytes}",
+        )
     for index, origin in enumerate(server.allowed_origins):
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             yield Problem(

@@ -20,6 +20,10 @@ from holdfast.config.shape import read
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
+#: Settings of earlier versions, and what to use instead.
+_MOVED = (
+    ("streams", "memory_bytes", "`server.memory_bytes`, which bounds all that clients can make the gateway hold"),
+)
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _TOML_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
@@ -95,6 +99,7 @@ def survey(
         raise ConfigError(f"{source}: is not valid TOML: it is nested too deeply") from exc
     problems: list[Problem] = []
     resolved = _resolve(raw, (), os.environ if environ is None else environ, problems)
+    _take_moved(resolved, problems)
     parts = read(resolved, Config, (), problems)
     try:
         config = msgspec.convert(parts, Config)
@@ -106,6 +111,14 @@ def survey(
     told = {problem.path for problem in problems}
     problems += [problem for problem in advise(config) if problem.path not in told]
     return config, problems
+
+
+def _take_moved(raw: Mapping[str, Any], problems: list[Problem]) -> None:
+    """Take out the settings of earlier versions, and say what stands for them now."""
+    for section, name, now in _MOVED:
+        table = raw.get(section)
+        if isinstance(table, dict) and table.pop(name, None) is not None:
+            problems.append(Problem((section, name), f"there is no such setting any more; use {now}"))
 
 
 def _resolve(value: Any, path: names.Path, environ: Mapping[str, str], problems: list[Problem]) -> Any:

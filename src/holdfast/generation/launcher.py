@@ -15,6 +15,7 @@ from msgspec import Struct
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.core.entries import EndBody, error_body
+from holdfast.core.limits.budget import Kind
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import Dialect
 from holdfast.errors import (
@@ -75,6 +76,8 @@ class _Request(NamedTuple):
     ask: Ask
     terms: Terms
     digest: bytes
+    #: As it came, in bytes or characters.
+    size: int
 
     @property
     def caller(self) -> Caller:
@@ -177,7 +180,7 @@ class Launcher:
             return
         # Without a name of the caller's own nobody can send it again.
         digest = b"" if terms.request_id is None else _digest(raw, ask)
-        request = _Request(principal, dialect, ask, terms, digest)
+        request = _Request(principal, dialect, ask, terms, digest, len(raw))
 
         def answer(claimed: Claimed | HoldfastError) -> None:
             result: Started | HoldfastError
@@ -215,10 +218,17 @@ class Launcher:
         route = self._route(ask)
         if self.is_draining:
             raise Draining(retry_after=1.0)
-        self._directory.check_room()
-        ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        account = self._directory.check_room(claimed.claim.owner.tenant)
+        if not account.take(Kind.REQUESTS, request.size):
+            raise account.refusal(request.size)
+        try:
+            ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        except BaseException:
+            account.free(Kind.REQUESTS, request.size)
+            raise
         stream = self._directory.add(claimed, detach_grace=request.terms.detach_grace)
         generation = Generation(stream, ask, caller, ticket, self._timers, self._observer)
+        generation.size = request.size
         self._generations[stream] = generation
         self._observer.observe(
             RequestStarted(
@@ -294,7 +304,7 @@ class Launcher:
 
     def _forget(self, stream: Stream) -> None:
         """The stream has its end, and its provider is let go of."""
-        del self._generations[stream]
+        stream.account.free(Kind.REQUESTS, self._generations.pop(stream).size)
         if self._watches:
             self._count_down(stream)
 

@@ -26,8 +26,10 @@ from holdfast.core.websocket.handshake import (
     switching_protocols,
 )
 from holdfast.errors import Draining, HoldfastError, InvalidRequest, RateLimited
+from holdfast.server.listener.admitted import KEYS_TIMEOUT
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection
+from holdfast.server.listener.turns import KEYS
 from holdfast.server.peers import Peer, Peers
 
 logger = logging.getLogger("holdfast")
@@ -117,7 +119,7 @@ class Handshakes:
             self._begin(surface, check, upgrade)
         except KeysPending as pending:
             # What the client sends meanwhile stays in the socket, for the conversation.
-            upgrade.connection.pause_reading()
+            upgrade.connection.pause(KEYS)
             task = asyncio.get_running_loop().create_task(
                 self._begin_later(pending, surface, check, upgrade),
                 name="websocket handshake",
@@ -129,8 +131,12 @@ class Handshakes:
         self, pending: KeysPending, surface: SocketSurface, check: Check, upgrade: Upgrade
     ) -> None:
         connection = upgrade.connection
-        await pending.wait()
-        connection.resume_reading()
+        try:
+            async with asyncio.timeout(KEYS_TIMEOUT):
+                await pending.wait()
+        except TimeoutError:
+            pass  # it is asked once more, and refused
+        connection.resume(KEYS)
         try:
             self._begin(surface, check, upgrade)
         except KeysPending as again:
@@ -163,6 +169,7 @@ class Handshakes:
         except RateLimited as exc:
             connection.refuse(*error_response(exc, shape))
             return
+        address = connection.address
         transport = connection.give_away()
         self._peers.discard(connection)
         if transport is None:
@@ -181,7 +188,7 @@ class Handshakes:
             for lease in leases:
                 lease.release()
             raise
-        self._peers.add(conversation)
+        self._peers.add(conversation, address)
         if upgrade.rest:
             conversation.data_received(upgrade.rest)
 

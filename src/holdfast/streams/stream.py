@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from holdfast.core.entries import START, EndBody, Position
+from holdfast.core.limits.budget import Account, Kind
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session.messages import StreamStatus
+from holdfast.errors import HoldfastError
 from holdfast.streams.attendance import Attendance
-from holdfast.streams.memory import LogMemory
 from holdfast.streams.source import Source
 from holdfast.streams.store import Claim
 from holdfast.timers import Timers
 
 logger = logging.getLogger("holdfast")
+
+#: A running log takes so much of the budget at a time, so that the budget is not asked for each entry.
+_GRAIN = 4096
 
 
 class Reader(Protocol):
@@ -29,6 +33,12 @@ class Reader(Protocol):
 
     def epoch_changed(self, cursor: Cursor) -> None:
         """Another owner carries the log on, in the epoch that it now has."""
+
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        """The log goes behind this call, and with it what the reader has yet to read: tell it the error.
+
+        The cursor has left the stream already, and can be read until this returns.
+        """
 
 
 class Stream:
@@ -45,16 +55,18 @@ class Stream:
     may be tried again is asked of `accepted`: what a reader may yet see is never generated a second time.
 
     Invariants: what is visible was accepted; the end is the last entry, and there is exactly one; a stream that
-    waits for room is in `memory.waiting`. All calls are synchronous and belong to the loop's thread.
+    waits for room is in `account.waiting`; the account is charged with what it holds at least. All calls are
+    synchronous and belong to the loop's thread.
     """
 
     __slots__ = (
         "_attendance",
         "_is_awaited",
-        "_memory",
         "_on_end",
         "_readers",
         "_timers",
+        "account",
+        "charged",
         "created",
         "ended_at",
         "id",
@@ -69,7 +81,7 @@ class Stream:
         *,
         origin: Claim,
         log: Log,
-        memory: LogMemory,
+        account: Account,
         detach_grace: float,
         timers: Timers,
         on_end: Callable[[Stream], None],
@@ -85,7 +97,9 @@ class Stream:
         self.queue_position: int | None = None
         #: Who feeds it; None before it begins and after its end.
         self.source: Source | None = None
-        self._memory = memory
+        #: Who is charged with what it holds, and how much that is: in grains while it runs.
+        self.account = account
+        self.charged = 0
         self._timers = timers
         self._on_end = on_end
         self._readers: dict[Cursor, Reader] = {}
@@ -119,7 +133,7 @@ class Stream:
 
     @property
     def held(self) -> int:
-        """Bytes of the shared memory that it has taken."""
+        """Bytes of its log, and of what is not visible yet."""
         return self.log.bytes + self._pending_bytes
 
     @property
@@ -237,11 +251,9 @@ class Stream:
         log = self.log
         if log.end is not None:
             return
-        memory = self._memory
-        memory.used += log.append(payloads)
-        if memory.used >= memory.limit:
-            memory.check()
-            memory.free(log.trim())
+        log.append(payloads)
+        if log.bytes > self.charged:
+            self._charge()
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
 
@@ -253,9 +265,9 @@ class Stream:
         self.source = None
         self.ended_at = self._timers.now()
         self._is_awaited = self._attendance.is_awaiting and not self._readers and end.status != "cancelled"
-        self._memory.waiting.discard(self)
-        self._memory.used += self.log.seal(end)
-        self._memory.check()
+        self.account.waiting.discard(self)
+        self.log.seal(end)
+        self._settle(self.held)
         self._attendance.end()
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
@@ -275,21 +287,23 @@ class Stream:
     def is_full(self) -> bool:
         """Whether the source has to wait: the log is at its bound and nothing more can be trimmed."""
         log = self.log
-        return (log.bytes >= log.max_bytes or self._memory.is_short) and self._must_wait()
+        return (log.bytes >= log.max_bytes or self.account.is_short) and self._must_wait()
 
     def _must_wait(self) -> bool:
-        self._memory.free(self.log.trim())
-        if self._has_room or self.is_sealed:  # nothing more comes of it that could wait
+        if self.is_sealed:  # nothing more comes of it that could wait
             return False
-        self._memory.waiting.add(self)
+        self._trim()
+        if self._has_room:
+            return False
+        self.account.waiting.add(self)
         return True
 
     @property
     def _has_room(self) -> bool:
         bound = self.log.max_bytes
-        if self._memory.is_short:
-            bound = min(bound, self._memory.share)
-        return self.log.bytes + self._pending_bytes < bound
+        if self.account.is_short:
+            bound = min(bound, self.account.least_log)
+        return self.held < bound
 
     @property
     def _pending_bytes(self) -> int:
@@ -298,10 +312,46 @@ class Stream:
 
     def resume_source(self) -> None:
         """Let a waiting source go on where the log has room: a reader has advanced, or memory is free."""
-        memory = self._memory
-        if self in memory.waiting:
-            memory.free(self.log.trim())
-            if self._has_room and self in memory.waiting:
-                memory.waiting.discard(self)
+        waiting = self.account.waiting
+        if self in waiting:
+            self._trim()
+            if self._has_room and self in waiting:
+                waiting.discard(self)
                 if self.source is not None:
                     self.source.resume()
+
+    # -- memory --
+
+    def _charge(self) -> None:
+        """Take what the log has grown by, in grains; where memory is short, drop what all readers have."""
+        self._settle(_in_grains(self.held))
+        if self.account.is_short:
+            self._trim()
+
+    def _trim(self) -> None:
+        if self.log.trim():
+            self._settle(_in_grains(self.held))
+
+    def _settle(self, size: int) -> None:
+        grown, self.charged = size - self.charged, size
+        if grown > 0:
+            self.account.add(Kind.LOGS, grown)
+        elif grown < 0:
+            self.account.free(Kind.LOGS, -grown)
+
+    def forget(self, error: HoldfastError | None = None) -> None:
+        """Give back the memory: nobody finds the stream any more. Readers that are left are told the error.
+
+        Without one there is nobody to tell, since the process ends.
+        """
+        readers, self._readers = self._readers, {}
+        for cursor, reader in readers.items():
+            if error is not None:
+                reader.forgotten(cursor, error)
+            cursor.close()
+        self.account.waiting.discard(self)
+        self._settle(0)
+
+
+def _in_grains(size: int) -> int:
+    return -(-size // _GRAIN) * _GRAIN

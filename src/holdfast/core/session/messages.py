@@ -21,6 +21,11 @@ MAX_NAME: Final = 256
 MAX_STREAMS_PER_MESSAGE: Final = 1024
 #: Largest sequence number: what a JavaScript number holds exactly.
 MAX_SEQ: Final = 2**53 - 1
+#: Longest `t` of a `ping`, in characters where it is a string.
+MAX_PING: Final = 256
+#: Of an invalid message, an error quotes so many characters of the fault and of where it is.
+_MAX_FAULT: Final = 100
+_MAX_PLACE: Final = 100
 #: Largest credit that may be outstanding on one stream, in bytes (the bound of an HTTP/2 window).
 MAX_CREDIT: Final = 2**31 - 1
 
@@ -29,6 +34,7 @@ ResumeStatus = Literal["queued", "running", "ended", "refused"]
 StreamsOnGoaway = Literal["move", "stay"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+PingText = Annotated[str, msgspec.Meta(max_length=MAX_PING)]
 Seq = Annotated[int, msgspec.Meta(ge=-1, le=MAX_SEQ)]
 CreditBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
 
@@ -90,11 +96,11 @@ class Cancel(Message, tag="cancel"):
 
 
 class Ping(Message, tag="ping"):
-    t: int | float | str | None = None
+    t: int | float | PingText | None = None
 
 
 class Pong(Message, tag="pong"):
-    t: int | float | str | None = None
+    t: int | float | PingText | None = None
 
 
 # -- from the server -----------------------------------------------------------------------------------
@@ -245,7 +251,14 @@ def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         # A ValidationError is a DecodeError. msgspec's text says what, and `$.path` says where.
-        raise InvalidMessage(f"invalid message: {exc}") from exc
+        raise InvalidMessage(f"invalid message: {_shortened(str(exc))}") from exc
+
+
+def _shortened(fault: str) -> str:
+    """Leave out the middle of what may quote a client's whole message; where the fault is stands at the end."""
+    if len(fault) <= _MAX_FAULT + _MAX_PLACE:
+        return fault
+    return f"{fault[:_MAX_FAULT]}...{fault[-_MAX_PLACE:]}"
 
 
 def encode(message: Message | msgspec.Struct) -> bytes:

@@ -166,7 +166,9 @@ class ServerSession:
         "_held_bytes",
         "_invalid",
         "_out",
+        "_out_bytes",
         "_retired",
+        "_useless",
         "cursors",
         "max_streams",
         "negotiated",
@@ -179,6 +181,8 @@ class ServerSession:
         self.state = State.NEW
         self.cursors: dict[str, Cursor] = {}
         self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._useless = 0
         self._invalid = 0
         # Messages that wait, None for a binary one; without a deque nothing has to wait.
         self._held: deque[str | bytes | None] | None = None
@@ -244,7 +248,7 @@ class ServerSession:
             case m.Credit():
                 return self._receive_credit(message)
             case m.Detach():
-                self._out.append(m.encode(m.Detached(message.stream)))
+                self.send(m.Detached(message.stream))
                 cursor = self.cursors.pop(message.stream, None)
                 # A detach may cross the end of the stream: then there is nothing to detach, and no harm.
                 return DetachReceived(cursor) if cursor is not None else None
@@ -253,10 +257,13 @@ class ServerSession:
                     return self._reject(InvalidMessage("`cancel` names either `stream` or `request_id`"))
                 return CancelReceived(message.stream, message.request_id)
             case m.Ping():
-                self._out.append(m.encode(m.Pong(t=message.t)))
+                self._useless += 1
+                self.send(m.Pong(t=message.t))
             case _BarePayload():
                 return self._receive_bare(message)
-        return None  # a pong is a sign of life and means nothing more
+            case m.Pong():
+                self._useless += 1  # a sign of life, and nothing more
+        return None
 
     def _receive_hello(self, hello: m.Hello) -> Event:
         if hello.version != m.VERSION:
@@ -373,6 +380,11 @@ class ServerSession:
             del self._retired[next(iter(self._retired))]
         return cursor
 
+    def forget(self, stream: str, error: HoldfastError) -> None:
+        """Deliver a stream no more, whose log is gone before the client had its end: it is told the error."""
+        if self.cursors.pop(stream, None) is not None:
+            self.send_error(error, stream=stream)
+
     def connection_lost(self) -> list[Cursor]:
         """End the session without a word, and return the cursors that it had."""
         self._close()
@@ -385,12 +397,15 @@ class ServerSession:
 
         An `Epoch` is sent before the first entry of that epoch is appended to the log: then it comes first.
         """
-        self._out.append(m.encode(message))
+        encoded = m.encode(message)
+        self._out.append(encoded)
+        self._out_bytes += len(encoded)
 
     def send_error(
         self, error: HoldfastError, *, request_id: str | None = None, stream: str | None = None
     ) -> None:
-        self._out.append(m.encode(m.error_message(error, request_id=request_id, stream=stream)))
+        self._useless += 1
+        self.send(m.error_message(error, request_id=request_id, stream=stream))
 
     def fail(self, error: HoldfastError) -> CloseRequired:
         """End the session for an error that concerns the whole connection: an `error`, then the close code."""
@@ -409,12 +424,26 @@ class ServerSession:
     def data_to_send(self) -> list[bytes]:
         """Return the control messages that are due, each one text message, and forget them."""
         out, self._out = self._out, []
+        self._out_bytes = 0
         return out
 
     @property
     def waiting(self) -> int:
         """How many control messages are due."""
         return len(self._out)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes the control messages have that are due."""
+        return self._out_bytes
+
+    def take_useless(self) -> int:
+        """Return how many messages have served nothing since the last time: those refused, `ping` and `pong`.
+
+        Not `ack` and `credit` for streams that are unknown: theirs may have ended a moment ago.
+        """
+        useless, self._useless = self._useless, 0
+        return useless
 
     @property
     def is_full(self) -> bool:

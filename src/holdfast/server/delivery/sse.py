@@ -134,6 +134,10 @@ class SseReader:
     def epoch_changed(self, cursor: Cursor) -> None:
         pass  # the ids of the events to come have it
 
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        self._timer.cancel()
+        self._fail(error)
+
     def _mark(self) -> None:
         self.wake(self._cursor)
 
@@ -200,8 +204,11 @@ class SseReader:
 
     def _revoked(self, error: HoldfastError) -> None:
         """The caller may not read on, and for the stream it is gone."""
-        exchange = self._exchange
         self._disconnected()
+        self._fail(error)
+
+    def _fail(self, error: HoldfastError) -> None:
+        exchange = self._exchange
         if not exchange.is_started:
             exchange.refuse(error)
         elif (failure := self._framing.failure(error)) is not None:

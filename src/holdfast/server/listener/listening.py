@@ -8,8 +8,12 @@ import socket
 import ssl
 
 from holdfast.config import ServerConfig
+from holdfast.core.limits.budget import Budget
 from holdfast.errors import ConfigError
-from holdfast.server.listener.http import Application, HttpConnection, Limits
+from holdfast.server.listener.admitted import Limits
+from holdfast.server.listener.handshaking import Handshaking
+from holdfast.server.listener.http import Application, HttpConnection
+from holdfast.server.listener.turns import Turns
 from holdfast.timers import Timers
 
 #: Connections that the kernel keeps for us until we accept them.
@@ -21,9 +25,13 @@ _MAX_KEEP_ALIVE = 32767
 class Listener:
     """Accepts connections for an application. `start`, then `stop` and `wait_closed`; each once."""
 
-    def __init__(self, config: ServerConfig, application: Application, timers: Timers) -> None:
+    def __init__(
+        self, config: ServerConfig, application: Application, timers: Timers, turns: Turns, budget: Budget
+    ) -> None:
         """Raises `ConfigError` where the TLS files cannot be used."""
         self._config = config
+        self._turns = turns
+        self._budget = budget
         self._application = application
         self._timers = timers
         self._limits = _limits(config)
@@ -33,6 +41,7 @@ class Listener:
         if self._tls is not None:
             self._tls.sni_callback = self._choose_certificate
         self._server: asyncio.Server | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
 
     @property
     def has_tls(self) -> bool:
@@ -43,12 +52,7 @@ class Listener:
         config = self._config
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: HttpConnection(self._application, self._timers, self._limits),
-                config.host,
-                config.port,
-                ssl=self._tls,
-                ssl_handshake_timeout=None if self._tls is None else config.header_timeout,
-                backlog=_BACKLOG,
+                self._protocol, config.host, config.port, backlog=_BACKLOG
             )
             _watch_peers(self._server, config)
         except OSError as exc:
@@ -56,6 +60,12 @@ class Listener:
                 f"cannot listen on {config.host}:{config.port}: {exc.strerror or exc}; is another process using "
                 "the port? `--port 0` takes a free one"
             ) from exc
+
+    def _protocol(self) -> asyncio.Protocol:
+        connection = HttpConnection(self._application, self._timers, self._turns, self._budget, self._limits)
+        if self._tls is None:
+            return connection
+        return Handshaking(connection, self._tls, self._limits.header_timeout, self._handshakes)
 
     def configure(self, config: ServerConfig, certificate: ssl.SSLContext | None) -> None:
         """Use other bounds, and what `tls_context` made of another certificate, for connections to come."""
@@ -102,6 +112,8 @@ class Listener:
         """Return when the connections that were accepted are closed as well."""
         if self._server is not None:
             await self._server.wait_closed()
+        if self._handshakes:
+            await asyncio.wait(self._handshakes)
 
 
 def tls_context(config: ServerConfig) -> ssl.SSLContext | None:

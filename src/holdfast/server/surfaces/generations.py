@@ -46,8 +46,10 @@ class Generations:
             keeps_running=policy == "continue",
             connection=exchange.connection_number,
         )
+        exchange.hold(services.connect(principal.tenant, principal.key_id))
         create = partial(services.launcher.create, principal, self._dialect, request.body, terms)
         result: Started | HoldfastError = await answer_of(create)
+        exchange.body_used()
         # A refusal tells what is left as well.
         exchange.headers += self._dialect.rate_headers(services.rates(principal.tenant, principal.key_id))
         if isinstance(result, HoldfastError):

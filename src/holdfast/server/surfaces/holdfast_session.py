@@ -22,6 +22,7 @@ from holdfast.generation.launcher import Started, Terms
 from holdfast.observe.events import Caller
 from holdfast.server.delivery.client_socket import ClientSocket
 from holdfast.server.handshakes import Handshake, refuse_without_upgrade
+from holdfast.server.listener.turns import BACKLOG
 from holdfast.server.router import Route
 from holdfast.server.services import Services, Surface
 from holdfast.streams.store import Done
@@ -89,8 +90,11 @@ class SessionProtocol(ClientSocket):
 
     def _received(self, event: core.Event | None) -> None:
         self._handle(event)
-        if event is None and self.protocol.must_pause and self.transport is not None:
-            self.transport.pause_reading()
+        if event is None and self.protocol.must_pause:
+            self.pause(BACKLOG)
+
+    def take_useless(self) -> int:
+        return self.protocol.take_useless()
 
     def _handle(self, event: core.Event | None) -> None:
         match event:
@@ -135,8 +139,8 @@ class SessionProtocol(ClientSocket):
         """Take the messages that have waited for an answer, up to one that has to wait as well."""
         for event in self.protocol.resume():
             self._handle(event)
-        if self.transport is not None and not self.protocol.must_pause:
-            self.transport.resume_reading()
+        if not self.protocol.must_pause:
+            self.resume(BACKLOG)
         self.outlet.mark()
 
     @property
@@ -301,6 +305,9 @@ class SessionProtocol(ClientSocket):
 
     def end_written(self, stream: Stream) -> None:
         self.protocol.retire(stream.id)
+
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        self.protocol.forget(stream.id, error)
 
     # -- the end --
 

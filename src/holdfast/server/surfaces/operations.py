@@ -17,14 +17,14 @@ from holdfast.upstream.statistics import ProviderStatistics
 class Operations:
     """Serves the probes to anyone, the bounds to servers, the pools to the admin; to servers where there is none.
 
-    `bounds` gets the caller's tenant and key.
+    `bounds` gets the caller.
     """
 
     def __init__(
         self,
         peers: Peers,
         pool_statistics: Callable[[], list[ProviderStatistics]],
-        bounds: Callable[[str, str | None], Bounds],
+        bounds: Callable[[Principal], Bounds],
         freshness: Freshness,
         *,
         has_admin: bool,
@@ -60,4 +60,4 @@ class Operations:
 
     async def _limits(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         """Answer with every bound and its present use, and with those of the caller's own key and tenant."""
-        respond_json(exchange, self._bounds(principal.tenant, principal.key_id))
+        respond_json(exchange, self._bounds(principal))
