@@ -10,7 +10,7 @@ import msgspec
 from holdfast.admission.keys import SecretId
 from holdfast.core.http.request import Headers
 from holdfast.core.limits.budget import Account
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, PayloadTooLarge
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request
 
 #: Seconds that a request waits for the keys that its credential needs.
@@ -56,3 +56,11 @@ class Limits(msgspec.Struct, frozen=True):
     def first_head(self, *, is_limited: bool) -> float:
         """How long a new connection has for its first head; `is_limited` where it has a probe's slot."""
         return min(self.header_timeout, _PROBE_TIMEOUT) if is_limited else self.header_timeout
+
+    def body_of(self, admitted: Admitted) -> int:
+        """How large the body of a request may be that was judged by its head."""
+        return self.max_body if admitted.max_body is None else admitted.max_body
+
+    def too_large(self, admitted: Admitted) -> PayloadTooLarge:
+        where = " (server.max_body)" if admitted.max_body is None else " that this path takes"
+        return PayloadTooLarge(f"the body is larger than the {self.body_of(admitted)} bytes{where}")

@@ -19,7 +19,7 @@ from holdfast.admission.jwks import KeysPending
 from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.core.http.request import Headers
 from holdfast.core.limits.budget import Budget, Kind
-from holdfast.errors import HoldfastError, InternalError, InvalidRequest, PayloadTooLarge, Unauthorized
+from holdfast.errors import HoldfastError, InternalError, InvalidRequest, Unauthorized
 from holdfast.server.listener.admitted import KEYS_TIMEOUT, Admitted, Limits
 from holdfast.server.listener.charge import Charge
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response, response_head
@@ -308,8 +308,8 @@ class HttpConnection(FairProtocol):
         if not head.has_body:
             return
         refusal = admitted.refusal
-        if refusal is None and (head.length or 0) > self._max_body(admitted):
-            refusal = self._too_large(admitted)
+        if refusal is None and (head.length or 0) > self._limits.body_of(admitted):
+            refusal = self._limits.too_large(admitted)
         if refusal is not None:
             self._refuse_admitted(admitted, refusal)
             return
@@ -318,15 +318,12 @@ class HttpConnection(FairProtocol):
         self._charge = Charge(admitted.account or self._strangers, Kind.BODIES)
         self._set_timer(self._limits.body_timeout, self._body_timed_out)
 
-    def _max_body(self, admitted: Admitted) -> int:
-        return self._limits.max_body if admitted.max_body is None else admitted.max_body
-
     def _take_body(self, data: bytes) -> None:
         admitted, charge = self._admitted, self._charge
         if admitted is None or charge is None:
             return
-        if charge.size + len(data) > self._max_body(admitted):
-            self._refuse_admitted(admitted, self._too_large(admitted))
+        if charge.size + len(data) > self._limits.body_of(admitted):
+            self._refuse_admitted(admitted, self._limits.too_large(admitted))
         elif not charge.grow(len(data)):
             self._refuse_admitted(admitted, charge.account.refusal(len(data)))
         elif not self._body:
@@ -402,10 +399,6 @@ class HttpConnection(FairProtocol):
             self._app.answer_finished(self)
 
     # -- refusals and closing --
-
-    def _too_large(self, admitted: Admitted) -> PayloadTooLarge:
-        where = " (server.max_body)" if admitted.max_body is None else " that this path takes"
-        return PayloadTooLarge(f"the body is larger than the {self._max_body(admitted)} bytes{where}")
 
     def _refuse_admitted(self, admitted: Admitted, error: HoldfastError, *, status: int | None = None) -> None:
         status, headers, body = error_response(error, admitted.shape, status=status)
