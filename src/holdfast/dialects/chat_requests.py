@@ -154,7 +154,7 @@ def _count(value: msgspec.Raw) -> int:
 
 
 def _may_have_media(raw: bytes) -> bool:
-    return any(mark in raw for mark in _MEDIA_MARKS)
+    return b'"type"' in raw and any(mark in raw for mark in _MEDIA_MARKS)
 
 
 def _media(raw: bytes) -> tuple[int, int]:
