@@ -20,6 +20,6 @@ What is measured, and why a busy machine is not counted as the gateway's fault:
   (/proc/PID/schedstat). What the honest process so waited before it looked at its sockets is taken off each time
   stamp, and what the gateway so waited is taken off each gap and probe, since other processes of the machine took
   it and not a guest. The column *stolen* shows the gateway's share of such waiting: near 0 on a quiet machine.
-- The quiet values come from the same run: the same callers, while a process that attacks nobody keeps core 1 as busy
-  as attackers do.
+- The quiet values come from the same run: the same callers, while a process that attacks nobody keeps core 1 as
+  busy as attackers do.
 """

@@ -2,7 +2,7 @@
 
 One streams over a session, one over SSE, one generation after another of a token each 20 ms; one asks `/healthz`
 each 10 ms, and one each 250 ms on a new connection. What came is in a journal that `chaos.checker` can judge; how
-long it took is written as one line of JSON at the end. None of them tries anything twice: they have done nothing wrong.
+long it took is written as one line of JSON at the end. None of them tries anything twice: they have done no wrong.
 """
 
 from __future__ import annotations
