@@ -8,6 +8,9 @@ from enum import Enum
 
 from chaos.hostile.wire import Arena
 
+#: How the note of an attack begins that failed by its own fault.
+BROKEN = "broken: "
+
 
 class From(Enum):
     """The credential of an attacker."""

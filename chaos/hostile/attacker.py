@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from bench.processes import raise_descriptor_limit
-from chaos.hostile.attack import Attack, From
+from chaos.hostile.attack import BROKEN, Attack, From
 from chaos.hostile.catalogue import BY_NAME
 from chaos.hostile.wire import Arena, Tally
 
@@ -29,6 +29,10 @@ async def _play(attack: Attack, arena: Arena) -> None:
         except (OSError, EOFError):
             arena.tally.lost += 1
             await asyncio.sleep(0.1)
+        except ExceptionGroup as exc:
+            # A fault of the attack itself: the others go on, and the judge says so.
+            arena.tally.notes[f"{BROKEN}{exc.exceptions[0]!r}"] += 1
+            return
 
 
 async def _attack(order: dict[str, Any], tallies: dict[str, Tally]) -> None:

@@ -117,7 +117,7 @@ async def session_churn(arena: Arena) -> None:
 @attack("token-rate", From.TOKEN, sent=20_000, proofs=("429",))
 async def token_rate(arena: Arena) -> None:
     """Ask for completions far beyond the token's rates, pipelined, and read the refusals."""
-    many = arena.post(encoded(sim={"tokens": 1, "ttft_ms": 0})) * 50
+    many = arena.post(encoded(stream=False, sim={"tokens": 1, "ttft_ms": 0})) * 50
 
     async def visit() -> None:
         async with await arena.connect() as line:

@@ -167,7 +167,10 @@ class Honest:
             journal.read_from(-1)
             text = b""
             while not journal.is_over:
-                text += await _chunk(line)
+                chunk = await line.chunk()
+                if not chunk:
+                    raise EOFError("the answer ended without its end")
+                text += chunk
                 *events, text = text.split(b"\n\n")
                 for event in events:
                     _take_event(event, journal, gaps, _stamp_of(line))
@@ -237,15 +240,6 @@ class _Gaps:
             waited = stamp.stolen - self._last.stolen
             self._gaps.append((max(0, stamp.at - begun - waited) / 1e6, (stamp.raw - self._last.raw) / 1e6))
             self._last = stamp
-
-
-async def _chunk(line: Line) -> bytes:
-    """Read one chunk of an answer (RFC 9112 section 7.1)."""
-    size = int((await line.reader.readuntil(b"\r\n")).partition(b";")[0], 16)
-    data = await line.reader.readexactly(size + 2)
-    if not size:
-        raise EOFError("the answer ended without its end")
-    return data[:-2]
 
 
 def _take_event(event: bytes, journal: StreamJournal, gaps: _Gaps, stamp: Stamp) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import ssl
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from bench.processes import GATEWAY_CORE, Server, free_port, resident, serving
 from chaos.hostile.verdict import MIB, Held
+from chaos.hostile.wire import trusting
 from holdfast.admission.keys import create_key
 from holdfast.config.server import ServerConfig
 from holdfast_tools.simulate.certificate import self_signed
@@ -103,10 +103,7 @@ class Target:
         data = None if body is None else json.dumps(body).encode()
         headers = {"authorization": f"Bearer {key}", "connection": "close", "content-type": "application/json"}
         url = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}{path}"
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)]
+        handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting())]
         request = urllib.request.Request(url, data, headers)
         with urllib.request.build_opener(*handlers).open(request, timeout=10) as response:
             return json.loads(response.read())

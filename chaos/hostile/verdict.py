@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chaos.checker import Verdict
-from chaos.hostile.attack import Attack
+from chaos.hostile.attack import BROKEN, Attack
 
 MIB = 1024 * 1024
 #: ms between two tokens of an honest stream, and what a probe may take beyond its quiet value, each for 99 of 100.
@@ -109,7 +109,8 @@ class Row:
 
 def judge(row: Row) -> list[str]:
     """Return what is wrong with this row, in words."""
-    return [*_hurt(row), *_taken(row), *_kept(row), *_vacuous(row)]
+    hurt = _hurt(row)
+    return [*hurt, *_taken(row), *_kept(row), *([] if hurt else _too_few(row)), *_vacuous(row)]
 
 
 def _hurt(row: Row) -> list[str]:
@@ -146,15 +147,22 @@ def _kept(row: Row) -> list[str]:
     return findings
 
 
-def _vacuous(row: Row) -> list[str]:
-    """Why nothing was shown."""
-    findings = []
+def _too_few(row: Row) -> list[str]:
+    """Whether honest callers have measured too seldom to show anything; those that were held up showed enough."""
     if row.times.count < _LEAST_TIMES * row.times.seconds:
-        findings.append(f"honest callers measured {row.times.count} times in {row.times.seconds:.0f} s")
+        return [f"honest callers measured {row.times.count} times in {row.times.seconds:.0f} s"]
+    return []
+
+
+def _vacuous(row: Row) -> list[str]:
+    """Which attacks did not take place."""
+    findings = []
     for attack in row.attacks:
         tally = row.tallies.get(attack.name)
         if tally is None:
             findings.append(f"{attack.name} did not take place")
+        elif broken := [note for note in tally["notes"] if note.startswith(BROKEN)]:
+            findings.append(f"{attack.name} is {broken[0]}")
         elif len(row.attacks) == 1:
             findings += _not_enough(attack, tally)
         elif not tally["connections"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 import os
 import ssl
@@ -150,10 +151,20 @@ class Line:
         status = int(head[9:12])
         self._tally.notes[str(status)] += 1
         self._tally.received += len(head)
-        for name, _, value in (row.partition(b":") for row in head.split(b"\r\n")):
-            if name.lower() == b"content-length" and status not in (101, 204, 304):
+        for name, _, value in (row.partition(b":") for row in head.lower().split(b"\r\n")):
+            if name == b"content-length" and status not in (101, 204, 304):
                 self._tally.received += len(await self.reader.readexactly(int(value)))
+            elif name == b"transfer-encoding":
+                while await self.chunk():
+                    pass
         return status
+
+    async def chunk(self) -> bytes:
+        """Read one chunk of an answer (RFC 9112 section 7.1); the last one is empty."""
+        size = int((await self.reader.readuntil(b"\r\n")).partition(b";")[0], 16)
+        data = await self.reader.readexactly(size + 2)
+        self._tally.received += len(data)
+        return data[:-2]
 
     async def discard(self) -> None:
         """Read and forget until the other side ends."""
@@ -221,9 +232,10 @@ def open_frame(opcode: int, size: int) -> bytes:
     return bytes((opcode, 0x80 | 127)) + size.to_bytes(8) + b"\0\0\0\0"
 
 
+@functools.cache
 def trusting() -> ssl.SSLContext:
-    """Take any certificate: the gateway's is its own."""
-    context = ssl.create_default_context()
+    """Take any certificate: the gateway's is its own. Nothing is loaded, which would hold the event loop up."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
