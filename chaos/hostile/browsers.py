@@ -14,7 +14,7 @@ from chaos.hostile.wire import BINARY, CONTINUATION, PING, TEXT, Arena, Line, fr
 
 @attack("token-json", From.TOKEN, sent=1_000_000)
 async def token_json(arena: Arena) -> None:
-    """Post 16 MiB of empty objects as messages, beyond every limit of the token, on 2 connections."""
+    """Post the largest list of empty objects as messages, beyond every limit of the token, on 2 connections."""
     request = arena.post(many_objects())
 
     async def visit() -> None:
@@ -27,7 +27,7 @@ async def token_json(arena: Arena) -> None:
 
 @attack("token-session-json", From.TOKEN, sent=1_000_000, proofs=("welcome",))
 async def token_session_json(arena: Arena) -> None:
-    """Create over a session with 16 MiB of empty objects as messages, over and over."""
+    """Create over a session with the largest list of empty objects as messages, over and over."""
     message = frame(TEXT, create(many_objects(), "r"))
 
     async def visit() -> None:

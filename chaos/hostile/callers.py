@@ -9,7 +9,7 @@ import os
 import random
 
 from chaos.hostile.attack import From, attack
-from chaos.hostile.requests import MIB, deep, encoded, long_text, many_objects
+from chaos.hostile.requests import LARGEST, MIB, deep, encoded, long_text, many_objects
 from chaos.hostile.wire import Arena, Line
 
 
@@ -19,20 +19,25 @@ async def _ended_stream(arena: Arena, size: int) -> str:
     body = encoded(sim={"tokens": 2, "interval_ms": 0, "ttft_ms": 0, "fault": fault})
     async with await arena.connect() as line:
         await line.send(arena.post(body, {"connection": "close"}))
-        head = await line.reader.readuntil(b"\r\n\r\n")
-        arena.tally.notes[head[9:12].decode()] += 1
+        stream = await _stream_of(arena, line)
         await line.discard()
-    for row in head.split(b"\r\n"):
-        name, _, value = row.partition(b": ")
-        if name.lower() == b"holdfast-stream-id":
-            arena.tally.notes["stream"] += 1
-            return value.decode()
-    raise ConnectionError("no stream")
+    return stream
+
+
+async def _stream_of(arena: Arena, line: Line) -> str:
+    """Read the head of an answer; return the id of its stream."""
+    head = await line.reader.readuntil(b"\r\n\r\n")
+    arena.tally.notes[head[9:12].decode()] += 1
+    _, found, behind = head.partition(b"holdfast-stream-id: ")
+    if not found:
+        raise ConnectionError("no stream")
+    arena.tally.notes["stream"] += 1
+    return behind.partition(b"\r\n")[0].decode()
 
 
 @attack("key-json", From.KEY, sent=1_000_000)
 async def key_json(arena: Arena) -> None:
-    """Post 16 MiB of empty objects as messages on 3 connections."""
+    """Post the largest list of empty objects as messages on 3 connections."""
     request = arena.post(many_objects())
 
     async def visit() -> None:
@@ -45,7 +50,7 @@ async def key_json(arena: Arena) -> None:
 
 @attack("deep-json", From.KEY, sent=1_000_000)
 async def deep_json(arena: Arena) -> None:
-    """Post 8 million nested lists, on 2 connections."""
+    """Post millions of nested lists, on 2 connections."""
     request = arena.post(deep())
 
     async def visit() -> None:
@@ -58,7 +63,7 @@ async def deep_json(arena: Arena) -> None:
 
 @attack("long-prompts", From.KEY, sent=1_000_000)
 async def long_prompts(arena: Arena) -> None:
-    """Ask with good prompts of 16 MiB on 20 connections at a time, more than may run."""
+    """Ask with the largest good prompts on 40 connections at a time, more than may run."""
     request = arena.post(long_text())
 
     async def visit() -> None:
@@ -66,25 +71,23 @@ async def long_prompts(arena: Arena) -> None:
             await line.send(request)
             await line.discard()
 
-    await arena.crowd(20, visit)
+    await arena.crowd(40, visit)
 
 
 @attack("key-bodies", From.KEY, sent=1_000_000)
 async def key_bodies(arena: Arena) -> None:
-    """Send bodies of 16 MiB with a good key on 80 connections, all but the last byte, and keep them."""
-    head = arena.head("POST", "/v1/chat/completions", {"content-length": 16 * MIB})
-    part = bytes(256 * 1024)
+    """Send the largest bodies with a good key on 120 connections, all but the last byte, and keep them."""
+    head = arena.head("POST", "/v1/chat/completions", {"content-length": LARGEST})
+    almost = bytes(LARGEST - 1)
 
     async def visit() -> None:
         async with await arena.connect() as line:
             await line.send(head)
-            for _ in range(63):
-                await line.send(part)
-            await line.send(part[1:])
+            await line.send(almost)
             arena.tally.notes["held"] += 1
             await line.gone()
 
-    await arena.crowd(80, visit)
+    await arena.crowd(120, visit)
 
 
 @attack("compressed-bodies", From.KEY, sent=20_000)
@@ -158,12 +161,11 @@ async def _sip(arena: Arena, stream: str, live: str) -> None:
 @attack("long-polls", From.KEY, sent=1_000, connections=40)
 async def long_polls(arena: Arena) -> None:
     """Take every connection that there is by long polls of one running stream."""
-    body = encoded(sim={"tokens": 100_000, "interval_ms": 1000, "ttft_ms": 60_000})
-    headers = {"holdfast-on-disconnect": "continue"}
+    body = encoded(sim={"tokens": 100_000, "interval_ms": 60_000, "ttft_ms": 0})
     async with await arena.connect() as line:
-        await line.send(arena.post(json.dumps({**json.loads(body)}).encode(), headers))
-        head = await _patiently(arena, line)
-        poll = arena.head("GET", f"/v1/streams/{head}?live=long-poll&timeout=60")
+        await line.send(arena.post(body))
+        stream = await _stream_of(arena, line)
+        poll = arena.head("GET", f"/v1/streams/{stream}?live=long-poll&timeout=60&after=1")
 
         async def visit() -> None:
             async with await arena.connect() as polling:
@@ -171,14 +173,6 @@ async def long_polls(arena: Arena) -> None:
                 await polling.answer()
 
         await arena.crowd(500, visit)
-
-
-async def _patiently(arena: Arena, line: Line) -> str:
-    """Return the id of a stream that runs, once its head has come."""
-    head = await line.reader.readuntil(b"\r\n\r\n")
-    arena.tally.notes[head[9:12].decode()] += 1
-    _, _, behind = head.partition(b"holdfast-stream-id: ")
-    return behind.partition(b"\r\n")[0].decode()
 
 
 @attack("streams-left", From.KEY, connections=20, sent=5_000)

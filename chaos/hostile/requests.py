@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from holdfast.config.server import ServerConfig
+
 MIB = 1024 * 1024
-#: Just below the default bound of a body and of a message.
-LARGEST = 16 * MIB - 200
+#: Just below the default bound of a body and of a message, which the gateway under attack has.
+LARGEST = ServerConfig().max_body - 200
 
 
 def chat(**fields: Any) -> dict[str, Any]:

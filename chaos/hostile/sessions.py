@@ -91,41 +91,41 @@ async def small_pings_unread(arena: Arena) -> None:
 
 @attack("partial-messages", From.KEY, sent=1_000_000, proofs=("welcome",))
 async def partial_messages(arena: Arena) -> None:
-    """Keep a message of 15 MiB unfinished on each of 40 sessions, which pings keep alive."""
-    part = bytes(MIB)
+    """Keep a message of nearly the largest size unfinished on each of 50 sessions, which pings keep alive."""
+    part = bytes(MIB // 2)
 
     async def visit() -> None:
         async with await arena.websocket() as line, _reading(line):
             await line.send(frame(TEXT, b"{", fin=False))
-            for _ in range(15):
+            for _ in range(LARGEST // len(part)):
                 await line.frame(CONTINUATION, part, fin=False)
             while True:
                 await line.frame(PING)
                 await asyncio.sleep(0.5)
 
-    await arena.crowd(40, visit)
+    await arena.crowd(50, visit)
 
 
 @attack("partial-frames", From.KEY, sent=1_000_000, proofs=("welcome",))
 async def partial_frames(arena: Arena) -> None:
-    """Begin frames of 15 MiB on 40 sessions and send their bytes ever more slowly."""
-    part = bytes(256 * 1024)
+    """Begin frames of nearly the largest size on 50 sessions, and then send a byte each half second."""
+    part = bytes(MIB // 2)
 
     async def visit() -> None:
         async with await arena.websocket() as line, _reading(line):
-            await line.send(open_frame(TEXT, 15 * MIB))
-            for _ in range(56):
+            await line.send(open_frame(TEXT, LARGEST))
+            for _ in range(LARGEST // len(part)):
                 await line.send(part)
             while True:
                 await line.send(b"x")
                 await asyncio.sleep(0.5)
 
-    await arena.crowd(40, visit)
+    await arena.crowd(50, visit)
 
 
 @attack("session-json", From.KEY, sent=1_000_000, proofs=("welcome",))
 async def session_json(arena: Arena) -> None:
-    """Create with 16 MiB of empty objects as messages on 2 sessions."""
+    """Create with the largest list of empty objects as messages on 2 sessions."""
     message = frame(TEXT, create(many_objects(), "r"))
 
     async def visit() -> None:
@@ -139,8 +139,8 @@ async def session_json(arena: Arena) -> None:
 
 @attack("large-types", From.KEY, sent=1_000_000, proofs=("welcome",))
 async def large_types(arena: Arena) -> None:
-    """Send messages whose `type` has 15 MiB, which an error might quote, on 2 sessions."""
-    data = frame(TEXT, b'{"type":"%b"}' % (b"t" * (LARGEST - MIB)))
+    """Send messages with the largest `type`, which an error might quote, on 2 sessions."""
+    data = frame(TEXT, b'{"type":"%b"}' % (b"t" * (LARGEST - 100)))
 
     async def visit() -> None:
         async with await arena.websocket() as line, _reading(line):

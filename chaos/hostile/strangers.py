@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import socket
 import struct
 
 from chaos.hostile.attack import From, attack
+from chaos.hostile.requests import LARGEST, MIB, many_objects
 from chaos.hostile.wire import PING, Arena, Line, frame
 
-_MIB = 1024 * 1024
 #: More sockets than the gateway takes connections.
 MORE_THAN_ALL = 600
 
@@ -51,7 +50,7 @@ async def slow_heads(arena: Arena) -> None:
 @attack("slow-bodies", From.STRANGER, connections=100, sent=500)
 async def slow_bodies(arena: Arena) -> None:
     """Announce bodies of 1 MiB without a credential, and send them byte by byte, on 300 connections."""
-    head = arena.head("POST", "/v1/chat/completions", {"content-length": _MIB})
+    head = arena.head("POST", "/v1/chat/completions", {"content-length": MIB})
 
     async def visit() -> None:
         async with await arena.connect() as line:
@@ -65,20 +64,18 @@ async def slow_bodies(arena: Arena) -> None:
 
 @attack("stranger-bodies", From.STRANGER, connections=40, sent=100_000)
 async def stranger_bodies(arena: Arena) -> None:
-    """Send bodies of 16 MiB without a credential on 80 connections, all but the last byte, and keep them."""
-    head = arena.head("POST", "/v1/chat/completions", {"content-length": 16 * _MIB})
-    part = bytes(256 * 1024)
+    """Send the largest bodies without a credential on 120 connections, all but the last byte, and keep them."""
+    head = arena.head("POST", "/v1/chat/completions", {"content-length": LARGEST})
+    almost = bytes(LARGEST - 1)
 
     async def visit() -> None:
         async with await arena.connect() as line:
             await line.send(head)
-            for _ in range(63):
-                await line.send(part)
-            await line.send(part[1:])
+            await line.send(almost)
             arena.tally.notes["held"] += 1
             await line.gone()
 
-    await arena.crowd(80, visit)
+    await arena.crowd(120, visit)
 
 
 @attack("chunks-of-a-byte", From.STRANGER, sent=10_000)
@@ -301,8 +298,8 @@ async def half_closed(arena: Arena) -> None:
 
 @attack("expect-continue", From.STRANGER, connections=20)
 async def expect_continue(arena: Arena) -> None:
-    """Ask to be told to go on with a body of 16 MiB, and send nothing, on 100 connections."""
-    fields = {"content-length": str(16 * _MIB), "expect": "100-continue"}
+    """Ask to be told to go on with the largest body, and send nothing, on 100 connections."""
+    fields = {"content-length": str(LARGEST), "expect": "100-continue"}
     head = arena.head("POST", "/v1/chat/completions", fields)
 
     async def visit() -> None:
@@ -361,9 +358,8 @@ async def tls_churn(arena: Arena) -> None:
 
 @attack("stranger-json", From.STRANGER, sent=100_000)
 async def stranger_json(arena: Arena) -> None:
-    """Send whole bodies of 16 MiB of `{}` without a credential, one after another, on 2 connections."""
-    body = json.dumps({"model": "demo"}).encode()[:-1] + b',"messages":[' + b"{}," * (5 * _MIB) + b"{}]}"
-    request = arena.post(body)
+    """Send whole bodies of `{}`, the largest, without a credential, one after another, on 2 connections."""
+    request = arena.post(many_objects())
 
     async def visit() -> None:
         async with await arena.connect() as line:

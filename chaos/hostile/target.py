@@ -29,7 +29,7 @@ max_connections = 400
 {server}
 
 [streams]
-memory_bytes = {logs}
+{streams}
 retention = 2.0
 retention_acknowledged = 0.5
 detach_grace = 1.0
@@ -150,9 +150,10 @@ def target(folder: Path, calm: str, busy: str, *, tls: bool) -> Iterator[Target]
     """Run a gateway on its core, with the rank of a service that its machine is for."""
     (honest, honest_hash), (mallory, mallory_hash), (page, page_hash) = create_key(), create_key(), create_key()
     port = free_port()
-    server = []
-    if "memory_bytes" in ServerConfig.__struct_fields__:
-        server.append(f"memory_bytes = {BUDGET}")
+    server: list[str] = []
+    streams: list[str] = []
+    # Where there is no budget of the whole process yet, the logs have one.
+    (server if "memory_bytes" in ServerConfig.__struct_fields__ else streams).append(f"memory_bytes = {BUDGET}")
     if tls:
         certificate, key = self_signed()
         for name, pem in (("cert", certificate), ("key", key)):
@@ -163,7 +164,7 @@ def target(folder: Path, calm: str, busy: str, *, tls: bool) -> Iterator[Target]
         CONFIG.format(
             port=port,
             server="\n".join(server),
-            logs=BUDGET // 2,
+            streams="\n".join(streams),
             honest=honest_hash,
             mallory=mallory_hash,
             page=page_hash,
