@@ -26,6 +26,7 @@ class Attack:
 
     The attack took place if it had `connections`, sent at least `sent` bytes, and noted each of `proofs`: statuses
     of HTTP, types of messages, or what it notes itself. All of that is meant for two seconds or more.
+    One that `crowds` takes the connections that others of its kind would need for their attacks.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Attack:
     sent: int
     proofs: tuple[str, ...]
     needs_tls: bool
+    crowds: bool
 
 
 def attack(
@@ -46,11 +48,12 @@ def attack(
     sent: int = 1000,
     proofs: tuple[str, ...] = (),
     needs_tls: bool = False,
+    crowds: bool = False,
 ) -> Callable[[Callable[[Arena], Awaitable[None]]], Attack]:
     """Make an attack of a coroutine function; the first paragraph of its docstring says what it does."""
 
     def made(play: Callable[[Arena], Awaitable[None]]) -> Attack:
         does = " ".join((play.__doc__ or "").split("\n\n")[0].split())
-        return Attack(name, origin, play, does, connections, sent, proofs, needs_tls)
+        return Attack(name, origin, play, does, connections, sent, proofs, needs_tls, crowds)
 
     return made

@@ -76,7 +76,7 @@ async def long_prompts(arena: Arena) -> None:
 
 @attack("key-bodies", From.KEY, sent=1_000_000)
 async def key_bodies(arena: Arena) -> None:
-    """Send the largest bodies with a good key on 120 connections, all but the last byte, and keep them."""
+    """Send the largest bodies with a good key on 100 connections, all but the last byte, and keep them."""
     head = arena.head("POST", "/v1/chat/completions", {"content-length": LARGEST})
     almost = bytes(LARGEST - 1)
 
@@ -87,7 +87,7 @@ async def key_bodies(arena: Arena) -> None:
             arena.tally.notes["held"] += 1
             await line.gone()
 
-    await arena.crowd(120, visit)
+    await arena.crowd(100, visit)
 
 
 @attack("compressed-bodies", From.KEY, sent=20_000)
@@ -158,7 +158,7 @@ async def _sip(arena: Arena, stream: str, live: str) -> None:
         await line.sip(1.0)
 
 
-@attack("long-polls", From.KEY, sent=1_000, connections=40)
+@attack("long-polls", From.KEY, sent=1_000, connections=40, crowds=True)
 async def long_polls(arena: Arena) -> None:
     """Take every connection that there is by long polls of one running stream."""
     body = encoded(sim={"tokens": 100_000, "interval_ms": 60_000, "ttft_ms": 0})
@@ -172,7 +172,7 @@ async def long_polls(arena: Arena) -> None:
                 await polling.send(poll)
                 await polling.answer()
 
-        await arena.crowd(500, visit)
+        await arena.crowd(600, visit)
 
 
 @attack("streams-left", From.KEY, connections=20, sent=5_000)

@@ -25,23 +25,24 @@ _OVERHEAD = 10.0
 _QUIET = 5.0
 _LEAST = 2.0
 _SETTLE = 15.0
-#: Groups of a run that has only minutes; attacks on TLS are one more.
+#: Groups of a run that has only minutes; attacks that take all connections, and those on TLS, are one more each.
 _GROUPS = 2
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, tuple[Attack, ...], float]]:
     """Return the rows: names, attacks, seconds."""
     chosen = tuple(BY_NAME[name] for name in args.only) if args.only else ATTACKS
-    plain = tuple(attack for attack in chosen if not attack.needs_tls)
     tls = tuple(attack for attack in chosen if attack.needs_tls)
+    crowds = tuple(attack for attack in chosen if attack.crowds and not attack.needs_tls)
+    plain = tuple(attack for attack in chosen if not (attack.crowds or attack.needs_tls))
     if args.minutes is not None:
-        rows = [(f"group-{n + 1}", plain[n::_GROUPS]) for n in range(_GROUPS)] + [("tls", tls)]
-        rows = [(name, attacks) for name, attacks in rows if attacks]
+        groups = [(f"group-{n + 1}", plain[n::_GROUPS]) for n in range(_GROUPS)]
+        rows = [(name, attacks) for name, attacks in (*groups, ("crowds", crowds), ("tls", tls)) if attacks]
         each = (args.minutes * 60 - 2 * _QUIET) / len(rows) - _OVERHEAD
         return [(name, attacks, max(_LEAST, each)) for name, attacks in rows]
     alone = [] if args.together else [(attack.name, (attack,), args.seconds) for attack in chosen]
-    together = [] if args.only and not args.together else [("together", plain, args.seconds)]
-    return alone + [row for row in together if row[1]]
+    together = [] if args.only and not args.together else [("together", plain), ("crowds", crowds), ("tls", tls)]
+    return alone + [(name, attacks, args.seconds) for name, attacks in together if attacks]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -112,6 +112,7 @@ class Honest:
             plan: dict[str, Any] = {"id": f"{kind}-{os.urandom(6).hex()}", "model": "honest", "sim": sim}
             journal = StreamJournal(self.journal, plan["id"])
             journal.begin(kind, plan)
+            over = time.monotonic() + tokens * PACE_MS / 1000
             try:
                 async with asyncio.timeout(tokens * PACE_MS / 1000 + _HANGS):
                     await (self._over_session if kind == "session" else self._over_sse)(plan, journal)
@@ -119,6 +120,9 @@ class Honest:
                 journal.end("failed", "hangs")
             except (OSError, EOFError) as exc:
                 journal.end("failed", "connection", message=repr(exc))
+            if journal.after < 0:
+                # It was refused: the others still have their time.
+                await asyncio.sleep(max(0.0, over - time.monotonic()))
 
     def _request(self, plan: dict[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": "hi"}]

@@ -13,7 +13,7 @@ from chaos.hostile.requests import LARGEST, MIB, many_objects
 from chaos.hostile.wire import PING, Arena, Line, frame
 
 #: More sockets than the gateway takes connections.
-MORE_THAN_ALL = 600
+MORE_THAN_ALL = 700
 
 
 async def _crowded(arena: Arena, line: Line) -> None:
@@ -22,7 +22,7 @@ async def _crowded(arena: Arena, line: Line) -> None:
     await line.gone()
 
 
-@attack("idle-sockets", From.STRANGER, connections=MORE_THAN_ALL // 2, sent=0, proofs=("in",))
+@attack("idle-sockets", From.STRANGER, connections=MORE_THAN_ALL // 2, sent=0, proofs=("in",), crowds=True)
 async def idle_sockets(arena: Arena) -> None:
     """Take every connection that there is, say nothing, and come back when thrown out."""
 
@@ -33,7 +33,7 @@ async def idle_sockets(arena: Arena) -> None:
     await arena.crowd(MORE_THAN_ALL, visit)
 
 
-@attack("slow-heads", From.STRANGER, connections=200, sent=500)
+@attack("slow-heads", From.STRANGER, connections=200, sent=500, crowds=True)
 async def slow_heads(arena: Arena) -> None:
     """Send the head of a request byte by byte, one a second, on 300 connections."""
     head = arena.head("GET", "/v1/models", {"x-slow": "y" * 4000})
@@ -47,7 +47,7 @@ async def slow_heads(arena: Arena) -> None:
     await arena.crowd(300, visit)
 
 
-@attack("slow-bodies", From.STRANGER, connections=100, sent=500)
+@attack("slow-bodies", From.STRANGER, connections=100, sent=500, crowds=True)
 async def slow_bodies(arena: Arena) -> None:
     """Announce bodies of 1 MiB without a credential, and send them byte by byte, on 300 connections."""
     head = arena.head("POST", "/v1/chat/completions", {"content-length": MIB})
@@ -64,7 +64,7 @@ async def slow_bodies(arena: Arena) -> None:
 
 @attack("stranger-bodies", From.STRANGER, connections=40, sent=100_000)
 async def stranger_bodies(arena: Arena) -> None:
-    """Send the largest bodies without a credential on 120 connections, all but the last byte, and keep them."""
+    """Send the largest bodies without a credential on 100 connections, all but the last byte, and keep them."""
     head = arena.head("POST", "/v1/chat/completions", {"content-length": LARGEST})
     almost = bytes(LARGEST - 1)
 
@@ -75,7 +75,7 @@ async def stranger_bodies(arena: Arena) -> None:
             arena.tally.notes["held"] += 1
             await line.gone()
 
-    await arena.crowd(120, visit)
+    await arena.crowd(100, visit)
 
 
 @attack("chunks-of-a-byte", From.STRANGER, sent=10_000)
@@ -278,7 +278,7 @@ async def trailers(arena: Arena) -> None:
     await arena.crowd(4, visit)
 
 
-@attack("half-closed", From.STRANGER, connections=50)
+@attack("half-closed", From.STRANGER, connections=50, crowds=True)
 async def half_closed(arena: Arena) -> None:
     """Ask, close the own half, and stay, on 200 connections."""
     requests = [
@@ -296,7 +296,7 @@ async def half_closed(arena: Arena) -> None:
     await arena.crowd(200, visit)
 
 
-@attack("expect-continue", From.STRANGER, connections=20)
+@attack("expect-continue", From.STRANGER, connections=20, crowds=True)
 async def expect_continue(arena: Arena) -> None:
     """Ask to be told to go on with the largest body, and send nothing, on 100 connections."""
     fields = {"content-length": str(LARGEST), "expect": "100-continue"}

@@ -25,7 +25,7 @@ _PRIORITY = -5
 CONFIG = """\
 [server]
 port = {port}
-max_connections = 400
+max_connections = 500
 {server}
 
 [streams]
@@ -51,7 +51,7 @@ tenant = "mallory"
 [limits.keys.mallory]
 requests_per_minute = 30_000
 concurrent_streams = 20
-connections = 60
+connections = 200
 
 [limits.keys.page]
 requests_per_minute = 60
