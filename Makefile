@@ -61,7 +61,7 @@ bench: $(VENV)/.bench ## set up, then measure everything in half an hour, into b
 micro-check: $(VENV)/.gateway ## set up, then count instructions: fails where an operation needs more than it may
 	$(BIN)/python -m bench micro --check
 
-chaos: $(VENV)/.test ## set up, then run for 10 minutes in bad weather and check every token (ARGS="--minutes 1")
+chaos: $(VENV)/.test ## set up, then run for 10 minutes in bad weather and check every token (ARGS="--minutes 1"; ARGS="--hostile": attackers)
 	$(BIN)/python -m chaos $(ARGS)
 
 soak: $(VENV)/.gateway ## set up, then run for 20 minutes in bad weather and watch memory (ARGS="--minutes 2")

@@ -1,4 +1,7 @@
-"""`python -m chaos`: play a schedule, judge it, print the sum. The exit status is 0 only if all is 0."""
+"""`python -m chaos`: play a schedule, judge it, print the sum. The exit status is 0 only if all is 0.
+
+With `--hostile` it is attackers that are played, see `chaos.hostile`; the other options are then theirs.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from chaos.hostile import command as hostile
 from chaos.journal import Record, read
 from chaos.run import Run, judge
 from chaos.schedule import KINDS, LINKS, make_schedule
@@ -20,6 +24,8 @@ _SHOWN = 40
 
 
 def main() -> int:
+    if "--hostile" in sys.argv[1:]:
+        return hostile.main([argument for argument in sys.argv[1:] if argument != "--hostile"])
     args = _parser().parse_args()
     if args.judge is not None:
         return _report(args.judge)
@@ -56,6 +62,9 @@ async def _play(run: Run) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m chaos", description="Run Holdfast in bad weather.")
+    parser.add_argument(
+        "--hostile", action="store_true", help="play attackers instead; --hostile --help says more"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of the schedule and of all requests (default: a new one)")
     parser.add_argument(
