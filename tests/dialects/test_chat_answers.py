@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from holdfast.core.entries import Usage
-from holdfast.dialects.chat import CHAT, CompletionReader, StreamReader
+from holdfast.dialects.chat import CHAT
+from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.errors import UpstreamError, UpstreamMalformed, UpstreamTruncated
 

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from holdfast.dialects.ask import Ask
-from holdfast.dialects.chat import CHAT, ChatOptions, CompletionReader, StreamReader
+from holdfast.dialects.chat import CHAT, ChatOptions
+from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.dialect import header_text
 from holdfast.errors import InvalidRequest
 

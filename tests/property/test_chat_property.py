@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from holdfast.dialects.chat import CHAT, CompletionReader, StreamReader
+from holdfast.dialects.chat import CHAT
+from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.errors import InvalidRequest, UpstreamError
 
