@@ -264,6 +264,7 @@ class UpstreamError(HoldfastError):
     http_status = 502
     close_code = None
     retryable = True
+    same_endpoint_retry: bool = True
     meaning = "The provider reported an error within the stream."
 
     def __init__(
@@ -273,11 +274,9 @@ class UpstreamError(HoldfastError):
         retry_after: float | None = None,
         param: str | None = None,
         told: ProviderError | None = None,
-        same_endpoint_retry: bool = True,
     ) -> None:
         super().__init__(message, retry_after=retry_after, param=param)
         self.told = told
-        self.same_endpoint_retry = same_endpoint_retry
 
 
 class UpstreamStatus(UpstreamError):
@@ -325,9 +324,8 @@ class UpstreamReset(UpstreamError):
         processed: bool = True,
         is_stale: bool = False,
         is_refused: bool = False,
-        same_endpoint_retry: bool = True,
     ) -> None:
-        super().__init__(message, retry_after=retry_after, param=param, same_endpoint_retry=same_endpoint_retry)
+        super().__init__(message, retry_after=retry_after, param=param)
         self.processed = processed
         self.is_stale = is_stale
         self.is_refused = is_refused
@@ -347,6 +345,7 @@ class UpstreamTruncated(UpstreamError):
 class UpstreamMalformed(UpstreamError):
     code = "upstream_malformed"
     retryable = False
+    same_endpoint_retry = False
     meaning = "The provider sent something that is not the documented format."
 
 

@@ -87,7 +87,7 @@ def test_error_is_read_from_what_is_known_to_be_one(said: Any, expected: Provide
     assert told_in(json.dumps(said).encode()) == expected
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":"\xff"}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"error":"', b"[" * 100_000])
 def test_body_that_is_not_json_says_nothing(body: bytes) -> None:
     assert told_in(body) is None
 

@@ -161,11 +161,12 @@ class ChatDialect:
 
     def reader(self, ask: Ask, options: ChatOptions, *, max_entry: int) -> AnswerReader:
         if not ask.stream:
-            return CompletionReader(max_size=max_entry)
+            return CompletionReader(max_size=max_entry, choices=ask.bounds.choices)
         return StreamReader(
             max_event=max_entry,
             hide_usage=not ask.wants_usage,
             requires_finish_reason=options.requires_finish_reason,
+            choices=ask.bounds.choices,
         )
 
     def request_id(self, headers: Headers) -> str | None:
