@@ -77,6 +77,8 @@ class StreamFailed(Struct, gc=False):
     `was_kept_alive`: the connection had carried a request before, and no byte of this answer came. Over HTTP/1.1
     one cannot tell whether the peer closed it as idle before the request arrived (RFC 9112 section 9.3.1); an
     HTTP/2 peer says so by GOAWAY.
+
+    `is_malformed`: the peer's answer breaks the rules of HTTP, so that another one to the same request would too.
     """
 
     stream_id: int
@@ -84,6 +86,7 @@ class StreamFailed(Struct, gc=False):
     reason: str
     processed: bool
     was_kept_alive: bool = False
+    is_malformed: bool = False
 
 
 class GoAwayReceived(Struct, gc=False):
