@@ -235,7 +235,8 @@ _is_path: Final = re.compile(rb"/[!\"$-~]*|\*").fullmatch
 CONNECTION_FIELDS: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
 )
-_OWN_FIELDS: Final = CONNECTION_FIELDS | {b"host", b"content-length"}
+#: What the connection sets itself, or drops.
+OWN_FIELDS: Final = CONNECTION_FIELDS | {b"host", b"content-length"}
 _WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
@@ -261,7 +262,7 @@ def request_fields(method: bytes, headers: Headers, body: bytes) -> Headers:
         if not _is_token(name):
             raise HttpMisuse(f"{name!r} is not the name of a header field")
         name = name.lower()
-        if name in _OWN_FIELDS:
+        if name in OWN_FIELDS:
             continue
         if not _is_value(value):
             raise HttpMisuse(
