@@ -140,13 +140,20 @@ def test_every_choice_needs_its_own_finish_reason() -> None:
 
 
 def test_number_of_choices_that_are_tracked_is_bounded() -> None:
-    reader = stream_reader(max_event=1 << 20)
+    reader = stream_reader(max_event=1 << 20, choices=2)
     many = [b'{"index":%d,"delta":{"content":"a"}}' % index for index in range(5000)]
     reader.receive([event(b'{"choices":[' + b",".join(many) + b"]}")])
     assert len(reader._open) == 128
     odd = [b'{"index":%d.0,"finish_reason":"stop"}' % index for index in range(5000)]
     reader.receive([event(b'{"choices":[' + b",".join(odd) + b"]}")])
     assert reader.is_answered
+    assert len(reader._done) <= 128
+
+
+def test_only_the_first_choice_counts_where_one_was_asked_for() -> None:
+    reader = stream_reader()
+    reader.receive([event(b'{"choices":[{"index":1.0,"finish_reason":"stop"},{"index":2}]}')])
+    assert (reader.is_answered, reader.finish_reason) == (True, "stop")
 
 
 def test_empty_answer_needs_no_finish_reason() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,16 +29,29 @@ FAULTS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class Choice(msgspec.Struct, gc=False):
-    index: int = 0
+    """The only choice of an answer."""
+
     finish_reason: str | None = None
+
+
+class NumberedChoice(Choice, gc=False):
+    """One of several choices."""
+
+    index: int = 0
 
 
 class Chunk(msgspec.Struct, gc=False):
     """What is read of a chunk or a completion; all else is only checked to be JSON."""
 
-    choices: list[Choice] | None = None
+    choices: Sequence[Choice] | None = None
     usage: Any = None
     error: Any = None
+
+
+class ChunkOfSeveral(Chunk, gc=False):
+    """A chunk or a completion of an answer with several choices."""
+
+    choices: Sequence[NumberedChoice] | None = None
 
 
 class _Shown(msgspec.Struct):
@@ -111,7 +125,7 @@ def chunk_of(said: dict[str, Any]) -> Chunk:
     found = []
     for choice in choices[:MAX_CHOICES] if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            found.append(Choice(count_of(choice.get("index")), _reason(choice.get("finish_reason"))))
+            found.append(NumberedChoice(_reason(choice.get("finish_reason")), count_of(choice.get("index"))))
     return Chunk(found or None, said.get("usage"), said.get("error"))
 
 

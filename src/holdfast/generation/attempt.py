@@ -59,6 +59,7 @@ class Attempt:
         "_error_body",
         "_first_byte",
         "_is_overdue",
+        "_is_settled",
         "_last_read",
         "_lease",
         "_location",
@@ -111,6 +112,7 @@ class Attempt:
         # Until when the rest of an answer is waited for that has all its finish reasons.
         self._rest_due: float | None = None
         self._is_overdue = False
+        self._is_settled = False
         self._first_byte = False
         self._paused = False
         self._last_read = 0.0
@@ -194,7 +196,7 @@ class Attempt:
             if len(self._error_body) < _MAX_ERROR_BODY:
                 self._error_body += b"".join(chunks)
             return
-        if self._outcome.done():
+        if self._is_settled:
             return  # nothing is appended to an answer that was refused
         reader, stream = self.reader, self._stream
         entries = reader.receive(chunks)
@@ -224,7 +226,7 @@ class Attempt:
         )
 
     def response_ended(self) -> None:
-        if self._outcome.done():
+        if self._is_settled:
             return
         reader = self.reader
         if self.status is not None and self._error_body is not None:
@@ -250,6 +252,7 @@ class Attempt:
             self._settle(error)
 
     def _settle(self, error: UpstreamError | None) -> None:
+        self._is_settled = True
         if not self._outcome.done():
             self._outcome.set_result(error)
 
