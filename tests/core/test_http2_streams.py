@@ -174,7 +174,7 @@ def test_longer_body_fails_the_stream(write: object, end: bool) -> None:
     peer.send(data(stream_id, b"abc"))
     events = peer.send(write(stream_id, b"def", end=end))  # type: ignore[operator]
     reason = "a body longer than its content-length"
-    assert events == [StreamFailed(stream_id, ErrorCode.PROTOCOL_ERROR, reason, True)]
+    assert events == [StreamFailed(stream_id, ErrorCode.PROTOCOL_ERROR, reason, True, is_malformed=True)]
     # The peer has ended its side, and ours was ended: nothing is left to reset.
     assert [sent.kind for sent in peer.sent()] == ([] if end else [RST_STREAM])
 

@@ -291,7 +291,7 @@ class StreamTable:
             self._guard.count()
             return
         if list_size(fields) > self._max_list_size:
-            self._refuse(stream, ErrorCode.ENHANCE_YOUR_CALM, "the header list is too large", events, ended=ended)
+            self._fail(stream, ErrorCode.ENHANCE_YOUR_CALM, "the header list is too large", events, ended=ended)
             return
         try:
             if stream.has_head:
@@ -299,7 +299,7 @@ class StreamTable:
             else:
                 self._receive_head(stream, fields, events, ended=ended)
         except FieldFault as fault:
-            self._refuse(stream, ErrorCode.PROTOCOL_ERROR, str(fault), events, ended=ended)
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR, str(fault), events, ended=ended)
 
     def _receive_head(self, stream: H2Stream, fields: Headers, events: list[Event], *, ended: bool) -> None:
         status, headers = response_head(fields)
@@ -326,26 +326,31 @@ class StreamTable:
 
     def _end(self, stream: H2Stream, trailers: Headers, events: list[Event]) -> None:
         if not stream.is_whole:
+            # As when a server behind the peer dies: another answer may be whole.
             reason = "a body shorter than its content-length"
-            self._fail(stream, ErrorCode.PROTOCOL_ERROR, reason, events, ended=True)
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR, reason, events, ended=True, is_malformed=False)
             return
         self._stop_body(stream)
         self._forget(stream)
         events.append(ResponseEnded(stream.id, trailers))
 
-    def _fail(self, stream: H2Stream, code: ErrorCode, reason: str, events: list[Event], *, ended: bool) -> None:
+    def _fail(
+        self,
+        stream: H2Stream,
+        code: ErrorCode,
+        reason: str,
+        events: list[Event],
+        *,
+        ended: bool,
+        is_malformed: bool = True,
+    ) -> None:
         """Fail one stream for the peer's fault. `ended`: the peer has ended its side."""
         if ended:
             self._stop_body(stream)
             self._forget(stream)
         else:
             self.reset(stream, code)
-        events.append(StreamFailed(stream.id, code, reason, processed=True))
-
-    def _refuse(self, stream: H2Stream, code: ErrorCode, reason: str, events: list[Event], *, ended: bool) -> None:
-        """Fail one stream for fields that no answer may have."""
-        self._fail(stream, code, reason, events, ended=ended)
-        events[-1] = StreamFailed(stream.id, code, reason, processed=True, is_malformed=True)
+        events.append(StreamFailed(stream.id, code, reason, processed=True, is_malformed=is_malformed))
 
     def _stop_body(self, stream: H2Stream) -> None:
         # RFC 9113 section 8.1: "A server can send a complete response prior to the client sending an entire
