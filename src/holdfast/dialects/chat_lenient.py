@@ -16,8 +16,8 @@ import msgspec
 
 from holdfast.core.entries import MAX_COUNT, Usage
 
-#: Reading slowly takes some ten milliseconds per megabyte: nobody else is served meanwhile.
-_MAX_SLOW: Final = 256 * 1024
+#: Reading so much slowly takes some twenty milliseconds at the worst: nobody else is served meanwhile.
+_MAX_SLOW: Final = 64 * 1024
 _MAX_REASON: Final = 100
 _MAX_DIGITS: Final = 400
 #: Most choices of an answer that are looked at; there is no API that gives more.
@@ -72,7 +72,8 @@ def decode_leniently(payload: bytes) -> tuple[dict[str, Any], bytes] | None:
 
     Where they can be spliced, the bytes are the same to the letter: so a surrogate without its other half, where
     a provider has cut a character in two, is passed on. Otherwise they are written anew: bytes that are not UTF-8
-    become U+FFFD, as in every decoder; raw control characters become escapes; NaN and infinities null.
+    become U+FFFD, as in every decoder; raw control characters become escapes; NaN, infinities and endless numbers
+    become null.
     """
     try:
         said = msgspec.json.decode(payload)
@@ -99,15 +100,14 @@ def _decode_slowly(payload: bytes) -> tuple[dict[str, Any], bytes] | None:
 
     try:
         try:
-            said = json.loads(text, parse_constant=constant, parse_float=_float, parse_int=_int)
+            said = json.loads(text, parse_constant=constant)
+            entry = encode(said) if is_changed else payload.strip()
         except ValueError:
-            is_changed = True
             said = json.loads(text, strict=False, parse_constant=constant, parse_float=_float, parse_int=_int)
-        if not isinstance(said, dict):
-            return None
-        return said, encode(said) if is_changed else payload.strip()
+            entry = encode(said)
     except (ValueError, RecursionError):
         return None
+    return (said, entry) if isinstance(said, dict) else None
 
 
 def decoded(payload: bytes) -> Any:
