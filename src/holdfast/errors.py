@@ -6,7 +6,7 @@ documentation and of PROTOCOL.md is generated from `ERRORS`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class HoldfastError(Exception):
@@ -240,12 +240,43 @@ class Shutdown(HoldfastError):
 # -- the provider --------------------------------------------------------------------------------------
 
 
+class ProviderError(NamedTuple):
+    """What a provider says of an error, in its own words: as hostile as all that it sends, but bounded.
+
+    `message` has at most 1000 characters, the other texts 100; one that it does not say is empty. `status` is the
+    HTTP status that it means, where an answer with another status says so.
+    """
+
+    message: str = ""
+    code: str = ""
+    type: str = ""
+    param: str = ""
+    status: int | None = None
+
+
 class UpstreamError(HoldfastError):
+    """`told` is what the provider itself says. `same_endpoint_retry`: whether the same endpoint may do better.
+
+    It is false where the endpoint has started an answer that cannot be read, and would start it once more.
+    """
+
     code = "upstream_error"
     http_status = 502
     close_code = None
     retryable = True
+    same_endpoint_retry: bool = True
     meaning = "The provider reported an error within the stream."
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retry_after: float | None = None,
+        param: str | None = None,
+        told: ProviderError | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, param=param)
+        self.told = told
 
 
 class UpstreamStatus(UpstreamError):
@@ -255,9 +286,15 @@ class UpstreamStatus(UpstreamError):
     meaning = "The provider refused the request; `status` and the message are the provider's."
 
     def __init__(
-        self, message: str = "", *, status: int, retry_after: float | None = None, body: bytes = b""
+        self,
+        message: str = "",
+        *,
+        status: int,
+        retry_after: float | None = None,
+        body: bytes = b"",
+        told: ProviderError | None = None,
     ) -> None:
-        super().__init__(message, retry_after=retry_after)
+        super().__init__(message, retry_after=retry_after, told=told)
         self.status = status
         self.body = body
 
@@ -317,6 +354,7 @@ class UpstreamTruncated(UpstreamError):
 class UpstreamMalformed(UpstreamError):
     code = "upstream_malformed"
     retryable = False
+    same_endpoint_retry = False
     meaning = "The provider sent something that is not the documented format."
 
 

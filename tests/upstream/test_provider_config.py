@@ -80,6 +80,10 @@ def test_tables_within_a_provider_and_a_model_are_read() -> None:
         ),
         ({"provider": 'proxy = "socks5://user:secret@p:1"'}, "providers.a.proxy: expected http://"),
         ({"provider": 'proxy = "http://user:secret@p:port"'}, "providers.a.proxy: expected http://"),
+        (
+            {"provider": 'headers = { Accept-Encoding = "gzip" }'},
+            "headers.Accept-Encoding: belongs to the connection",
+        ),
         ({"route": '[{ target = "b/x" }]'}, r"models.m.route\[0\]: there is no provider \'b\'"),
         ({"route": '[{ target = "a/x", weight = 0 }]'}, r"models.m.route\[0\].weight: expected `float` > 0.0"),
         ({"route": '["a"]'}, r'models.m.route\[0\]: expected "provider/model"'),

@@ -18,6 +18,7 @@ from holdfast.config.problems import Problem, refuse, suggestion
 from holdfast.config.providers import ProviderConfig
 from holdfast.config.server import ServerConfig
 from holdfast.config.shape import of_validation
+from holdfast.core.http.connection import OWN_FIELDS
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
@@ -27,9 +28,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NOT_IN_A_FIELD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 #: What frames a message is the connection's own matter (RFC 9110 section 7.6.1, RFC 9112 section 6).
-_FRAMING = frozenset(
-    {"connection", "content-length", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"}
-)
+_FRAMING = frozenset({*(name.decode() for name in OWN_FIELDS), "te", "keep-alive", "accept-encoding"})
 
 
 def check(config: Config, *, source: str = "configuration", dialects: Dialects = DIALECTS) -> None:
