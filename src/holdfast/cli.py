@@ -17,6 +17,7 @@ import msgspec
 from holdfast import terminal
 from holdfast.admission import command as keys
 from holdfast.config import Config, check, load
+from holdfast.core.masking import Masking
 from holdfast.errors import ConfigError
 from holdfast.version import __version__
 
@@ -130,10 +131,11 @@ def _serve(args: argparse.Namespace) -> int:
         return _missing(argparse.Namespace(command=args.command, reason=_NEEDS_GATEWAY))
     file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
     config = _load(args)
-    logs = Logs(config.logging)
+    masking = Masking()
+    logs = Logs(config.logging, mask=masking.mask)
 
     async def serve() -> None:
-        gateway = Gateway(config)
+        gateway = Gateway(config, masking=masking)
         signals = _Signals()
         await gateway.start()
         # Each token allocates a few containers that die young without the collector's help; what a connection

@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from holdfast.config.logging import LoggingConfig
@@ -76,8 +77,11 @@ def _time(record: logging.LogRecord) -> str:
 class QueueHandler(logging.Handler):
     """Passes lines to a thread that writes them. While the queue is full, lines are dropped and counted."""
 
-    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, stream: TextIO, *, max_waiting: int = MAX_WAITING, mask: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__()
+        self._mask = mask
         self.dropped = 0
         self._stream = stream
         self._lines: queue.Queue[str | None] = queue.Queue(max_waiting)
@@ -87,6 +91,8 @@ class QueueHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
+            if self._mask is not None:
+                line = self._mask(line)
             if len(line) > MAX_LINE:
                 line = line[:MAX_LINE] + "..."
             self._lines.put_nowait(line)
@@ -131,10 +137,15 @@ def _notice(lost: int) -> logging.LogRecord:
 
 
 class Logs:
-    """The log of a process. Use it as a context manager: its end writes the waiting lines."""
+    """The log of a process. Use it as a context manager: its end writes the waiting lines.
 
-    def __init__(self, config: LoggingConfig, stream: TextIO | None = None) -> None:
-        self.handler = QueueHandler(stream or sys.stderr)
+    `mask` takes secrets out of a whole line, before it is cut.
+    """
+
+    def __init__(
+        self, config: LoggingConfig, stream: TextIO | None = None, *, mask: Callable[[str], str] | None = None
+    ) -> None:
+        self.handler = QueueHandler(stream or sys.stderr, mask=mask)
         self.configure(config)
 
     def configure(self, config: LoggingConfig) -> None:

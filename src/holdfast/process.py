@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack
 
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
-from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.config import Config, ModelConfig, ProviderConfig, secrets_of
+from holdfast.core.masking import Masking
 from holdfast.core.moderation import ReadModeration
 from holdfast.demo import find_demo
 from holdfast.dialects.chat import CHAT
@@ -49,6 +50,7 @@ class Process:
         dialects: Dialects,
         surfaces: Iterable[Surface],
         observers: Iterable[Observer],
+        masking: Masking,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`demo_url` is the provider of the model `demo`, where no model is configured. Raises `ConfigError`."""
@@ -67,7 +69,8 @@ class Process:
         if demo_url is not None:
             providers = {**providers, "demo": ProviderConfig(base_url=demo_url)}
             models = {"demo": ModelConfig(route=["demo/demo"])}
-        self.routes = Routes(providers, models, timers, dialects=dialects)
+        masking.add(secrets_of(config))
+        self.routes = Routes(providers, models, timers, dialects=dialects, masking=masking)
         closing.push_async_callback(self.routes.aclose)
         self.admission = Admission(
             config.limits,
@@ -163,6 +166,7 @@ async def build(
     dialects: Dialects,
     surfaces: Iterable[Surface],
     observers: Iterable[Observer],
+    masking: Masking,
 ) -> Process:
     """Make a process and start it; where no model is configured, with a demo provider on loopback."""
     demo_url = None
@@ -171,7 +175,9 @@ async def build(
         await demo.start()
         closing.push_async_callback(demo.aclose)
         demo_url = demo.base_url
-    process = Process(config, demo_url, closing, dialects=dialects, surfaces=surfaces, observers=observers)
+    process = Process(
+        config, demo_url, closing, dialects=dialects, surfaces=surfaces, observers=observers, masking=masking
+    )
     await process.start(closing)
     return process
 

@@ -20,6 +20,7 @@ from holdfast.config.load import load, parse
 from holdfast.config.logging import LoggingConfig
 from holdfast.config.models import ModelConfig, RetryConfig, TargetConfig
 from holdfast.config.providers import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig, TimeoutsConfig
+from holdfast.config.secrets import secrets_of
 from holdfast.config.server import ServerConfig
 from holdfast.config.streams import StreamsConfig
 
@@ -46,4 +47,5 @@ __all__ = [
     "is_loopback",
     "load",
     "parse",
+    "secrets_of",
 ]

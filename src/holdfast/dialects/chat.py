@@ -17,6 +17,8 @@ from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.sse import EventSplitter, EventTooLarge, write_entries, write_event
 from holdfast.dialects.ask import Ask, Bounds, RateLeft
+from holdfast.dialects.chat_errors import error_within, told_in
+from holdfast.dialects.chat_judgement import judged
 from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import (
@@ -75,18 +77,7 @@ class _Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
-class _ErrorDetail(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: str | int | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorDetail | str | None = None
-
-
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_error_decoder = msgspec.json.Decoder(_ErrorBody)
 
 
 class StreamReader:
@@ -149,7 +140,7 @@ class StreamReader:
                 break
             choices = chunk.choices
             if chunk.error is not None:
-                self.error = UpstreamError(_error_text(payload) or "the provider reported an error")
+                self.error = error_within(told_in(payload))
                 break
             if choices:
                 self._has_answer = True
@@ -213,7 +204,7 @@ class CompletionReader:
             self.error = UpstreamMalformed(f"the provider's answer is not a chat completion: {exc}")
             return []
         if completion.error is not None:
-            self.error = UpstreamError(_error_text(body) or "the provider reported an error")
+            self.error = error_within(told_in(body))
             return []
         if completion.usage is not None:
             self.usage = _usage(completion.usage)
@@ -238,16 +229,6 @@ def _detail(details: object, name: str) -> int:
     """Read how the tokens divide where a provider says it as OpenAI does; an answer is not malformed for it."""
     value = details.get(name) if isinstance(details, dict) else None
     return value if type(value) is int else 0
-
-
-def _error_text(body: bytes) -> str | None:
-    try:
-        error = _error_decoder.decode(body).error
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
-    if isinstance(error, str):
-        return error[:1000]
-    return error.message[:1000] if error is not None and error.message else None
 
 
 class ChatFraming:
@@ -276,9 +257,18 @@ class ChatFraming:
 
 
 def error_body(error: HoldfastError, status: int) -> bytes:
-    """Write an error in the shape of OpenAI's API, so that its SDKs read it."""
+    """Write an error in the shape of OpenAI's API, so that its SDKs read it: the provider's code is its `code`."""
     kind = "invalid_request_error" if status < 500 and status != 429 else "api_error"
-    detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    detail = {
+        "message": error.message,
+        "type": error.provider_type or kind,
+        "code": error.provider_code or error.code,
+        "param": error.param,
+    }
+    if error.provider_code is not None:
+        detail["holdfast_code"] = error.code
+    if error.provider_request_id is not None:
+        detail["provider_request_id"] = error.provider_request_id
     return msgspec.json.encode({"error": detail})
 
 
@@ -371,8 +361,12 @@ class ChatDialect:
         return header_text(headers, b"x-request-id")
 
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
-        text = _error_text(body) or f"the provider answered with status {status}"
-        return UpstreamStatus(text, status=status, retry_after=retry_after, body=body)
+        told = told_in(body)
+        text = (told and told.message) or f"the provider answered with status {status}"
+        return UpstreamStatus(text, status=status, retry_after=retry_after, body=body, told=told)
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        return judged(error)
 
 
 def _bounds(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], size: int) -> Bounds:

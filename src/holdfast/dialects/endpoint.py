@@ -10,7 +10,7 @@ from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.dialects.table import DIALECTS, Dialects
-from holdfast.errors import UpstreamStatus
+from holdfast.errors import UpstreamError, UpstreamStatus
 
 
 class Endpoint:
@@ -65,3 +65,7 @@ class Endpoint:
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         """Make the error for an answer with an error status."""
         return self._dialect.status_error(status, body, retry_after=retry_after)
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        """Say what an error of its answers means."""
+        return self._dialect.judged(error)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from holdfast.config import ModelConfig, ProviderConfig
+from holdfast.core.masking import Masking
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.generation.route import Route, Target
 from holdfast.timers import Timers
@@ -30,10 +31,12 @@ class Routes(Mapping[str, Route]):
         timers: Timers,
         *,
         dialects: Dialects = DIALECTS,
+        masking: Masking | None = None,
     ) -> None:
         """Raises `ConfigError` for files or a proxy of a provider that cannot be used."""
         self._timers = timers
         self._dialects = dialects
+        self._masking = masking or Masking()
         self._providers: dict[str, Provider] = {}
         self._routes: dict[str, Route] = {}
         # Providers that a reload has replaced, while streams still run on them.
@@ -92,7 +95,7 @@ class Routes(Mapping[str, Route]):
         return providers
 
     def _use(self, providers: dict[str, Provider], models: Mapping[str, ModelConfig]) -> None:
-        self._routes = {name: _route(model, providers) for name, model in models.items()}
+        self._routes = {name: _route(model, providers, self._masking) for name, model in models.items()}
         self._providers = providers
 
     def _retire(self, provider: Provider) -> None:
@@ -111,7 +114,7 @@ class Routes(Mapping[str, Route]):
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
 
-def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
+def _route(model: ModelConfig, providers: Mapping[str, Provider], masking: Masking) -> Route:
     targets = []
     for entry in model.targets:
         name, _, target_model = entry.target.partition("/")
@@ -128,4 +131,4 @@ def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
                 provider.capacity,
             )
         )
-    return Route(targets, model.retry)
+    return Route(targets, model.retry, masking=masking)

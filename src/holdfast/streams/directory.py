@@ -231,6 +231,9 @@ class Directory:
         self._ended += 1
         self.memory.running -= 1
         self._retention.ended(stream)
+        if stream.id not in self._followed and _is_passing_failure(stream):
+            # A request id stands for an answer. Whoever asks again is not told for minutes what was true for one.
+            self._store.free_request(stream.id)
         for listener in self._on_ended:
             listener(stream)
 
@@ -297,6 +300,18 @@ class Directory:
             created=self._created,
             ended=self._ended,
         )
+
+
+def _is_passing_failure(stream: Stream) -> bool:
+    """Whether a stream has ended without an entry, by a failure that another try may not meet."""
+    end = stream.end
+    return (
+        end is not None
+        and end.status == "failed"
+        and end.error is not None
+        and end.error.retryable
+        and stream.log.next == 1
+    )
 
 
 def _signalled(stream: Stream, signal: Signal) -> None:

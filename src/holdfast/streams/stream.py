@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.core.entries import START, EndBody, Position
 from holdfast.core.log import Cursor, Log
@@ -18,6 +18,14 @@ from holdfast.timers import Timers
 logger = logging.getLogger("holdfast")
 
 
+class Retrying(NamedTuple):
+    """The source waits `delay` seconds before its next attempt, since the one before has failed with `code`."""
+
+    attempt: int
+    delay: float
+    code: str
+
+
 class Reader(Protocol):
     """Whoever holds a cursor. Calls come from the source's turn: they note the cursor and return."""
 
@@ -25,7 +33,7 @@ class Reader(Protocol):
         """There is more to read."""
 
     def position_changed(self, cursor: Cursor) -> None:
-        """The stream waits in the queue, and its `queue_position` has changed."""
+        """The stream waits: its `queue_position` in the queue, or what it is `retrying`, has changed."""
 
     def epoch_changed(self, cursor: Cursor) -> None:
         """Another owner carries the log on, in the epoch that it now has."""
@@ -61,6 +69,7 @@ class Stream:
         "log",
         "origin",
         "queue_position",
+        "retrying",
         "source",
     )
 
@@ -83,6 +92,8 @@ class Stream:
         self.ended_at: float | None = None
         #: How many will be served before this stream; None unless it waits in the queue.
         self.queue_position: int | None = None
+        #: What it waits for before it is tried again; None unless it does.
+        self.retrying: Retrying | None = None
         #: Who feeds it; None before it begins and after its end.
         self.source: Source | None = None
         self._memory = memory
@@ -232,6 +243,13 @@ class Stream:
             for cursor, reader in self._readers.items():
                 reader.position_changed(cursor)
 
+    def retry_in(self, retrying: Retrying | None) -> None:
+        """Note that the source waits before it tries again, and tell the readers; None: it waits no more."""
+        self.retrying = retrying
+        if retrying is not None:
+            for cursor, reader in self._readers.items():
+                reader.position_changed(cursor)
+
     def show(self, payloads: Sequence[bytes]) -> None:
         """Make entries visible: readers may have them now. Does nothing on an ended stream."""
         log = self.log
@@ -249,7 +267,7 @@ class Stream:
         """Make the end visible. The first one counts; a stream has exactly one."""
         if self.log.end is not None:
             return
-        self.queue_position = None
+        self.queue_position = self.retrying = None
         self.source = None
         self.ended_at = self._timers.now()
         self._is_awaited = self._attendance.is_awaiting and not self._readers and end.status != "cancelled"

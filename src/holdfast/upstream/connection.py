@@ -27,7 +27,7 @@ from holdfast.core.http.connection import (
     code_name,
 )
 from holdfast.core.http.request import HttpRequest
-from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
+from holdfast.errors import Incident, UpstreamConnectError, UpstreamError, UpstreamReset
 from holdfast.timers import RESOLUTION, Deadline, Timers
 from holdfast.upstream.call import ResponseSink
 from holdfast.upstream.http_call import HttpCall
@@ -102,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_calls",
         "_has_heard",
+        "_incident",
         "_is_draining",
         "_is_turn_over",
         "_is_used",
@@ -148,8 +149,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, HttpCall] = {}
         self._has_heard = False
-        self._is_draining = False
-        self.is_lost = False
+        self._incident = Incident()  # its end is one event, whatever was open on it
+        self._is_draining = self.is_lost = False
         self._is_used = False
         self._is_write_due = False
         self._is_turn_over = False
@@ -318,8 +319,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if not self.established.done():
-            reason = exc or "the provider closed the connection before it spoke HTTP"
-            self._set_established(UpstreamConnectError(f"cannot connect to the provider: {reason}"))
+            self._set_established(UpstreamConnectError("the provider closed the connection before it spoke HTTP"))
             self.is_lost = True
         if not self.is_lost:
             # Not `receive_eof`: after a loss, an HTTP/1.1 body without a length is not complete.
@@ -376,6 +376,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._owner.request_refused(self)
         message = f"the provider's answer was cut ({cause}): {event.reason}"
         error = UpstreamReset(message, processed=event.processed, is_stale=is_stale, is_refused=is_refused)
+        error.incident = self._incident if self.http.is_closed else None
         self._end_call(event.stream_id, error)
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:

@@ -24,9 +24,9 @@ class Provider:
         """Raises `ConfigError` for files or a proxy that cannot be used."""
         self.name = name
         self.config = config
-        self.health = Health(config.breaker, config.retry_budget)
+        self.health = Health(config.breaker, config.retry_budget, name=name)
         self.capacity = capacity_of(config, timers)
-        self.pool = Pool(config, timers)
+        self.pool = Pool(config, timers, name=name)
         self.endpoint = Endpoint(
             base_url=config.base_url,
             api=config.api,
