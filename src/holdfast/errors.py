@@ -245,23 +245,11 @@ class Shutdown(HoldfastError):
 # -- the provider --------------------------------------------------------------------------------------
 
 
-class Incident:
-    """One event at a provider, such as the loss of a connection, that any number of requests may suffer from.
-
-    Whoever judges the provider counts it once: the first that sees it sets `is_counted`.
-    """
-
-    __slots__ = ("is_counted",)
-
-    def __init__(self) -> None:
-        self.is_counted = False
-
-
 class ProviderError(NamedTuple):
     """What a provider says of an error, in its own words: as hostile as all that it sends, but bounded.
 
-    `message` has at most 1000 characters, the other texts 100; one that it does not say is empty. `status` is the
-    HTTP status that it means, where an answer with another status says so.
+    `message` has at most 1000 characters, the other texts 100; what it does not say is empty. `status` is the HTTP
+    status that it means, where an answer with another one says so.
     """
 
     message: str = ""
@@ -274,34 +262,26 @@ class ProviderError(NamedTuple):
 class UpstreamError(HoldfastError):
     """`told` is what the provider itself says. `same_endpoint_retry`: whether the same endpoint may do better.
 
-    It is false where the endpoint has started an answer that cannot be read, and would start it once more.
-    `detail` is for the log alone: what it names, such as an address, is no caller's business. `is_own_bound`: a
-    bound of the gateway was met, which says nothing about the provider. Errors of one `incident` have one cause.
+    It is false where it has started an answer that cannot be read, and would start it once more. `detail`, such as
+    an address, is for the log alone. `is_own_bound`: a bound of the gateway was met, which says nothing about the
+    provider. Errors of one `incident`, whatever object that is, have one cause.
     """
 
     code = "upstream_error"
     http_status = 502
     close_code = None
     retryable = True
+    same_endpoint_retry: bool = True
     meaning = "The provider reported an error within the stream."
     detail: str | None = None
     is_own_bound: bool = False
-    incident: Incident | None = None
+    incident: object = None
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        retry_after: float | None = None,
-        param: str | None = None,
-        told: ProviderError | None = None,
-        same_endpoint_retry: bool = True,
-    ) -> None:
-        super().__init__(message, retry_after=retry_after, param=param)
+    def __init__(self, message: str = "", *, told: ProviderError | None = None, **options: Any) -> None:
+        super().__init__(message, **options)
         self.told = told
-        self.same_endpoint_retry = same_endpoint_retry
         if told is not None:
-            self.param = param or told.param or None
+            self.param = self.param or told.param or None
             self.provider_code = told.code or None
             self.provider_type = told.type or None
             if told.status is not None:
@@ -324,10 +304,9 @@ class UpstreamStatus(UpstreamError):
 
 
 class UpstreamRefused(UpstreamError):
-    """The provider refuses the gateway itself. `is_certain`: it does so whatever is asked of it.
+    """The provider refuses the gateway itself; if `is_certain`, whatever is asked of it. `reason` is for the log.
 
-    The message has none of the provider's words, and there is no `status`: both would tell the caller that its own
-    credential is wrong. `reason` is for the log and the statistics.
+    No `status` and none of the provider's words: they would tell the caller that its own credential is wrong.
     """
 
     code = "upstream_refused"
@@ -385,7 +364,14 @@ class UpstreamTruncated(UpstreamError):
 class UpstreamMalformed(UpstreamError):
     code = "upstream_malformed"
     retryable = False
+    same_endpoint_retry = False
     meaning = "The provider sent something that is not the documented format."
+
+    @classmethod
+    def too_large(cls, message: str) -> Self:
+        error = cls(message)  # more than the gateway takes, which is no fault of the provider
+        error.is_own_bound = True
+        return error
 
 
 class UpstreamTimeout(UpstreamError):
@@ -478,7 +464,7 @@ ERRORS: dict[str, type[HoldfastError]] = {cls.code: cls for cls in _tree(Holdfas
 
 
 def is_passing(status: int) -> bool:
-    """Whether a provider's status says that the same request may succeed later."""
+    """Whether a status says that the same request may succeed later."""
     return status in (408, 409, 425, 429) or status >= 500
 
 

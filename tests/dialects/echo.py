@@ -63,18 +63,21 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 class EchoReader:
     """Reads the lines of one answer. One that is not streamed is a single entry, `{"said": ["a", "b"]}`."""
 
-    content_type = b"application/x-ndjson"
-
     def __init__(self, *, streamed: bool, max_entry: int) -> None:
         self._streamed = streamed
         self._max_entry = max_entry
         self._rest = b""
         self._words: list[str] = []
+        self.is_answered = False
         self.is_finished = False
         self.error: UpstreamError | None = None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.units = 0
+
+    def begin(self, content_type: bytes) -> None:
+        if content_type != b"application/x-ndjson":
+            self.error = UpstreamMalformed(f"the answer is {content_type!r}, and no echo")
 
     def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
         *lines, self._rest = (self._rest + b"".join(chunks)).split(b"\n")
@@ -239,12 +242,15 @@ class _ChatAsEcho:
     def __init__(self, inner: AnswerReader, *, streamed: bool) -> None:
         self._inner = inner
         self._streamed = streamed
-        self.content_type = inner.content_type
+        self.is_answered = False
         self.is_finished = False
         self.error: UpstreamError | None = None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.units = 0
+
+    def begin(self, content_type: bytes) -> None:
+        self._inner.begin(content_type)
 
     def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
         return self._translated(self._inner.receive(chunks))
@@ -256,7 +262,7 @@ class _ChatAsEcho:
         inner = self._inner
         entries = [entry for payload in payloads for entry in self._written(payload)]
         self.is_finished, self.error, self.finish_reason = inner.is_finished, inner.error, inner.finish_reason
-        self.usage = inner.usage
+        self.usage, self.is_answered = inner.usage, inner.is_answered
         return entries
 
     def _written(self, payload: bytes) -> list[bytes]:

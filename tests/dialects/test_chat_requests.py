@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from holdfast.dialects.ask import Ask
-from holdfast.dialects.chat import CHAT, ChatOptions, CompletionReader, StreamReader
+from holdfast.dialects.chat import CHAT, ChatOptions
+from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.dialect import header_text
 from holdfast.errors import InvalidRequest
 
@@ -148,13 +149,14 @@ def test_request_id_of_a_stream_is_a_uuid_without_dashes() -> None:
 def test_reader_suits_the_request() -> None:
     assert isinstance(CHAT.reader(parse(), ChatOptions(), max_entry=10), CompletionReader)
     usage = b'data: {"choices":[],"usage":{}}\n\n'
-    unfinished = b'data: {"choices":[{"delta":{}}]}\n\ndata: [DONE]\n\n'
+    begun = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
     for wanted in (True, False):
         ask = parse(stream=True, stream_options={"include_usage": wanted})
         reader = CHAT.reader(ask, ChatOptions(requires_finish_reason=wanted), max_entry=1000)
         assert isinstance(reader, StreamReader)
+        assert len(reader.receive([begun])) == 1
         assert len(reader.receive([usage])) == wanted
-        reader.receive([unfinished])
+        reader.receive([b"data: [DONE]\n\n"])
         assert (reader.error is not None) is wanted
     small = CHAT.reader(parse(stream=True), ChatOptions(), max_entry=10)
     small.receive([usage])

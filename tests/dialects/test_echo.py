@@ -215,7 +215,7 @@ def test_client_of_one_api_is_answered_by_a_provider_of_another() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    assert reader.content_type == b"text/event-stream"
+    reader.begin(b"text/event-stream")
     log = answered(
         reader,
         b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from holdfast.dialects.chat import CHAT, CompletionReader
+from holdfast.dialects.chat import CHAT
+from holdfast.dialects.chat_answers import CompletionReader
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError

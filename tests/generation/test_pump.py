@@ -559,6 +559,7 @@ def test_other_content_type_is_no_answer(clock: Clock) -> None:
     reading = Reading(gateway.start())
     call = gateway.upstream().call
     call.head(content_type="text/html")
+    call.data(b"<html>")
     gateway.settle()
     assert outcome(reading)[:2] == ("failed", "upstream_malformed")
     assert call.told == ["cancel"]

@@ -5,7 +5,7 @@ These records are stored and sent to clients; PROTOCOL.md has their fields.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -67,6 +67,10 @@ class ErrorBody(msgspec.Struct, omit_defaults=True):
     provider_request_id: str | None = None
 
 
+#: The largest count that is taken from a provider: every client can read it exactly (RFC 7493 section 2.2).
+MAX_COUNT: Final = 2**53 - 1
+
+
 class Usage(msgspec.Struct, omit_defaults=True):
     """What an answer took, in tokens, whatever its API calls them.
 
@@ -83,8 +87,8 @@ class Usage(msgspec.Struct, omit_defaults=True):
 
     @property
     def billed(self) -> int:
-        """The sum that limits count, also where the provider does not say it."""
-        return self.total_tokens or self.prompt_tokens + self.completion_tokens
+        """The sum that limits count, also where the provider does not say it. It is a count, whatever it says."""
+        return min(max(self.total_tokens or self.prompt_tokens + self.completion_tokens, 0), MAX_COUNT)
 
 
 class AttemptRecord(msgspec.Struct, omit_defaults=True):

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgspec
-
-from holdfast.errors import ProviderError, UpstreamError
+from holdfast.dialects.chat_lenient import decoded
+from holdfast.errors import ProviderError, UpstreamError, UpstreamMalformed
 
 _MAX_MESSAGE: Final = 1000
 _MAX_WORD: Final = 100
@@ -25,11 +24,7 @@ _MAX_ITEMS: Final = 5
 
 def told_in(body: bytes) -> ProviderError | None:
     """Read the body of an answer with an error status; None where it says nothing."""
-    try:
-        said = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
-    return told(said, is_error=True)
+    return told(decoded(body), is_error=True)
 
 
 def told(said: object, *, is_error: bool = False) -> ProviderError | None:
@@ -60,6 +55,25 @@ def error_within(told: ProviderError | None) -> UpstreamError:
     """Make the error that a provider reports in an answer whose status was good."""
     message = told.message if told is not None else ""
     return UpstreamError(message or "the provider reported an error", told=told)
+
+
+def error_in(payload: bytes, name: bytes) -> UpstreamError | None:
+    """Return the error that an event or a body is; None where it is none."""
+    said = decoded(payload)
+    if name == b"error":
+        if said is None:
+            said = payload.decode(errors="replace").strip()
+        return error_within(told(said, is_error=True))
+    found = told(said)
+    return None if found is None else error_within(found)
+
+
+def not_an_answer(said: object) -> UpstreamError:
+    """Make the error for a whole answer in JSON which is no completion: perhaps it says why."""
+    found = told(said, is_error=True)
+    if found is not None and found.message:
+        return error_within(found)
+    return UpstreamMalformed("the provider's answer is not a chat completion")
 
 
 def is_empty(error: object) -> bool:

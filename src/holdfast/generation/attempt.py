@@ -30,6 +30,8 @@ from holdfast.upstream.capacity import ProviderLease
 
 #: Most of an error answer's body that is kept.
 _MAX_ERROR_BODY = 64 * 1024
+#: Seconds that a provider has after the last finish reason, for the usage and the terminal event.
+_REST_GRACE = 2.0
 
 
 class Attempt:
@@ -40,12 +42,13 @@ class Attempt:
     | sending | `run` | pump |
     | waiting for the first byte | the request is on its way | upstream |
     | reading | body bytes of a 200; `paused` while the stream is full | upstream, stream |
+    | awaiting the rest | the last finish reason | reader |
     | collecting an error | the head of any other status | upstream |
     | settled | the answer's end, an error, a deadline | reader, upstream, timers |
 
     `lease` is its slot at the provider, which the caller gives back. `deadline` is when the whole answer is due,
     on the clock of `timers`. Invariants: it settles once; the call is left or cancelled when `run` returns; while
-    it is paused, silence does not count against the provider.
+    it is paused, silence does not count against the provider; nothing is taken once it has settled.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class Attempt:
         "_deadline",
         "_error_body",
         "_first_byte",
+        "_is_overdue",
         "_last_read",
         "_lease",
         "_observer",
@@ -61,6 +65,7 @@ class Attempt:
         "_paused",
         "_permit",
         "_request",
+        "_rest_due",
         "_retry_after",
         "_sent",
         "_should_retry",
@@ -104,6 +109,9 @@ class Attempt:
         self._retry_after: float | None = None
         # What the provider says of trying again, None where it does not.
         self._should_retry: bool | None = None
+        # Until when the rest of an answer is waited for that has all its finish reasons.
+        self._rest_due: float | None = None
+        self._is_overdue = False
         self._first_byte = False
         self._paused = False
         self._last_read = 0.0
@@ -149,7 +157,7 @@ class Attempt:
         finally:
             if self._watch is not None:
                 self._watch.cancel()
-            if is_complete:
+            if is_complete and not self._is_overdue:
                 self._call.leave()
             else:
                 self._call.cancel()
@@ -164,15 +172,16 @@ class Attempt:
             self._retry_after = _retry_after(headers)
             self._should_retry = _should_retry(headers)
             return
-        content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        expected = self.reader.content_type
-        if not content_type.lower().startswith(expected):
+        coding = _header(headers, b"content-encoding").strip().lower()
+        if coding not in (b"", b"identity"):
+            shown = coding[:100].decode("ascii", "replace")
             self._settle(
-                UpstreamMalformed(
-                    f"the provider answered with content type {content_type[:100].decode('ascii', 'replace')!r}, "
-                    f"expected {expected.decode()}"
-                )
+                UpstreamMalformed(f"the provider encoded its answer as {shown!r}, which was not asked for")
             )
+            return
+        self.reader.begin(_header(headers, b"content-type"))
+        if self.reader.error is not None:
+            self._settle(self.reader.error)
 
     def data_received(self, chunks: list[bytes]) -> None:
         if not self._first_byte:
@@ -185,6 +194,8 @@ class Attempt:
             if len(self._error_body) < _MAX_ERROR_BODY:
                 self._error_body += b"".join(chunks)
             return
+        if self._outcome.done():
+            return  # nothing is appended to an answer that was refused
         reader, stream = self.reader, self._stream
         entries = reader.receive(chunks)
         if entries:
@@ -200,6 +211,8 @@ class Attempt:
             self._paused = True
             if self._call is not None:
                 self._call.pause()
+        elif reader.is_answered and self._rest_due is None:
+            self._await_rest()
 
     def _answered(self) -> None:
         stream, now = self._stream, self._timers.now()
@@ -211,6 +224,8 @@ class Attempt:
         )
 
     def response_ended(self) -> None:
+        if self._outcome.done():
+            return
         reader = self.reader
         if self.status is not None and self._error_body is not None:
             body = bytes(self._error_body[:_MAX_ERROR_BODY])
@@ -218,11 +233,17 @@ class Attempt:
             return
         entries = reader.end()
         if entries:
+            # An answer that is not streamed begins when it has ended, which tells nothing.
+            if self.first_entry is None and self._ask.stream:
+                self._answered()
             self._stream.offer(entries)
         self._settle(reader.error)
 
     def response_failed(self, error: UpstreamError) -> None:
-        self._settle(error)
+        if self.reader.is_answered:
+            self.response_ended()  # all that can be missing is the usage
+        else:
+            self._settle(error)
 
     def _settle(self, error: UpstreamError | None) -> None:
         if self._outcome.done():
@@ -241,40 +262,64 @@ class Attempt:
             self._paused = False
             # While the provider had to wait for us, its silence was not its own.
             self._last_read = self._timers.now()
+            if self._rest_due is not None:
+                self._rest_due = self._last_read + _REST_GRACE
             if self._call is not None:
                 self._call.resume()
 
     # -- deadlines --
+
+    def _await_rest(self) -> None:
+        """Every choice has its finish reason: wait for the usage and the terminal event, but not for long."""
+        self._rest_due = self._timers.now() + _REST_GRACE
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch_deadlines(streaming=self._ask.stream)
 
     def _watch_deadlines(self, *, streaming: bool) -> None:
         """Check the deadlines; one timer for all, set anew only when it fires, never per token."""
         timeouts, total, now = self.target.timeouts, self._deadline, self._timers.now()
         deadline = total
         error: UpstreamError | None = None
-        if now >= total:
+        if self._rest_due is not None and not self._paused:
+            deadline = min(total, self._rest_due)
+            if now >= deadline:
+                self._is_overdue = True
+                self.response_ended()
+                return
+        elif now >= total:
             error = TotalTimeout(f"the answer was not complete after {timeouts.total:g} s")
+        elif self._paused:
+            deadline = min(total, now + min(timeouts.idle, _REST_GRACE))
         elif not streaming:
             deadline = min(total, self._sent + timeouts.answer)
-            if now >= self._sent + timeouts.answer:
+            if now >= deadline:
                 error = AnswerTimeout(f"the whole answer did not come within {timeouts.answer:g} s of the request")
-        elif not self._paused:
-            if not self._first_byte:
-                # Looked at again in time for the idle deadline: the first byte may come at any moment.
-                deadline = min(total, self._last_read + timeouts.first_byte, now + timeouts.idle)
-                if now >= self._last_read + timeouts.first_byte:
-                    error = FirstByteTimeout(f"nothing came within {timeouts.first_byte:g} s of the request")
-            else:
-                deadline = min(total, self._last_read + timeouts.idle)
-                if now >= self._last_read + timeouts.idle:
-                    error = IdleTimeout(f"the provider was silent for {timeouts.idle:g} s")
+        elif self.first_entry is None:
+            # What comes before the first entry, such as comments, shows that the provider is alive and thinking.
+            limit = max(timeouts.first_byte, timeouts.idle) if self._first_byte else timeouts.first_byte
+            # Looked at again in time for the idle deadline: the first entry may come at any moment.
+            deadline = min(total, self._last_read + limit, now + timeouts.idle)
+            if now >= self._last_read + limit:
+                error = (
+                    IdleTimeout(f"the provider was silent for {limit:g} s before its first content")
+                    if self._first_byte
+                    else FirstByteTimeout(f"nothing came within {limit:g} s of the request")
+                )
         else:
-            deadline = min(total, now + timeouts.idle)
+            deadline = min(total, self._last_read + timeouts.idle)
+            if now >= self._last_read + timeouts.idle:
+                error = IdleTimeout(f"the provider was silent for {timeouts.idle:g} s")
         if error is not None:
             self._settle(error)
             return
         self._watch = self._timers.after(
             max(deadline - now, 0.01), lambda: self._watch_deadlines(streaming=streaming)
         )
+
+
+def _header(headers: Headers, name: bytes) -> bytes:
+    return next((value for key, value in headers if key == name), b"")
 
 
 def _retry_after(headers: Headers) -> float | None:

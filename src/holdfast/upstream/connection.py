@@ -27,7 +27,7 @@ from holdfast.core.http.connection import (
     code_name,
 )
 from holdfast.core.http.request import HttpRequest
-from holdfast.errors import Incident, UpstreamConnectError, UpstreamError, UpstreamReset
+from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
 from holdfast.timers import RESOLUTION, Deadline, Timers
 from holdfast.upstream.call import ResponseSink
 from holdfast.upstream.http_call import HttpCall
@@ -102,7 +102,6 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_calls",
         "_has_heard",
-        "_incident",
         "_is_draining",
         "_is_turn_over",
         "_is_used",
@@ -149,7 +148,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, HttpCall] = {}
         self._has_heard = False
-        self._incident = Incident()  # its end is one event, whatever was open on it
         self._is_draining = self.is_lost = False
         self._is_used = False
         self._is_write_due = False
@@ -376,7 +374,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._owner.request_refused(self)
         message = f"the provider's answer was cut ({cause}): {event.reason}"
         error = UpstreamReset(message, processed=event.processed, is_stale=is_stale, is_refused=is_refused)
-        error.incident = self._incident if self.http.is_closed else None
+        if self.http.is_closed:
+            error.incident = self.gone  # one event, whatever was open on it
         self._end_call(event.stream_id, error)
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:

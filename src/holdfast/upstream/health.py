@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from weakref import WeakSet
 
 from holdfast.config import BreakerConfig, ProbeConfig, RetryBudgetConfig
 from holdfast.core.breaker import Breaker, BreakerLimits, BreakerState, Permit
@@ -47,6 +48,8 @@ class Health:
         self._refused_for = limits.refused_for
         # Why the breaker has opened, or would next.
         self._reason: str | None = None
+        # What was counted already, as long as anybody may tell of it.
+        self._incidents: WeakSet[object] = WeakSet()
         # Attempts without a byte of an answer, in the order of their beginning, and since when.
         self._waiting: dict[object, float] = {}
         self.budget = RetryBudget(ratio=allowed.ratio, floor=allowed.floor, window=allowed.window)
@@ -110,15 +113,24 @@ class Health:
             self._refused(permit, error, now)
             return
         verdict = is_failure(error, has_answered=has_answered)
-        if verdict is None or (verdict and is_suspect):
-            breaker.release(permit)
-        elif not verdict:
+        if verdict is False:
             breaker.succeed(permit, now)
-        elif _is_counted(error) and not permit.is_trial:
+        elif error is None or verdict is None or is_suspect or (self._is_counted(error) and not permit.is_trial):
             breaker.release(permit)
         else:
-            self._reason = None if error is None else error.code
+            self._reason = error.code
             breaker.fail(permit, now)
+
+    def _is_counted(self, error: UpstreamError) -> bool:
+        """Whether what has happened was counted before: a connection is lost once, with all its requests.
+
+        Those that waited for a connection which could not be made have the same error.
+        """
+        incident = error if error.incident is None else error.incident
+        if incident in self._incidents:
+            return True
+        self._incidents.add(incident)
+        return False
 
     def _refused(self, permit: Permit, error: UpstreamRefused, now: float) -> None:
         if self.breaker.refuse(permit, now, self._refused_for):
@@ -174,14 +186,6 @@ def is_failure(error: UpstreamError | None, *, has_answered: bool = False) -> bo
     if isinstance(error, UpstreamReset) and (error.is_stale or not error.processed):
         return None  # closing an idle connection, or refusing one request too many, is normal
     return True
-
-
-def _is_counted(error: UpstreamError | None) -> bool:
-    """Whether the event behind an error was counted before: a connection is lost once, with all its requests."""
-    if error is None or error.incident is None:
-        return False
-    was_counted, error.incident.is_counted = error.incident.is_counted, True
-    return was_counted
 
 
 def may_be_of_the_request(error: UpstreamError | None) -> bool:

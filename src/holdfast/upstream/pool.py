@@ -13,7 +13,7 @@ from holdfast.core import pool as core
 from holdfast.core.http.connection import HttpMisuse
 from holdfast.core.http.request import HttpRequest
 from holdfast.core.pool_member import Member, State
-from holdfast.errors import Incident, PoolTimeout, UpstreamConnectError, UpstreamError, UpstreamMalformed
+from holdfast.errors import PoolTimeout, UpstreamConnectError, UpstreamError, UpstreamMalformed
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, ResponseSink
 from holdfast.upstream.connection import UpstreamConnection
@@ -210,8 +210,6 @@ class Pool:
             return
         if failure is not None:
             logger.info("%s (%s)", failure, failure.detail or self._origin.url)
-            # All that have waited for it fail by this one event.
-            failure.incident = Incident()
             self._connect_failures[failure.code] += 1
             self._act(self._core.open_failed(member, now), failure)
             return

@@ -46,8 +46,8 @@ class HealthStatistics(Struct, frozen=True):
     `reason` says why a breaker that is not closed has opened. `waiting` counts attempts that have no byte of an
     answer yet, and `oldest_wait` is how long the oldest of them waits, in seconds. `retry_after` is the time until
     an open breaker permits a trial. `budget_refusals` counts repetitions that the retry budget did not allow.
-    `resent_unprocessed` and `resent_stale` count requests that were sent again at once, because they were certainly
-    not processed, or because a kept-alive connection had been closed.
+    `resent_unprocessed` and `resent_stale` count requests that were sent again at once, because they were
+    certainly not processed, or because a kept-alive connection had been closed.
     """
 
     breaker: str
