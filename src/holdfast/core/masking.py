@@ -22,14 +22,14 @@ _BEGINNING: Final = 12
 #: Most secrets that are remembered. Those that a reload has replaced stay, and the oldest go first.
 _MAX_SECRETS: Final = 1000
 #: Characters that secrets and their encodings are made of.
-_REST: Final = re.compile(r"[\w\-+/=.~%&:\\]*").match
+_REST: Final = re.compile(r"[\w\-+/=.~%&:\\]+")
 
 
 class Masking:
     """Replaces secrets by `***`: as they are, within JSON and URLs, and as base64.
 
-    Every word that begins like a secret is masked, so a text may be cut before. A secret that is replaced while the
-    process runs is still masked: a provider may know it yet.
+    Every word that begins like a secret is masked, so a text may be cut before. A secret that is replaced while
+    the process runs is still masked: a provider may know it yet.
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -85,7 +85,8 @@ def _masked(text: str, beginning: str, forms: list[str]) -> str:
         parts += [text[start:found], MASK]
         start = found + max(_common(text, found, form, len(beginning)) for form in forms)
         # What follows may be more of it, in a form that is not known.
-        start = _REST(text, start).end()
+        rest = _REST.match(text, start)
+        start = start if rest is None else rest.end()
     parts.append(text[start:])
     return "".join(parts)
 
