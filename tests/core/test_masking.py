@@ -8,7 +8,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from holdfast.core.masking import Masking
-from holdfast.errors import ProviderError, UpstreamError, UpstreamReset, UpstreamStatus
+from holdfast.errors import ProviderError, UpstreamError, UpstreamRefused, UpstreamReset, UpstreamStatus
 
 KEY = 'sk-proj-Ab/9"+ü end-0123456789abcdef'
 PLAIN = "sk-proj-0123456789abcdefghijklmnop"
@@ -82,6 +82,12 @@ def test_all_that_an_error_says_is_masked() -> None:
     assert (error.provider_code, error.provider_type) == ("c ***", "t ***")
     assert (error.provider_request_id, error.detail) == ("r ***", "d ***")
     assert PLAIN not in repr(vars(error))
+
+
+def test_reason_of_a_refusal_is_masked() -> None:
+    error = UpstreamRefused("no", reason=f"401 {PLAIN}")
+    Masking([PLAIN]).mask_error(error)
+    assert error.reason == "401 ***"
 
 
 @pytest.mark.parametrize("error", [UpstreamError("no"), UpstreamReset("cut")])

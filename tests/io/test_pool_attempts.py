@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast_tools.simulate import SimulatedProvider
+from holdfast_tools.simulate.faults import ResetConnection
 from tests.support.pool_world import PROTOCOLS, Running, World
 from tests.support.waiting import eventually
 
@@ -271,6 +272,26 @@ async def test_limits_of_the_caller_do_not_open_the_breaker() -> None:
     async with await World.start("h2c", settings=NERVOUS, model={"retry": {"max_attempts": 1}}) as world:
         for status in (429, 400, 404) * 4:
             await world.stream(fault={"kind": "status", "status": status}).outcome()
+        assert world.health.breaker == "closed"
+
+
+async def test_dead_connection_is_one_event_however_many_streams_it_had() -> None:
+    settings = {"breaker": {"failures": 3, "open_for": 30}, "spread": 1, "streams_per_connection": 32}
+    async with await World.start("h2c", settings=settings, model={"retry": {"max_attempts": 1}}) as world:
+        streams = [world.stream(ttft_ms=60_000) for _ in range(9)]
+        await world.provider.until(lambda s: s.requests == 9)
+        assert world.provider.arm_current(ResetConnection()) == 1
+        assert {await stream.outcome() for stream in streams} == {("failed", "upstream_reset")}
+        assert (world.health.breaker, world.health.failures) == ("closed", {"upstream_reset": 9})
+        assert await world.stream().outcome() == COMPLETED
+
+
+async def test_failed_connect_is_one_event_however_many_requests_wait_for_it() -> None:
+    settings = {"breaker": {"failures": 3, "open_for": 30}, "max_connections": 1}
+    async with await World.start("h2c", settings=settings, model={"retry": {"max_attempts": 1}}) as world:
+        await world.provider.aclose()
+        streams = [world.stream() for _ in range(9)]
+        assert {await stream.outcome() for stream in streams} == {("failed", "upstream_connect_error")}
         assert world.health.breaker == "closed"
 
 

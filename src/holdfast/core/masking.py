@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, quote_plus
 
-from holdfast.errors import UpstreamError, UpstreamStatus
+from holdfast.errors import UpstreamError, UpstreamRefused, UpstreamStatus
 
 MASK: Final = "***"
 #: A shorter secret is not masked: it would be found in any text.
@@ -73,6 +73,8 @@ class Masking:
         error.told = None
         if isinstance(error, UpstreamStatus):
             error.body = b""
+        elif isinstance(error, UpstreamRefused):
+            error.reason = self.mask(error.reason)
 
     def _optional(self, text: str | None) -> str | None:
         return None if text is None else self.mask(text)
