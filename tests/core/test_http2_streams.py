@@ -221,8 +221,19 @@ def test_malformed_head_fails_the_stream(fields: list[tuple[bytes, bytes]]) -> N
     events = peer.send(peer.headers(stream_id, fields))
     assert isinstance(events[0], StreamFailed)
     assert (events[0].stream_id, events[0].code) == (stream_id, ErrorCode.PROTOCOL_ERROR)
+    assert events[0].is_malformed
     assert Frame(RST_STREAM, 0, stream_id, b"\0\0\0\x01") in peer.sent()
     assert peer.send(data(other, b"on", end=True)) == [DataReceived(other, [b"on"]), ResponseEnded(other, [])]
+
+
+def test_peer_that_demands_http_1_1_has_not_processed_the_request() -> None:
+    peer = Peer()
+    fresh, begun = peer.request(), peer.answered()
+    for stream_id, processed in ((fresh, False), (begun, True)):
+        code = ErrorCode.HTTP_1_1_REQUIRED.to_bytes(4, "big")
+        (failed,) = peer.send(frame(RST_STREAM, 0, stream_id, code))
+        assert isinstance(failed, StreamFailed)
+        assert (failed.processed, failed.is_malformed) == (processed, False)
 
 
 def test_informational_response_that_ends_the_stream_fails_it() -> None:

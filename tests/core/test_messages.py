@@ -18,6 +18,29 @@ def test_decoded_message_has_its_fields() -> None:
     assert m.decode_server_message(b'{"type":"queued","stream":"st_1","position":2}') == m.Queued("st_1", 2)
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (r"\ud83d", "\ufffd"),
+        (r"\uDE00\ud83d", "\ufffd\ufffd"),
+        (r"a\\\ud83d\n", "a\\\ufffd\n"),
+        (r"\\ud83d\ud83d", "\\ud83d\ufffd"),
+        (r"\ud83d\ude00\ude00é", "\U0001f600\ufffdé"),
+        (r"\ud83d\u0041", "\ufffdA"),
+    ],
+)
+def test_half_a_character_in_an_entry_costs_no_more_than_itself(sent: str, read: str) -> None:
+    text = '{"type":"event","stream":"st_1","seq":3,"data":{"x":"' + sent + '"}}'
+    for form in (text, text.encode()):
+        message = m.decode_server_message(form)
+        assert isinstance(message, m.Event)
+        assert json.loads(bytes(message.data)) == {"x": read}
+    with pytest.raises(InvalidMessage):
+        m.decode_client_message(text)
+    with pytest.raises(InvalidMessage):
+        m.decode_server_message(text[:-1])
+
+
 def test_invalid_message_says_what_and_where() -> None:
     with pytest.raises(InvalidMessage, match=r"Expected `int` >= -1 - at `\$.streams\[0\].after`"):
         m.decode_client_message('{"type":"hello","version":1,"streams":[{"stream":"a","after":-2}]}')

@@ -182,6 +182,7 @@ def test_answer_without_any_content_is_not_asked_for_again_at_the_same_endpoint(
         b'{"choices":[]}{',
         b'"}]}, {"x": "',
         b'{"text":NaN,}',
+        b"[NaN]",
         b'{"text":"\xff",}',
         b'{"text":NaN,"long":"' + b"x" * 300_000 + b'"}',
         b"[" * 100_000,

@@ -280,7 +280,7 @@ def test_event_stream_to_a_request_for_a_completion_is_put_together() -> None:
         "usage": {"prompt_tokens": 7, "completion_tokens": 2},
     }
     assert (reader.is_finished, reader.finish_reason, reader.usage) == (True, "stop", Usage(7, 2))
-    assert reader.receive([DONE]) == []
+    assert reader.receive([DONE]) == reader.end() == []
 
 
 def test_odd_chunks_are_put_together_as_far_as_they_can_be() -> None:
@@ -318,6 +318,26 @@ def test_number_of_choices_calls_and_fields_that_are_put_together_is_bounded() -
     completion = json.loads(reader._collector.completion())
     assert len(completion["choices"]) == len(completion["choices"][0]["message"]["tool_calls"]) == 128
     assert len(completion) < 135
+
+
+@pytest.mark.parametrize("form", ["chunk", "completion"])
+def test_answer_that_is_too_deep_to_be_written_in_the_other_form_is_malformed(form: str) -> None:
+    """A little more can be decoded than encoded again; how deep that is depends on the stack."""
+    for depth in range(800, 1100):
+        deep = b"[" * depth + b"]" * depth
+        reader: AnswerReader
+        if form == "chunk":
+            reader = stream_reader()
+            entries = fed(reader, b'{"choices":[{"message":{"x":' + deep + b"}}]}")
+        else:
+            reader = CompletionReader(max_size=10_000)
+            said = b'{"choices":[{"delta":{"x":' + deep + b'},"finish_reason":"stop"}]}'
+            entries = fed(reader, b"data: " + said + b"\n\n")
+        if not entries:
+            assert fault(reader) is UpstreamMalformed
+            assert "cannot be written" in str(reader.error)
+            return
+    raise AssertionError("every depth was written")
 
 
 def test_event_stream_that_is_cut_or_an_error_is_no_completion() -> None:

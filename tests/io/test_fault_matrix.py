@@ -74,7 +74,6 @@ MIDDLE: list[Case] = [
     ("error event", f.ErrorEvent(after_tokens=20), incomplete("upstream_error")),
     ("invalid JSON", f.Malformed(after_tokens=20), incomplete(MALFORMED)),
     ("breakout", f.Malformed(after_tokens=20, variant="breakout"), incomplete(MALFORMED)),
-    ("invalid UTF-8", f.Malformed(after_tokens=20, variant="invalid_utf8"), incomplete(MALFORMED)),
     ("rubbish", f.Malformed(after_tokens=20, variant="rubbish"), COMPLETED),
     ("huge event", f.HugeEvent(after_tokens=20, bytes=600_000), incomplete(MALFORMED)),
     ("drip", f.Drip(), COMPLETED),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import msgspec
 
@@ -100,12 +100,18 @@ class ScriptedProvider:
         return True
 
 
+class Served(Protocol):
+    """A provider on a port of this machine."""
+
+    port: int
+
+
 class ScriptedWorld:
     """A gateway whose model `demo` asks scripted providers, along the route."""
 
     def __init__(
         self,
-        *providers: ScriptedProvider,
+        *providers: Served,
         retry: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from holdfast.config.auth import AuthConfig
 from holdfast.config.gateway import Config
 from holdfast.config.providers import ProviderConfig
+from holdfast.core.http.connection import OWN_FIELDS, HttpMisuse, request_fields
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
@@ -101,6 +103,7 @@ def _check_provider(where: str, provider: ProviderConfig, dialects: Dialects) ->
             f"{provider.base_url.split('?')[0]!r}"
         )
     _check_api(where, provider, dialects)
+    _check_headers(f"{where}.headers", provider.headers)
     if provider.client_key is not None and provider.client_cert is None:
         raise ConfigError(f"{where}.client_key: needs client_cert as well")
     if provider.min_warm > provider.max_connections:
@@ -125,6 +128,18 @@ def _check_api(where: str, provider: ProviderConfig, dialects: Dialects) -> None
         dialects.get(provider.api).options(provider.options)
     except msgspec.ValidationError as exc:
         raise ConfigError(place(str(exc), f"{where}.options")) from exc
+
+
+def _check_headers(where: str, headers: Mapping[str, str]) -> None:
+    """Check `headers` of a provider. The messages show no values, since some of them are secrets."""
+    for name, value in headers.items():
+        field = name.lower().encode()
+        if field in OWN_FIELDS or field == b"accept-encoding":
+            raise ConfigError(f"{where}: {name!r} cannot be set; the gateway writes it itself")
+        try:
+            request_fields(b"GET", [(field, value.encode())], b"")
+        except (HttpMisuse, UnicodeEncodeError) as exc:
+            raise ConfigError(f"{where}: {name!r} cannot be sent: {exc}") from exc
 
 
 def check_proxy(proxy: str, where: str) -> None:

@@ -15,11 +15,16 @@ class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
     connect: Annotated[Seconds, Meta(description="For TCP, TLS and the HTTP/2 preface.")] = 10.0
     pool: Annotated[Seconds, Meta(description="For the wait for a free connection.")] = 30.0
-    first_byte: Annotated[Seconds, Meta(description="From the request to the first byte of a streamed body.")] = (
-        300.0
-    )
+    first_byte: Annotated[
+        Seconds,
+        Meta(
+            description="From the request to the first byte of a streamed body. Until there is something to show, "
+            "a silence may be as long."
+        ),
+    ] = 300.0
     idle: Annotated[
-        Seconds, Meta(description="Between two reads of a streamed body; comments count as reads.")
+        Seconds,
+        Meta(description="Between two reads of a streamed body that has begun to show something; comments count."),
     ] = 120.0
     answer: Annotated[
         Seconds, Meta(description="From the request to the end of an answer that is not streamed.")
@@ -91,7 +96,9 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
         str | None,
         Meta(description="Sent as its API wants it, `chat` as `Authorization: Bearer`; use `env:NAME`."),
     ] = None
-    headers: Annotated[dict[str, str], Meta(description="Further request headers.")] = {}
+    headers: Annotated[
+        dict[str, str], Meta(description="Further request headers; they replace those that the gateway sends.")
+    ] = {}
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     http2: Annotated[
         Literal["auto", "prior-knowledge", "off"],

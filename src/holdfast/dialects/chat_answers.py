@@ -354,6 +354,8 @@ class CompletionReader:
 
     def end(self) -> list[bytes]:
         """The body is over: return it as an entry where it is a completion, else set `error`."""
+        if self.is_finished or self.error is not None:
+            return []
         if self._events is not None:
             return self._collect(self._events, self._events.end())
         body = self._end_body()
@@ -406,8 +408,11 @@ class CompletionReader:
         for entry in entries:
             self._collector.add(entry)
         self._count(sum(map(len, entries)))
-        self.error = self.error or events.error
-        self.is_answered = events.is_answered
+        if self.error is not None:
+            # What came in the same read must not count where it would not have been read.
+            self.usage = self.finish_reason = None
+            return []
+        self.error, self.is_answered = events.error, events.is_answered
         self.usage, self.finish_reason = events.usage, events.finish_reason
         if self.error is not None or not events.is_finished:
             return []

@@ -31,10 +31,13 @@ class Endpoint:
         self._dialect = dialects.get(api)
         self._options = self._dialect.options(options or {})
         self._path = urlsplit(base_url).path.rstrip("/")
-        self._headers: Headers = [(b"user-agent", b"holdfast")]
+        # Answers are read as they come: an encoded one would have to be decoded with bounds, for nothing.
+        fields = {b"user-agent": b"holdfast", b"accept-encoding": b"identity"}
         if api_key:
-            self._headers += self._dialect.credentials(api_key)
-        self._headers += [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+            fields.update(self._dialect.credentials(api_key))
+        # What is configured replaces what the gateway or the dialect would send.
+        self._configured = {name.lower().encode(): value.encode() for name, value in (headers or {}).items()}
+        self._headers: Headers = list((fields | self._configured).items())
 
     def accepts(self, dialect: str) -> bool:
         """Whether clients of that dialect can be answered from here."""
@@ -50,22 +53,43 @@ class Endpoint:
         translation = self._dialects.translation(ask.dialect, self._dialect.name)
         own = ask if translation is None else translation.ask(ask)
         request = self._dialect.request(own, model, self._options, path=self._path, stream_id=stream_id)
-        request = HttpRequest(request.method, request.path, [*self._headers, *request.headers], request.body)
+        request = HttpRequest(request.method, request.path, self._with_ours(request.headers), request.body)
         reader = self._dialect.reader(own, self._options, max_entry=max_entry)
         return request, reader if translation is None else translation.reader(ask, reader)
 
     def probe(self, path: str) -> HttpRequest:
         """Return the request of a health check."""
-        return HttpRequest("GET", path, [*self._headers, (b"accept", b"*/*")])
+        return HttpRequest("GET", path, self._with_ours([(b"accept", b"*/*")]))
+
+    def _with_ours(self, headers: Headers) -> Headers:
+        return [*self._headers, *(field for field in headers if field[0] not in self._configured)]
 
     def request_id(self, headers: Headers) -> str | None:
         """Return what the provider calls the request; None where it does not say."""
         return self._dialect.request_id(headers)
 
-    def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
-        """Make the error for an answer with an error status."""
-        return self._dialect.status_error(status, body, retry_after=retry_after)
+    def status_error(
+        self, status: int, body: bytes, *, retry_after: float | None, location: bytes = b""
+    ) -> UpstreamStatus:
+        """Make the error for an answer with an error status.
+
+        A redirection, to `location`, is not followed; but it shows what is wrong with the base URL.
+        """
+        error = self._dialect.status_error(status, body, retry_after=retry_after)
+        if 300 <= status < 400 and location:
+            error = error.with_note(f"; it redirects to {_path(location)}: is `base_url` right?", retryable=False)
+        return error
 
     def judged(self, error: UpstreamError) -> UpstreamError:
         """Say what an error of its answers means."""
         return self._dialect.judged(error)
+
+
+def _path(location: bytes) -> str:
+    """Where a redirection leads, without the host: that may be an internal one."""
+    try:
+        url = urlsplit(location[:1000].decode("ascii"))
+    except ValueError:
+        return "an address that is none"
+    path = url.path[:200] or "/"
+    return f"{path} on another host or port" if url.netloc else path

@@ -6,6 +6,7 @@ Bytes arrive by callback and are appended in the same turn.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from holdfast.core.breaker import Permit
@@ -27,6 +28,8 @@ from holdfast.streams.stream import Stream
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call
 from holdfast.upstream.capacity import ProviderLease
+
+logger = logging.getLogger("holdfast")
 
 #: Most of an error answer's body that is kept.
 _MAX_ERROR_BODY = 64 * 1024
@@ -60,6 +63,7 @@ class Attempt:
         "_is_overdue",
         "_last_read",
         "_lease",
+        "_location",
         "_observer",
         "_outcome",
         "_paused",
@@ -109,6 +113,7 @@ class Attempt:
         self._retry_after: float | None = None
         # What the provider says of trying again, None where it does not.
         self._should_retry: bool | None = None
+        self._location = b""
         # Until when the rest of an answer is waited for that has all its finish reasons.
         self._rest_due: float | None = None
         self._is_overdue = False
@@ -171,6 +176,10 @@ class Attempt:
             self._error_body = bytearray()
             self._retry_after = _retry_after(headers)
             self._should_retry = _should_retry(headers)
+            self._location = _header(headers, b"location")
+            if 300 <= status < 400 and self._location:
+                place = self._location.partition(b"?")[0][:500].decode("ascii", "replace")
+                logger.warning("provider %s redirects to %r: is its base_url right?", self.target.provider, place)
             return
         coding = _header(headers, b"content-encoding").strip().lower()
         if coding not in (b"", b"identity"):
@@ -229,7 +238,11 @@ class Attempt:
         reader = self.reader
         if self.status is not None and self._error_body is not None:
             body = bytes(self._error_body[:_MAX_ERROR_BODY])
-            self._settle(self.target.endpoint.status_error(self.status, body, retry_after=self._retry_after))
+            self._settle(
+                self.target.endpoint.status_error(
+                    self.status, body, retry_after=self._retry_after, location=self._location
+                )
+            )
             return
         entries = reader.end()
         if entries:

@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -30,6 +30,9 @@ _MAX_PROXY_HEAD: Final = 16_384
 _PROXY_STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 #: How many seconds the closing of TLS may take.
 _TLS_SHUTDOWN: Final = 1.0
+
+#: What TLS offers, by the setting `http2`.
+_ALPN: Final = {"auto": ["h2", "http/1.1"], "prior-knowledge": ["h2"], "off": ["http/1.1"]}
 
 _Address: TypeAlias = tuple[int, tuple[str, int]]  # family and socket address
 
@@ -82,6 +85,12 @@ class Origin:
     def expects_http2(self) -> bool:
         """Whether a connection will probably speak HTTP/2, according to the configuration."""
         return self.http2 == "prior-knowledge" or (self.http2 == "auto" and self.tls is not None)
+
+    def without_http2(self) -> Origin:
+        """Return the same origin, which new connections do not offer HTTP/2 to."""
+        if self.tls is not None:
+            self.tls.set_alpn_protocols(_ALPN["off"])
+        return replace(self, http2="off")
 
     def speak(self, alpn: str | None) -> HttpConnection:
         """Make the HTTP connection for the protocol that ALPN chose. Raises `UpstreamConnectError`."""
@@ -317,6 +326,5 @@ def _tls_context(config: ProviderConfig) -> ssl.SSLContext:
             raise ConfigError(
                 f"client_cert {config.client_cert!r} of {config.base_url} cannot be used: {exc}"
             ) from exc
-    protocols = {"auto": ["h2", "http/1.1"], "prior-knowledge": ["h2"], "off": ["http/1.1"]}
-    context.set_alpn_protocols(protocols[config.http2])
+    context.set_alpn_protocols(_ALPN[config.http2])
     return context

@@ -289,6 +289,16 @@ class Pool:
         if member is not None:
             self._core.refused(member, self._timers.now())
 
+    def http1_required(self, connection: UpstreamConnection) -> None:
+        if self._origin.http2 == "prior-knowledge":
+            return  # it was told so
+        if self._origin.http2 == "auto":
+            logger.warning("%s demands HTTP/1.1: it is asked over HTTP/1.1 from now on", self._origin.url)
+            self._origin = self._origin.without_http2()
+        member = self._members.get(connection)
+        if member is not None:
+            self._act(self._core.drain(member, self._timers.now()))
+
     def found_stale(self, connection: UpstreamConnection) -> None:
         if connection in self._members:
             self._act(self._core.found_stale(self._timers.now()))

@@ -291,7 +291,7 @@ class StreamTable:
             self._guard.count()
             return
         if list_size(fields) > self._max_list_size:
-            self._fail(stream, ErrorCode.ENHANCE_YOUR_CALM, "the header list is too large", events, ended=ended)
+            self._refuse(stream, ErrorCode.ENHANCE_YOUR_CALM, "the header list is too large", events, ended=ended)
             return
         try:
             if stream.has_head:
@@ -299,7 +299,7 @@ class StreamTable:
             else:
                 self._receive_head(stream, fields, events, ended=ended)
         except FieldFault as fault:
-            self._fail(stream, ErrorCode.PROTOCOL_ERROR, str(fault), events, ended=ended)
+            self._refuse(stream, ErrorCode.PROTOCOL_ERROR, str(fault), events, ended=ended)
 
     def _receive_head(self, stream: H2Stream, fields: Headers, events: list[Event], *, ended: bool) -> None:
         status, headers = response_head(fields)
@@ -342,6 +342,11 @@ class StreamTable:
             self.reset(stream, code)
         events.append(StreamFailed(stream.id, code, reason, processed=True))
 
+    def _refuse(self, stream: H2Stream, code: ErrorCode, reason: str, events: list[Event], *, ended: bool) -> None:
+        """Fail one stream for fields that no answer may have."""
+        self._fail(stream, code, reason, events, ended=ended)
+        events[-1] = StreamFailed(stream.id, code, reason, processed=True, is_malformed=True)
+
     def _stop_body(self, stream: H2Stream) -> None:
         # RFC 9113 section 8.1: "A server can send a complete response prior to the client sending an entire
         # request". The rest of our body is then of no use, and the reset frees the slot on the peer's side too.
@@ -357,8 +362,8 @@ class StreamTable:
             return
         self._forget(stream)
         # RFC 9113 section 8.7: REFUSED_STREAM says that "the stream is being closed prior to any processing having
-        # occurred". A peer that has begun to answer contradicts itself.
-        processed = code != ErrorCode.REFUSED_STREAM or stream.has_head
+        # occurred". A peer that has begun to answer contradicts itself. One that demands HTTP/1.1 does not begin.
+        processed = code not in (ErrorCode.REFUSED_STREAM, ErrorCode.HTTP_1_1_REQUIRED) or stream.has_head
         events.append(StreamFailed(stream_id, code, "the peer reset the h2 stream", processed))
 
     def receive_window_update(self, stream_id: int, increment: int, events: list[Event]) -> None:

@@ -5,6 +5,7 @@ Who may send what, and when, is decided by `server.py` and `client.py` beside th
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -221,6 +222,10 @@ ServerMessage = (
 
 _client_decoder = msgspec.json.Decoder(ClientMessage)
 _server_decoder = msgspec.json.Decoder(ServerMessage)
+# A surrogate without its other half (RFC 8259 section 8.2) is in the group; all other escapes match as a whole.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 _encoder = msgspec.json.Encoder()
 
 
@@ -230,8 +235,18 @@ def decode_client_message(text: str | bytes) -> ClientMessage:
 
 
 def decode_server_message(text: str | bytes) -> ServerMessage:
-    """Decode what a server sent. Raises `InvalidMessage` that names the field and what was expected."""
-    return _decode(_server_decoder, text)  # type: ignore[no-any-return]
+    """Decode what a server sent. Raises `InvalidMessage` that names the field and what was expected.
+
+    Where a provider has cut a character in two, each of its halves becomes U+FFFD: no decoder here takes a half.
+    """
+    try:
+        return _decode(_server_decoder, text)  # type: ignore[no-any-return]
+    except InvalidMessage:
+        raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        whole = _ESCAPE.sub(lambda found: b"\\ufffd" if found[1] else found[0], raw)
+        if whole == raw:
+            raise
+        return _decode(_server_decoder, whole)  # type: ignore[no-any-return]
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
