@@ -449,12 +449,13 @@ def test_secret_that_a_provider_quotes_reaches_neither_caller_nor_observer(clock
 # -- a request id stands for an answer --
 
 
-def test_request_id_of_a_passing_failure_starts_anew(clock: Clock) -> None:
+@pytest.mark.parametrize(("status", "code"), [(503, "upstream_status"), (402, "upstream_refused")])
+def test_request_id_of_a_passing_failure_starts_anew(clock: Clock, status: int, code: str) -> None:
     gateway = Gateway(clock, retry=NO_RETRY)
     first = Reading(gateway.start("r-1"))
-    gateway.upstream().call.refuse(503)
+    gateway.upstream().call.refuse(status)
     gateway.settle()
-    assert outcome(first)[:2] == ("failed", "upstream_status")
+    assert outcome(first)[:2] == ("failed", code)
     second = gateway.create("r-1")
     assert isinstance(second, Started)
     assert not second.is_duplicate

@@ -331,6 +331,7 @@ async def test_health_check_opens_and_closes_the_breaker_without_any_request() -
         port = world.provider.port
         await world.provider.aclose()
         await eventually(lambda: not world.gateway.has_healthy_route("demo"), "the breaker to open")
+        assert world.health.reason == "a health check failed"
         world.providers[0] = SimulatedProvider()
         await world.provider.start(port=port)
         await eventually(lambda: world.gateway.has_healthy_route("demo"), "the breaker to close")

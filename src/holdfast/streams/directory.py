@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import Owner
 from holdfast.core.log import Log
-from holdfast.errors import HoldfastError, Overloaded, UnknownStream
+from holdfast.errors import HoldfastError, Overloaded, UnknownStream, UpstreamRefused
 from holdfast.streams.follower import Follower
 from holdfast.streams.memory import LogMemory
 from holdfast.streams.retention import Retention
@@ -303,13 +303,16 @@ class Directory:
 
 
 def _is_passing_failure(stream: Stream) -> bool:
-    """Whether a stream has ended without an entry, by a failure that another try may not meet."""
+    """Whether a stream has ended without an entry, by a failure that another try may not meet.
+
+    A refusal of the gateway's own credential is one: its operator mends it, and asking again did not.
+    """
     end = stream.end
     return (
         end is not None
         and end.status == "failed"
         and end.error is not None
-        and end.error.retryable
+        and (end.error.retryable or end.error.code == UpstreamRefused.code)
         and stream.log.next == 1
     )
 

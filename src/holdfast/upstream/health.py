@@ -46,8 +46,8 @@ class Health:
             )
         )
         self._refused_for = limits.refused_for
-        # Why the breaker has opened, or would next.
-        self._reason: str | None = None
+        #: Why the breaker has opened, or would next.
+        self.reason: str | None = None
         # What was counted already, as long as anybody may tell of it.
         self._incidents: WeakSet[object] = WeakSet()
         # Attempts without a byte of an answer, in the order of their beginning, and since when.
@@ -118,7 +118,7 @@ class Health:
         elif error is None or verdict is None or is_suspect or (self._is_counted(error) and not permit.is_trial):
             breaker.release(permit)
         else:
-            self._reason = error.code
+            self.reason = error.code
             breaker.fail(permit, now)
 
     def _is_counted(self, error: UpstreamError) -> bool:
@@ -134,7 +134,7 @@ class Health:
 
     def _refused(self, permit: Permit, error: UpstreamRefused, now: float) -> None:
         if self.breaker.refuse(permit, now, self._refused_for):
-            self._reason = error.reason
+            self.reason = error.reason
             logger.error(
                 "provider %s refuses this gateway: %s; it is left alone for %g s, check its api_key and account",
                 self._name,
@@ -164,7 +164,7 @@ class Health:
             budget_refusals=self.budget_refusals,
             probes=self.probes,
             probe_failures=self.probe_failures,
-            reason=None if self.breaker.state is BreakerState.CLOSED else self._reason,
+            reason=None if self.breaker.state is BreakerState.CLOSED else self.reason,
             waiting=len(self._waiting),
             oldest_wait=round(max(0.0, now - next(iter(self._waiting.values()), now)), 3),
         )
@@ -253,6 +253,8 @@ class Probe:
             health.breaker.probe_succeeded(self._timers.now())
         else:
             health.probe_failures += 1
+            if not health.breaker.is_refused:
+                health.reason = "a health check failed"
             health.breaker.probe_failed(self._timers.now())
 
 
