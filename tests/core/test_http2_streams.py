@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from holdfast.core.http.connection import (
@@ -174,7 +176,7 @@ def test_longer_body_fails_the_stream(write: object, end: bool) -> None:
     peer.send(data(stream_id, b"abc"))
     events = peer.send(write(stream_id, b"def", end=end))  # type: ignore[operator]
     reason = "a body longer than its content-length"
-    assert events == [StreamFailed(stream_id, ErrorCode.PROTOCOL_ERROR, reason, True)]
+    assert events == [StreamFailed(stream_id, ErrorCode.PROTOCOL_ERROR, reason, True, is_malformed=True)]
     # The peer has ended its side, and ours was ended: nothing is left to reset.
     assert [sent.kind for sent in peer.sent()] == ([] if end else [RST_STREAM])
 
@@ -283,6 +285,25 @@ def test_bad_compression_fails_the_connection() -> None:
     events = peer.send(frame(HEADERS, END_HEADERS, peer.request(), b"\x80"))
     assert isinstance(events[0], StreamFailed)
     assert_connection_failed(peer, events, ErrorCode.COMPRESSION_ERROR)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda stream_id: [frame(HEADERS, END_HEADERS, stream_id, b"\x80")],
+        lambda stream_id: [frame(HEADERS, END_HEADERS, stream_id, bytes(16_000))],
+        lambda stream_id: [frame(HEADERS, 0, stream_id, b""), *[frame(CONTINUATION, 0, stream_id, b"")] * 65],
+    ],
+)
+def test_fields_that_fail_the_connection_are_the_fault_of_their_own_stream_alone(fault: Any) -> None:
+    peer = Peer(max_header_list_size=1000)
+    ours, theirs = peer.answered(), peer.request()
+    failed = {
+        event.stream_id: event.is_malformed
+        for event in peer.send(*fault(theirs))
+        if isinstance(event, StreamFailed)
+    }
+    assert failed == {ours: False, theirs: True}
 
 
 # -- field blocks in parts -------------------------------------------------------------------------------

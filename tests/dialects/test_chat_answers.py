@@ -140,13 +140,20 @@ def test_every_choice_needs_its_own_finish_reason() -> None:
 
 
 def test_number_of_choices_that_are_tracked_is_bounded() -> None:
-    reader = stream_reader(max_event=1 << 20)
+    reader = stream_reader(max_event=1 << 20, choices=2)
     many = [b'{"index":%d,"delta":{"content":"a"}}' % index for index in range(5000)]
     reader.receive([event(b'{"choices":[' + b",".join(many) + b"]}")])
     assert len(reader._open) == 128
     odd = [b'{"index":%d.0,"finish_reason":"stop"}' % index for index in range(5000)]
     reader.receive([event(b'{"choices":[' + b",".join(odd) + b"]}")])
     assert reader.is_answered
+    assert len(reader._done) <= 128
+
+
+def test_only_the_first_choice_counts_where_one_was_asked_for() -> None:
+    reader = stream_reader()
+    reader.receive([event(b'{"choices":[{"index":1.0,"finish_reason":"stop"},{"index":2}]}')])
+    assert (reader.is_answered, reader.finish_reason) == (True, "stop")
 
 
 def test_empty_answer_needs_no_finish_reason() -> None:
@@ -215,7 +222,7 @@ def test_rubbish_behind_a_complete_answer_does_not_make_it_incomplete() -> None:
         b'{"choices":["none",{"index":"x","delta":{"content":"a"}}]}',
         b'{"choices":[{"delta":{"content":"a"},"finish_reason":{}}]}',
         b'{"usage":{"prompt_tokens":"many"}}',
-        b'{"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}",
+        b'{"usage":{"prompt_tokens":' + b"9" * 4000 + b"}}",
         b'{"usage":1e999}',
         # Where a server cuts a character in two.
         b'{"choices":[{"delta":{"content":"Hold\\ud83d"}}]}',
@@ -242,8 +249,12 @@ def test_object_that_can_be_spliced_passes_to_the_letter(payload: bytes) -> None
         (b'{"text":"\xf0\x9f"}', '{"text":"\ufffd"}'),
         (b'{"text": "a\x01\tb"}', '{"text":"a\\u0001\\tb"}'),
         (b'{"x":"\xc3\xa9","logprob":NaN,"y":[Infinity,-Infinity]}', '{"x":"é","logprob":null,"y":[null,null]}'),
-        (b'{"x":"\\ud83d","logprob":NaN,"y":1e999}', '{"x":"\\ud83d","logprob":null,"y":null}'),
-        (b'{"x":NaN,"y":' + b"9" * 401 + b',"z":1.5}', '{"x":null,"y":null,"z":1.5}'),
+        (b'{"x":"\\ud83d","logprob":NaN,"y":1.50}', '{"x":"\\ud83d","logprob":null,"y":1.5}'),
+        (b'{"x":NaN,"y":1e999,"z":2.0}', '{"x":null,"y":null,"z":2.0}'),
+        (
+            b'{"usage":{"prompt_tokens":' + b"9" * 5000 + b',"total":7}}',
+            '{"usage":{"prompt_tokens":null,"total":7}}',
+        ),
     ],
 )
 def test_object_that_cannot_be_spliced_is_written_anew(payload: bytes, entry: str) -> None:

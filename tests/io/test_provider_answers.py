@@ -12,7 +12,7 @@ import pytest
 from holdfast.core.entries import EndBody
 from holdfast_tools.simulate import faults as f
 from tests.support.launching import launch
-from tests.support.pool_world import World
+from tests.support.pool_world import World, ca_file
 from tests.support.raw_provider import RawProvider, Timing, answer, asked
 from tests.support.reading import Reading
 from tests.support.scripted_provider import DEADLINE, ScriptedWorld, ended
@@ -258,12 +258,39 @@ async def test_connection_with_a_request_that_was_not_read_is_not_lent_again(sta
         assert provider.seen == [1, 2]
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_connection_whose_request_was_not_sent_whole_is_not_lent_again(tls: bool) -> None:
+    """The answer is complete, and good; but the next request would stand behind the rest of this one."""
+    async with RawProvider(answer(WHOLE + DONE), reads=False, tls=tls) as provider:
+        secure = {"base_url": f"https://127.0.0.1:{provider.port}/v1", "ca_file": ca_file()}
+        async with ScriptedWorld(provider, settings=secure if tls else None) as world:
+            large = Reading(launch(world.gateway, request(user="x" * 20_000_000)))
+            assert outcome(await ended(large.stream)) == ("completed", None)
+            async with asyncio.timeout(DEADLINE / 2):
+                assert outcome(await world.ask()) == ("completed", None)
+            assert provider.seen == [1, 2]
+
+
 async def test_connection_is_lent_again_behind_a_small_refusal() -> None:
     refusal = answer(QUOTA, content_type=JSON, status=422)
     async with RawProvider(refusal) as provider, ScriptedWorld(provider) as world:
         for _ in range(2):
             await world.ask()
         assert provider.seen == [1, 1]
+
+
+async def test_provider_that_wants_calm_gets_a_new_connection_and_no_stream_suffers() -> None:
+    settings = {"streams_per_connection": 8, "spread": 1}
+    async with await World.start("h2c", settings=settings) as world:
+        world.provider.arm(f.Goaway(error_code=11, after_streams=6))
+        running = await world.stream(tokens=20, interval_ms=10).first()
+        for _ in range(5):
+            (await world.stream(tokens=100, interval_ms=20).first()).stream.cancel("not needed")
+        assert await running.outcome() == ("completed", None)
+        assert await world.stream().outcome() == ("completed", None)
+        await eventually(lambda: world.pool.goaways == 1)
+        assert (world.health.retries, world.health.breaker) == (0, "closed")
+        assert world.provider.statistics().connections == 2
 
 
 async def test_provider_that_demands_http_1_1_gets_it_from_then_on() -> None:

@@ -6,6 +6,8 @@ import asyncio
 from types import TracebackType
 from typing import Literal, Self
 
+from holdfast_tools.simulate.certificate import context_of
+from tests.support.pool_world import certificate
 from tests.support.reading import Reading
 from tests.support.scripted_provider import DEADLINE, ScriptedWorld, ended
 
@@ -27,16 +29,22 @@ class RawProvider:
     """Answers each request with the next of `answers`, and with the last one for ever.
 
     `closes`: each connection ends with its answer. `reads`: whether it reads the bodies of requests before that;
-    else it never reads again.
+    else it never reads again. `tls`: with the certificate of `pool_world`.
     """
 
     def __init__(
-        self, *answers: bytes, timing: Timing = "together", closes: bool = False, reads: bool = True
+        self,
+        *answers: bytes,
+        timing: Timing = "together",
+        closes: bool = False,
+        reads: bool = True,
+        tls: bool = False,
     ) -> None:
         self._answers = list(answers)
         self._timing = timing
         self._closes = closes
         self._reads = reads
+        self._tls = context_of(*certificate()) if tls else None
         self._server: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,7 +55,7 @@ class RawProvider:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self
 

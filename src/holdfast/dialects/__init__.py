@@ -4,7 +4,10 @@
     dialect       the interface: requests and answers, errors, Server-Sent Events
     chat          OpenAI's chat completions
     chat_answers  the readers of their answers
+    chat_forms    an answer that is streamed, written as one that is not, and the other way round
+    chat_lenient  chunks and completions with faults, as far as they can be understood
     chat_errors   what their providers say of an error
+    beginning     what the body of an answer is, by its first bytes
     failure       what a stream that did not complete is to an HTTP client
     table         which dialects there are, and which client's can be answered by which provider's
     endpoint      one provider's dialect with its address, credentials and options

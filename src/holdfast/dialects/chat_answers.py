@@ -8,7 +8,7 @@ however it ends. What is not needed for splicing is read leniently.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,8 @@ from holdfast.dialects.chat_lenient import (
     MAX_CHOICES,
     Choice,
     Chunk,
+    ChunkOfSeveral,
+    NumberedChoice,
     chunk_of,
     decode_leniently,
     decoded,
@@ -40,7 +42,8 @@ _MAX_HELD_ENTRIES: Final = 64
 _HEARTBEATS: Final = frozenset({b"ping", b"keepalive", b"keep-alive", b"heartbeat"})
 _is_word: Final = re.compile(rb"[A-Za-z][\w .,:!-]{0,99}", re.ASCII).fullmatch
 
-_decode_chunk = msgspec.json.Decoder(Chunk).decode
+_decode_chunk: Callable[[bytes], Chunk] = msgspec.json.Decoder(Chunk).decode
+_decode_several: Callable[[bytes], Chunk] = msgspec.json.Decoder(ChunkOfSeveral).decode
 
 
 class StreamReader:
@@ -61,11 +64,13 @@ class StreamReader:
     __slots__ = (
         "_beginning",
         "_choices",
+        "_decode",
         "_done",
         "_heard",
         "_held",
         "_hide_usage",
         "_is_leading",
+        "_is_several",
         "_max_event",
         "_open",
         "_requires_finish_reason",
@@ -86,6 +91,8 @@ class StreamReader:
         self._hide_usage = hide_usage
         self._requires_finish_reason = requires_finish_reason
         self._choices = choices
+        self._is_several = choices > 1
+        self._decode = _decode_several if self._is_several else _decode_chunk
         self._beginning = Beginning()
         # One of them, once it is known what the body is.
         self._splitter: EventSplitter | None = None
@@ -124,7 +131,46 @@ class StreamReader:
         except EventTooLarge as exc:
             self._fail(UpstreamMalformed.too_large(str(exc)))
             return []
-        return self._read(payloads, splitter.names)
+        opened, is_leading = self._open, self._is_leading
+        names = splitter.names
+        position, name = 0, b""
+        entries: list[bytes] = []
+        for payload in payloads:
+            if names:
+                name = names[position]
+                position += 1
+            # Entries are spliced into messages as they are, so each must be one JSON object in valid UTF-8.
+            # The decoder skips over most of it, and refuses anything that could break out of its envelope.
+            try:
+                if not payload.isascii():
+                    payload.decode()
+                chunk = self._decode(payload)
+            except FAULTS as exc:
+                found = self._read_odd(payload, name, exc)
+                if self.is_finished or self.error is not None:
+                    break
+                if found is None:
+                    continue
+                chunk, payload = found
+            choices = chunk.choices
+            if not choices or chunk.error is not None or (names and name == b"error"):
+                self.error = error_in(payload, name)
+                if self.error is not None:
+                    break
+            if choices and (choices[0].finish_reason or self._is_several or not opened):
+                self._note(choices)
+            if chunk.usage is not None and (usage := usage_of(chunk.usage)) is not None:
+                self.usage = usage
+                if self._hide_usage and not choices:
+                    continue
+            if is_leading and self._is_leading:
+                self._is_leading = not (self._done or shows_something(payload))
+            # Leading and trailing white space is no part of the entry: both sides count credit in its bytes.
+            entries.append(payload.strip())
+        if is_leading:
+            entries = self._released(entries)
+        self.units += len(entries)
+        return entries
 
     def end(self) -> list[bytes]:
         """The body is over, or what is missing is not waited for.
@@ -144,7 +190,7 @@ class StreamReader:
                 return []
             # An event without its blank line may have been cut: it counts where it is whole.
             if rest.strip() == _DONE or _is_whole(rest):
-                entries = self._read([rest], self._splitter.names)
+                entries = self.receive([b"\n\n"])
         if self.is_finished or self.error is not None:
             return entries
         if self._done and not self._open:
@@ -154,44 +200,6 @@ class StreamReader:
         return entries
 
     # -- events --------------------------------------------------------------------------------------------
-
-    def _read(self, payloads: Sequence[bytes], names: Sequence[bytes]) -> list[bytes]:
-        entries: list[bytes] = []
-        opened = self._open
-        for index, payload in enumerate(payloads):
-            # Entries are spliced into messages as they are, so each must be one JSON object in valid UTF-8.
-            # The decoder skips over most of it, and refuses anything that could break out of its envelope.
-            try:
-                if not payload.isascii():
-                    payload.decode()
-                chunk = _decode_chunk(payload)
-            except FAULTS as exc:
-                found = self._read_odd(payload, names[index] if names else b"", exc)
-                if found is None:
-                    if self.is_finished or self.error is not None:
-                        break
-                    continue
-                chunk, payload = found
-            choices = chunk.choices
-            if not choices or chunk.error is not None or (names and names[index] == b"error"):
-                self.error = error_in(payload, names[index] if names else b"")
-                if self.error is not None:
-                    break
-            for choice in choices or ():
-                if choice.finish_reason or choice.index not in opened:
-                    self._note(choice)
-            if chunk.usage is not None and (usage := usage_of(chunk.usage)) is not None:
-                self.usage = usage
-                if self._hide_usage and not choices:
-                    continue
-            if self._is_leading:
-                self._is_leading = not (self._done or shows_something(payload))
-            # Leading and trailing white space is no part of the entry: both sides count credit in its bytes.
-            entries.append(payload.strip())
-        if self._is_leading or self._held:
-            entries = self._released(entries)
-        self.units += len(entries)
-        return entries
 
     def _released(self, entries: list[bytes]) -> list[bytes]:
         """Hold back what shows nothing, in bounds; return what may be seen."""
@@ -205,19 +213,18 @@ class StreamReader:
         held, self._held = self._held, []
         return held
 
-    def _note(self, choice: Choice) -> None:
+    def _note(self, choices: Sequence[Choice]) -> None:
         """Keep account of which choices have begun, and which have ended."""
-        index = choice.index
-        reason = reason_of(choice.finish_reason or "")
-        if len(self._open) + len(self._done) >= MAX_CHOICES and index not in self._open:
-            return
-        if reason is not None:
-            self._open.discard(index)
-            self._done.add(index)
-            if index == 0 or self.finish_reason is None:
-                self.finish_reason = reason
-        elif index not in self._done:
-            self._open.add(index)
+        for choice in choices if self._is_several else choices[:1]:
+            index = choice.index if isinstance(choice, NumberedChoice) and self._is_several else 0
+            reason = reason_of(choice.finish_reason or "")
+            if reason is not None and (index in self._open or len(self._open) + len(self._done) < MAX_CHOICES):
+                self._open.discard(index)
+                self._done.add(index)
+                if index == 0 or self.finish_reason is None:
+                    self.finish_reason = reason
+            elif index not in self._done and len(self._open) + len(self._done) < MAX_CHOICES:
+                self._open.add(index)
         self.is_answered = not self._open and len(self._done) >= self._choices
 
     def _read_odd(self, payload: bytes, name: bytes, fault: Exception) -> tuple[Chunk, bytes] | None:

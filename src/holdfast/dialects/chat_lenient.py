@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 
 from holdfast.core.entries import MAX_COUNT, Usage
 
-#: Reading slowly takes some ten milliseconds per megabyte: nobody else is served meanwhile.
-_MAX_SLOW: Final = 256 * 1024
+#: Reading so much slowly takes some twenty milliseconds at the worst: nobody else is served meanwhile.
+_MAX_SLOW: Final = 64 * 1024
 _MAX_REASON: Final = 100
 _MAX_DIGITS: Final = 400
 #: Most choices of an answer that are looked at; there is no API that gives more.
@@ -28,16 +29,29 @@ FAULTS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class Choice(msgspec.Struct, gc=False):
-    index: int = 0
+    """The only choice of an answer."""
+
     finish_reason: str | None = None
+
+
+class NumberedChoice(Choice, gc=False):
+    """One of several choices."""
+
+    index: int = 0
 
 
 class Chunk(msgspec.Struct, gc=False):
     """What is read of a chunk or a completion; all else is only checked to be JSON."""
 
-    choices: list[Choice] | None = None
+    choices: Sequence[Choice] | None = None
     usage: Any = None
     error: Any = None
+
+
+class ChunkOfSeveral(Chunk, gc=False):
+    """A chunk or a completion of an answer with several choices."""
+
+    choices: Sequence[NumberedChoice] | None = None
 
 
 class _Shown(msgspec.Struct):
@@ -58,7 +72,8 @@ def decode_leniently(payload: bytes) -> tuple[dict[str, Any], bytes] | None:
 
     Where they can be spliced, the bytes are the same to the letter: so a surrogate without its other half, where
     a provider has cut a character in two, is passed on. Otherwise they are written anew: bytes that are not UTF-8
-    become U+FFFD, as in every decoder; raw control characters become escapes; NaN and infinities null.
+    become U+FFFD, as in every decoder; raw control characters become escapes; NaN, infinities and endless numbers
+    become null.
     """
     try:
         said = msgspec.json.decode(payload)
@@ -85,15 +100,14 @@ def _decode_slowly(payload: bytes) -> tuple[dict[str, Any], bytes] | None:
 
     try:
         try:
-            said = json.loads(text, parse_constant=constant, parse_float=_float, parse_int=_int)
+            said = json.loads(text, parse_constant=constant)
+            entry = encode(said) if is_changed else payload.strip()
         except ValueError:
-            is_changed = True
             said = json.loads(text, strict=False, parse_constant=constant, parse_float=_float, parse_int=_int)
-        if not isinstance(said, dict):
-            return None
-        return said, encode(said) if is_changed else payload.strip()
+            entry = encode(said)
     except (ValueError, RecursionError):
         return None
+    return (said, entry) if isinstance(said, dict) else None
 
 
 def decoded(payload: bytes) -> Any:
@@ -111,7 +125,7 @@ def chunk_of(said: dict[str, Any]) -> Chunk:
     found = []
     for choice in choices[:MAX_CHOICES] if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            found.append(Choice(count_of(choice.get("index")), _reason(choice.get("finish_reason"))))
+            found.append(NumberedChoice(_reason(choice.get("finish_reason")), count_of(choice.get("index"))))
     return Chunk(found or None, said.get("usage"), said.get("error"))
 
 

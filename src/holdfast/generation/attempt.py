@@ -35,6 +35,8 @@ logger = logging.getLogger("holdfast")
 _MAX_ERROR_BODY = 64 * 1024
 #: Seconds that a provider has after the last finish reason, for the usage and the terminal event.
 _REST_GRACE = 2.0
+#: Seconds for the body of an answer with an error status.
+_ERROR_GRACE = 5.0
 
 
 class Attempt:
@@ -61,6 +63,7 @@ class Attempt:
         "_error_body",
         "_first_byte",
         "_is_overdue",
+        "_is_settled",
         "_last_read",
         "_lease",
         "_location",
@@ -117,6 +120,7 @@ class Attempt:
         # Until when the rest of an answer is waited for that has all its finish reasons.
         self._rest_due: float | None = None
         self._is_overdue = False
+        self._is_settled = False
         self._first_byte = False
         self._paused = False
         self._last_read = 0.0
@@ -180,6 +184,7 @@ class Attempt:
             if 300 <= status < 400 and self._location:
                 place = self._location.partition(b"?")[0][:500].decode("ascii", "replace")
                 logger.warning("provider %s redirects to %r: is its base_url right?", self.target.provider, place)
+            self._await_rest(_ERROR_GRACE)
             return
         coding = _header(headers, b"content-encoding").strip().lower()
         if coding not in (b"", b"identity"):
@@ -199,12 +204,13 @@ class Attempt:
             if self.status == 200 and self._permit is not None:
                 self.target.health.breaker.answered(self._permit)
         self._last_read = self._timers.now()
-        if self._error_body is not None:
-            if len(self._error_body) < _MAX_ERROR_BODY:
-                self._error_body += b"".join(chunks)
-            return
-        if self._outcome.done():
+        if self._is_settled:
             return  # nothing is appended to an answer that was refused
+        if self._error_body is not None:
+            self._error_body += b"".join(chunks)
+            if len(self._error_body) >= _MAX_ERROR_BODY:
+                self.response_ended()
+            return
         reader, stream = self.reader, self._stream
         entries = reader.receive(chunks)
         if entries:
@@ -221,7 +227,7 @@ class Attempt:
             if self._call is not None:
                 self._call.pause()
         elif reader.is_answered and self._rest_due is None:
-            self._await_rest()
+            self._await_rest(_REST_GRACE)
 
     def _answered(self) -> None:
         stream, now = self._stream, self._timers.now()
@@ -233,7 +239,7 @@ class Attempt:
         )
 
     def response_ended(self) -> None:
-        if self._outcome.done():
+        if self._is_settled:
             return
         reader = self.reader
         if self.status is not None and self._error_body is not None:
@@ -259,6 +265,7 @@ class Attempt:
             self._settle(error)
 
     def _settle(self, error: UpstreamError | None) -> None:
+        self._is_settled = True
         if self._outcome.done():
             return
         if error is not None:
@@ -282,9 +289,9 @@ class Attempt:
 
     # -- deadlines --
 
-    def _await_rest(self) -> None:
-        """Every choice has its finish reason: wait for the usage and the terminal event, but not for long."""
-        self._rest_due = self._timers.now() + _REST_GRACE
+    def _await_rest(self, grace: float) -> None:
+        """What counts of the answer is known: wait for the rest, but not for long."""
+        self._rest_due = self._timers.now() + grace
         if self._watch is not None:
             self._watch.cancel()
             self._watch_deadlines(streaming=self._ask.stream)
