@@ -11,6 +11,7 @@ import msgspec
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, check
+from holdfast.core.masking import Masking
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 from holdfast.generation.launcher import Launcher
@@ -33,7 +34,8 @@ class Gateway:
 
     Without configured models it starts a simulated provider on loopback and serves it as the model `demo`.
     `dialects` are the APIs that providers may speak. `surfaces` are served beside the gateway's own, and
-    `observers` are told what happens to requests and connections.
+    `observers` are told what happens to requests and connections. `masking` learns the configuration's secrets, so
+    that whoever writes a log may use it too.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Gateway:
         dialects: Dialects = DIALECTS,
         surfaces: Iterable[Surface] = (),
         observers: Iterable[Observer] = (),
+        masking: Masking | None = None,
     ) -> None:
         self.config = config
+        self._masking = masking or Masking()
         self._dialects = dialects
         self._surfaces = (*SURFACES, *surfaces)
         self._observers = tuple(observers)
@@ -71,6 +75,7 @@ class Gateway:
                 dialects=self._dialects,
                 surfaces=self._surfaces,
                 observers=self._observers,
+                masking=self._masking,
             )
             self._closing = closing.pop_all()
         self._is_serving = True

@@ -20,6 +20,7 @@ from holdfast import terminal
 from holdfast.admission import command as keys
 from holdfast.config import Config, check, examine, read_text, survey
 from holdfast.config.problems import lines_of, refuse
+from holdfast.core.masking import Masking
 from holdfast.errors import ConfigError
 from holdfast.version import __version__
 
@@ -138,7 +139,8 @@ def _serve(args: argparse.Namespace) -> int:
     warnings: list[str] = []
     file = None if args.config is None else ConfigFile(args.config, lambda text: _parse(args, text, warnings))
     config = _parse(args, "", warnings) if file is None else file.load()
-    logs = Logs(config.logging)
+    masking = Masking()
+    logs = Logs(config.logging, mask=masking.mask)
 
     def use(config: Config) -> None:
         logs.configure(config.logging)
@@ -147,7 +149,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     async def serve() -> None:
         use(config)
-        gateway = Gateway(config)
+        gateway = Gateway(config, masking=masking)
         signals = _Signals()
         await gateway.start()
         # Each token allocates a few containers that die young without the collector's help; what a connection

@@ -17,7 +17,8 @@ class HoldfastError(Exception):
     says whether the same request may succeed later, and may be sent again. It is false for a request that the
     provider may have processed if the operator wants no request to be billed twice. `retry_after` is a hint in
     seconds. `param` names the field of the request that is wrong. `partial`, which only the SDK sets, is what a
-    stream had delivered when it failed.
+    stream had delivered when it failed. What a provider has said of it is in `status`, `provider_code`,
+    `provider_type` and `provider_request_id`, each None where it has not.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -25,6 +26,10 @@ class HoldfastError(Exception):
     close_code: ClassVar[int | None] = 1011
     retryable: bool = True
     meaning: ClassVar[str] = "The gateway failed; the cause is in its log under the request id."
+    status: int | None = None
+    provider_code: str | None = None
+    provider_type: str | None = None
+    provider_request_id: str | None = None
 
     def __init__(self, message: str = "", *, retry_after: float | None = None, param: str | None = None) -> None:
         super().__init__(message or self.meaning)
@@ -243,8 +248,8 @@ class Shutdown(HoldfastError):
 class ProviderError(NamedTuple):
     """What a provider says of an error, in its own words: as hostile as all that it sends, but bounded.
 
-    `message` has at most 1000 characters, the other texts 100; one that it does not say is empty. `status` is the
-    HTTP status that it means, where an answer with another status says so.
+    `message` has at most 1000 characters, the other texts 100; what it does not say is empty. `status` is the HTTP
+    status that it means, where an answer with another one says so.
     """
 
     message: str = ""
@@ -257,7 +262,9 @@ class ProviderError(NamedTuple):
 class UpstreamError(HoldfastError):
     """`told` is what the provider itself says. `same_endpoint_retry`: whether the same endpoint may do better.
 
-    It is false where the endpoint has started an answer that cannot be read, and would start it once more.
+    It is false where it has started an answer that cannot be read, and would start it once more. `detail`, such as
+    an address, is for the log alone. `is_own_bound`: a bound of the gateway was met, which says nothing about the
+    provider. Errors of one `incident`, whatever object that is, have one cause.
     """
 
     code = "upstream_error"
@@ -266,17 +273,20 @@ class UpstreamError(HoldfastError):
     retryable = True
     same_endpoint_retry: bool = True
     meaning = "The provider reported an error within the stream."
+    detail: str | None = None
+    is_own_bound: bool = False
+    incident: object = None
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        retry_after: float | None = None,
-        param: str | None = None,
-        told: ProviderError | None = None,
-    ) -> None:
-        super().__init__(message, retry_after=retry_after, param=param)
+    def __init__(self, message: str = "", *, told: ProviderError | None = None, **options: Any) -> None:
+        super().__init__(message, **options)
         self.told = told
+        if told is not None:
+            self.param = self.param or told.param or None
+            self.provider_code = told.code or None
+            self.provider_type = told.type or None
+            if told.status is not None:
+                self.status = told.status
+                self.retryable = is_passing(told.status)
 
 
 class UpstreamStatus(UpstreamError):
@@ -284,19 +294,29 @@ class UpstreamStatus(UpstreamError):
 
     code = "upstream_status"
     meaning = "The provider refused the request; `status` and the message are the provider's."
+    status: int
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        status: int,
-        retry_after: float | None = None,
-        body: bytes = b"",
-        told: ProviderError | None = None,
-    ) -> None:
-        super().__init__(message, retry_after=retry_after, told=told)
+    def __init__(self, message: str = "", *, status: int, body: bytes = b"", **options: Any) -> None:
+        super().__init__(message, **options)
         self.status = status
         self.body = body
+        self.retryable = is_passing(status)
+
+
+class UpstreamRefused(UpstreamError):
+    """The provider refuses the gateway itself; if `is_certain`, whatever is asked of it. `reason` is for the log.
+
+    No `status` and none of the provider's words: they would tell the caller that its own credential is wrong.
+    """
+
+    code = "upstream_refused"
+    retryable = False
+    meaning = "The provider refused the gateway's own credential or quota; its operator has the cause in the log."
+
+    def __init__(self, message: str = "", *, reason: str = "", is_certain: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.is_certain = is_certain
 
 
 class UpstreamConnectError(UpstreamError):
@@ -319,13 +339,12 @@ class UpstreamReset(UpstreamError):
         self,
         message: str = "",
         *,
-        retry_after: float | None = None,
-        param: str | None = None,
         processed: bool = True,
         is_stale: bool = False,
         is_refused: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(message, retry_after=retry_after, param=param)
+        super().__init__(message, **options)
         self.processed = processed
         self.is_stale = is_stale
         self.is_refused = is_refused
@@ -357,6 +376,12 @@ class UpstreamMalformed(UpstreamError):
     same_endpoint_retry = False
     meaning = "The provider sent something that is not the documented format."
 
+    @classmethod
+    def too_large(cls, message: str) -> Self:
+        error = cls(message)  # more than the gateway takes, which is no fault of the provider
+        error.is_own_bound = True
+        return error
+
 
 class UpstreamTimeout(UpstreamError):
     code = "upstream_timeout"
@@ -377,6 +402,11 @@ class ConnectTimeout(UpstreamTimeout):
 class FirstByteTimeout(UpstreamTimeout):
     code = "first_byte_timeout"
     meaning = "The provider took the request, but did not begin to answer in time."
+
+
+class AnswerTimeout(UpstreamTimeout):
+    code = "answer_timeout"
+    meaning = "An answer that is not streamed was not there in time."
 
 
 class IdleTimeout(UpstreamTimeout):
@@ -442,6 +472,11 @@ def _tree(cls: type[HoldfastError]) -> list[type[HoldfastError]]:
 ERRORS: dict[str, type[HoldfastError]] = {cls.code: cls for cls in _tree(HoldfastError)}
 
 
+def is_passing(status: int) -> bool:
+    """Whether a status says that the same request may succeed later."""
+    return status in (408, 409, 425, 429) or status >= 500
+
+
 def from_wire(
     code: str,
     message: str,
@@ -461,7 +496,10 @@ def from_wire(
     elif cls is None:
         error = StreamFailed(f"{code}: {message}", retry_after=retry_after)
     else:
-        error = cls(message, retry_after=retry_after)
+        error = cls(message)
+        error.retry_after = retry_after
+    if status is not None:
+        error.status = status
     if retryable is not None:
         error.retryable = retryable
     return error

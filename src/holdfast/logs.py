@@ -14,6 +14,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final, TextIO
 
 from holdfast.config.logging import LoggingConfig
@@ -110,8 +111,11 @@ def _is_audit(record: logging.LogRecord) -> bool:
 class QueueHandler(logging.Handler):
     """Passes lines to a thread that writes them. While the queue is full, lines are dropped and counted."""
 
-    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, stream: TextIO, *, max_waiting: int = MAX_WAITING, mask: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__()
+        self._mask = mask
         self.dropped = 0
         self._told = 0
         self._stream = stream
@@ -125,6 +129,8 @@ class QueueHandler(logging.Handler):
             if self._lines.qsize() >= self._max_waiting and not _is_audit(record):
                 raise queue.Full
             line = self.format(record)
+            if self._mask is not None:
+                line = self._mask(line)
             if len(line) > MAX_LINE:
                 line = line[:MAX_LINE] + "..."
             self._lines.put_nowait(line)
@@ -176,10 +182,15 @@ def _notice(lost: int) -> logging.LogRecord:
 
 
 class Logs:
-    """The log of a process. Use it as a context manager: its end writes the waiting lines."""
+    """The log of a process. Use it as a context manager: its end writes the waiting lines.
 
-    def __init__(self, config: LoggingConfig, stream: TextIO | None = None) -> None:
-        self.handler = QueueHandler(stream or sys.stderr)
+    `mask` takes secrets out of a whole line, before it is cut.
+    """
+
+    def __init__(
+        self, config: LoggingConfig, stream: TextIO | None = None, *, mask: Callable[[str], str] | None = None
+    ) -> None:
+        self.handler = QueueHandler(stream or sys.stderr, mask=mask)
         self.configure(config)
 
     def configure(self, config: LoggingConfig) -> None:

@@ -13,8 +13,9 @@ from holdfast.admission.access import Access
 from holdfast.admission.failures import AuthFailures
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
-from holdfast.config import Config, ModelConfig, ProviderConfig
+from holdfast.config import Config, ModelConfig, ProviderConfig, secrets_of
 from holdfast.core.limits.budget import Budget
+from holdfast.core.masking import Masking
 from holdfast.core.moderation import ReadModeration
 from holdfast.demo import find_demo
 from holdfast.dialects.chat import CHAT
@@ -66,6 +67,7 @@ class Process:
         dialects: Dialects,
         surfaces: Iterable[Surface],
         observers: Iterable[Observer],
+        masking: Masking,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`demo_url` is the provider of the model `demo`, where no model is configured. Raises `ConfigError`."""
@@ -88,8 +90,10 @@ class Process:
         closing.push_async_callback(self.access.aclose)
         self._demo_url = demo_url
         providers, models = self._served(config)
+        self._masking = masking
+        masking.add(secrets_of(config))
         gateway_id = secrets.token_hex(8)
-        self.routes = Routes(providers, models, timers, dialects=dialects, gateway_id=gateway_id)
+        self.routes = Routes(providers, models, timers, dialects=dialects, gateway_id=gateway_id, masking=masking)
         closing.push_async_callback(self.routes.aclose)
         self.admission = Admission(
             config.limits,
@@ -167,6 +171,7 @@ class Process:
 
         Raises `ConfigError` where something of it cannot be used.
         """
+        self._masking.add(secrets_of(config))
         return Prepared(config, self.routes.prepare(*self._served(config)), tls_context(config.server))
 
     def configure(self, prepared: Prepared) -> None:
@@ -229,6 +234,7 @@ async def build(
     dialects: Dialects,
     surfaces: Iterable[Surface],
     observers: Iterable[Observer],
+    masking: Masking,
 ) -> Process:
     """Make a process and start it; where no model is configured, with a demo provider on loopback."""
     demo_url = None
@@ -237,7 +243,9 @@ async def build(
         await demo.start()
         closing.push_async_callback(demo.aclose)
         demo_url = demo.base_url
-    process = Process(config, demo_url, closing, dialects=dialects, surfaces=surfaces, observers=observers)
+    process = Process(
+        config, demo_url, closing, dialects=dialects, surfaces=surfaces, observers=observers, masking=masking
+    )
     await process.start(closing)
     return process
 

@@ -195,6 +195,9 @@ class EchoDialect:
     def request_id(self, headers: Headers) -> str | None:
         return header_text(headers, b"x-echo-trace")
 
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        return error
+
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         text = body[:100].decode("ascii", "replace")
         return UpstreamStatus(text, status=status, retry_after=retry_after, body=body)

@@ -9,7 +9,7 @@ from holdfast.dialects.chat import CHAT
 from holdfast.dialects.chat_answers import CompletionReader
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.dialects.table import DIALECTS, Dialects
-from holdfast.errors import ConfigError, LoopDetected, UpstreamError, UpstreamStatus
+from holdfast.errors import ConfigError, LoopDetected, UpstreamError, UpstreamRefused, UpstreamStatus
 from tests.dialects.echo import BOTH, EchoByChat
 
 ASK = CHAT.parse(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}')
@@ -153,3 +153,9 @@ def test_translation_leads_one_way() -> None:
     assert not table.can_answer("chat", "echo")
     with pytest.raises(KeyError):
         table.translation("chat", "echo")
+
+
+def test_error_means_what_the_api_of_the_provider_says() -> None:
+    endpoint = Endpoint(base_url="http://provider/v1")
+    refused = endpoint.judged(endpoint.status_error(401, b"", retry_after=None))
+    assert isinstance(refused, UpstreamRefused)

@@ -14,6 +14,7 @@ from holdfast.config import RetryConfig, StreamsConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.config.providers import RetryBudgetConfig, TimeoutsConfig
 from holdfast.core.limits.budget import Budget
+from holdfast.core.masking import Masking
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.dialect import Dialect
 from holdfast.dialects.endpoint import Endpoint
@@ -87,8 +88,12 @@ class Gateway:
         store: LogStore | None = None,
         memory: int = 1 << 30,
         observer: Observer | None = None,
+        masking: Masking | None = None,
+        total: float = 300.0,
     ) -> None:
         self.clock = clock
+        self._masking = masking
+        self._total = total
         self.timers = Timers(clock)
         self.upstreams: dict[str, ScriptedUpstream] = {}
         self.targets: dict[str, Target] = {}
@@ -128,14 +133,14 @@ class Gateway:
             "large",
             Endpoint(base_url="http://provider/v1", api=api),
             upstream,
-            TimeoutsConfig(first_byte=30.0, idle=10.0, total=300.0),
+            TimeoutsConfig(first_byte=30.0, idle=10.0, total=self._total),
             Health(budget=RetryBudgetConfig(floor=100)),
             capacity=capacity,
         )
         return target
 
     def route(self, *providers: str) -> Route:
-        return Route([self.targets[name] for name in providers], self._retry)
+        return Route([self.targets[name] for name in providers], self._retry, masking=self._masking)
 
     # -- what a surface does --
 

@@ -25,6 +25,7 @@ from holdfast.config.load import Loaded, examine, load, parse, read_text, survey
 from holdfast.config.logging import LoggingConfig
 from holdfast.config.models import ModelConfig, RetryConfig, TargetConfig
 from holdfast.config.providers import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig, TimeoutsConfig
+from holdfast.config.secrets import secrets_of
 from holdfast.config.server import ServerConfig
 from holdfast.config.streams import StreamsConfig
 
@@ -54,5 +55,6 @@ __all__ = [
     "load",
     "parse",
     "read_text",
+    "secrets_of",
     "survey",
 ]

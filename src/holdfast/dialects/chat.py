@@ -19,9 +19,10 @@ from holdfast.dialects import chat_requests as requests
 from holdfast.dialects.ask import Ask, RateLeft
 from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.chat_errors import told_in
+from holdfast.dialects.chat_judgement import judged
 from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.failure import end_error, end_http_status
-from holdfast.errors import HoldfastError, UpstreamStatus
+from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
 
 _DONE = b"[DONE]"
 
@@ -67,9 +68,18 @@ class ChatFraming:
 
 
 def error_body(error: HoldfastError, status: int) -> bytes:
-    """Write an error in the shape of OpenAI's API, so that its SDKs read it."""
+    """Write an error in the shape of OpenAI's API, so that its SDKs read it: the provider's code is its `code`."""
     kind = "invalid_request_error" if status < 500 and status != 429 else "api_error"
-    detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    detail = {
+        "message": error.message,
+        "type": error.provider_type or kind,
+        "code": error.provider_code or error.code,
+        "param": error.param,
+    }
+    if error.provider_code is not None:
+        detail["holdfast_code"] = error.code
+    if error.provider_request_id is not None:
+        detail["provider_request_id"] = error.provider_request_id
     return msgspec.json.encode({"error": detail})
 
 
@@ -135,6 +145,9 @@ class ChatDialect:
         told = told_in(body)
         text = (told and told.message) or f"the provider answered with status {status}"
         return UpstreamStatus(text, status=status, retry_after=retry_after, body=body, told=told)
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        return judged(error)
 
 
 def _duration(seconds: float) -> str:

@@ -129,7 +129,7 @@ class StreamReader:
         try:
             payloads = splitter.feed(body)
         except EventTooLarge as exc:
-            self._fail(UpstreamMalformed(str(exc)))
+            self._fail(UpstreamMalformed.too_large(str(exc)))
             return []
         opened, is_leading = self._open, self._is_leading
         names = splitter.names
@@ -186,7 +186,7 @@ class StreamReader:
             try:
                 rest = self._splitter.eof()
             except EventTooLarge as exc:  # events came before it in the last piece
-                self._fail(UpstreamMalformed(str(exc)))
+                self._fail(UpstreamMalformed.too_large(str(exc)))
                 return []
             # An event without its blank line may have been cut: it counts where it is whole.
             if rest.strip() == _DONE or _is_whole(rest):
@@ -382,7 +382,9 @@ class CompletionReader:
         self._size += size
         if self._size > self._max_size:
             self._chunks.clear()
-            self.error = UpstreamMalformed(f"the provider's answer is larger than {self._max_size} bytes")
+            self.error = UpstreamMalformed.too_large(
+                f"the provider's answer is larger than {self._max_size} bytes"
+            )
 
     def _end_body(self) -> bytes | None:
         if self.error is not None:

@@ -119,6 +119,12 @@ class Dialect(Protocol):
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         """Make the error for an answer with an error status; the provider's own message is kept."""
 
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        """Say what an error of this API means: give it its status, or make it `UpstreamRefused`.
+
+        That is what becomes of a word about the gateway's own credential or quota. Its text stays out of it.
+        """
+
 
 def header_text(headers: Headers, name: bytes, *, limit: int = 256) -> str | None:
     """Return a header that a provider chose freely, if it can be shown: at most `limit` printable characters."""

@@ -11,7 +11,7 @@ from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.dialects.table import DIALECTS, Dialects
-from holdfast.errors import LoopDetected, UpstreamStatus
+from holdfast.errors import LoopDetected, UpstreamError, UpstreamStatus
 
 
 class Endpoint:
@@ -96,6 +96,10 @@ class Endpoint:
         if 300 <= status < 400 and location:
             error = error.with_note(f"; it redirects to {_path(location)}: is `base_url` right?", retryable=False)
         return error
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        """Say what an error of its answers means."""
+        return self._dialect.judged(error)
 
 
 def _path(location: bytes) -> str:

@@ -11,14 +11,16 @@ import time
 
 from holdfast.core.breaker import Permit
 from holdfast.core.http.request import Headers
-from holdfast.core.retry import parse_retry_after
+from holdfast.core.retry import parse_milliseconds, parse_retry_after
 from holdfast.dialects.ask import Ask
 from holdfast.errors import (
+    AnswerTimeout,
     FirstByteTimeout,
     IdleTimeout,
     TotalTimeout,
     UpstreamError,
     UpstreamMalformed,
+    UpstreamRefused,
 )
 from holdfast.generation.route import Target
 from holdfast.observe.events import FirstEntry, Observer
@@ -72,8 +74,9 @@ class Attempt:
         "_request",
         "_rest_due",
         "_retry_after",
+        "_sent",
+        "_should_retry",
         "_stream",
-        "_target",
         "_timers",
         "_watch",
         "first_entry",
@@ -81,6 +84,7 @@ class Attempt:
         "reader",
         "started",
         "status",
+        "target",
     )
 
     def __init__(
@@ -100,7 +104,7 @@ class Attempt:
             ask, target.model, stream_id=stream.id, max_entry=stream.log.max_bytes
         )
         self._stream = stream
-        self._target = target
+        self.target = target
         self._timers = timers
         self._observer = observer
         self._permit: Permit | None = None
@@ -110,6 +114,8 @@ class Attempt:
         self._outcome: asyncio.Future[UpstreamError | None] = asyncio.get_running_loop().create_future()
         self._error_body: bytearray | None = None
         self._retry_after: float | None = None
+        # What the provider says of trying again, None where it does not.
+        self._should_retry: bool | None = None
         self._location = b""
         # Until when the rest of an answer is waited for that has all its finish reasons.
         self._rest_due: float | None = None
@@ -118,6 +124,7 @@ class Attempt:
         self._first_byte = False
         self._paused = False
         self._last_read = 0.0
+        self._sent = 0.0
         self._watch: Deadline | None = None
         self.started = timers.now()
         #: Seconds from its start to the first entry; None before.
@@ -137,7 +144,7 @@ class Attempt:
         Cancellation-safe: the provider's request is cancelled and the slot is freed.
         """
         self._permit = permit
-        target = self._target
+        target = self.target
         streaming = self._ask.stream
         try:
             self._call = await target.upstream.send(self._request, self)
@@ -149,7 +156,7 @@ class Attempt:
             self._lease.begin()
         if self._paused:
             self._call.pause()
-        self._last_read = self._timers.now()
+        self._sent = self._last_read = self._timers.now()
         self._watch_deadlines(streaming=streaming)
         is_complete = False
         try:
@@ -168,14 +175,15 @@ class Attempt:
 
     def response_received(self, status: int, headers: Headers) -> None:
         self.status = status
-        self.provider_request_id = self._target.endpoint.request_id(headers)
+        self.provider_request_id = self.target.endpoint.request_id(headers)
         if status != 200:
             self._error_body = bytearray()
             self._retry_after = _retry_after(headers)
+            self._should_retry = _should_retry(headers)
             self._location = _header(headers, b"location")
             if 300 <= status < 400 and self._location:
                 place = self._location.partition(b"?")[0][:500].decode("ascii", "replace")
-                logger.warning("provider %s redirects to %r: is its base_url right?", self._target.provider, place)
+                logger.warning("provider %s redirects to %r: is its base_url right?", self.target.provider, place)
             self._await_rest(_ERROR_GRACE)
             return
         coding = _header(headers, b"content-encoding").strip().lower()
@@ -192,8 +200,9 @@ class Attempt:
     def data_received(self, chunks: list[bytes]) -> None:
         if not self._first_byte:
             self._first_byte = True
+            self.target.health.end_wait(self)
             if self.status == 200 and self._permit is not None:
-                self._target.health.breaker.answered(self._permit)
+                self.target.health.breaker.answered(self._permit)
         self._last_read = self._timers.now()
         if self._is_settled:
             return  # nothing is appended to an answer that was refused
@@ -226,7 +235,7 @@ class Attempt:
         if self._lease is not None:
             self._lease.answered()
         self._observer.observe(
-            FirstEntry(stream.id, stream.origin.request_id, self._target.provider, now - stream.created)
+            FirstEntry(stream.id, stream.origin.request_id, self.target.provider, now - stream.created)
         )
 
     def response_ended(self) -> None:
@@ -236,7 +245,7 @@ class Attempt:
         if self.status is not None and self._error_body is not None:
             body = bytes(self._error_body[:_MAX_ERROR_BODY])
             self._settle(
-                self._target.endpoint.status_error(
+                self.target.endpoint.status_error(
                     self.status, body, retry_after=self._retry_after, location=self._location
                 )
             )
@@ -257,8 +266,15 @@ class Attempt:
 
     def _settle(self, error: UpstreamError | None) -> None:
         self._is_settled = True
-        if not self._outcome.done():
-            self._outcome.set_result(error)
+        if self._outcome.done():
+            return
+        if error is not None:
+            error = self.target.endpoint.judged(error)
+            if self._should_retry is not None and not isinstance(error, UpstreamRefused):
+                if error.retryable and not self._should_retry:
+                    error.same_endpoint_retry = False
+                error.retryable = self._should_retry
+        self._outcome.set_result(error)
 
     def resume(self) -> None:
         """The log has room again: let the provider go on."""
@@ -282,7 +298,7 @@ class Attempt:
 
     def _watch_deadlines(self, *, streaming: bool) -> None:
         """Check the deadlines; one timer for all, set anew only when it fires, never per token."""
-        timeouts, total, now = self._target.timeouts, self._deadline, self._timers.now()
+        timeouts, total, now = self.target.timeouts, self._deadline, self._timers.now()
         deadline = total
         error: UpstreamError | None = None
         if self._rest_due is not None and not self._paused:
@@ -295,7 +311,11 @@ class Attempt:
             error = TotalTimeout(f"the answer was not complete after {timeouts.total:g} s")
         elif self._paused:
             deadline = min(total, now + min(timeouts.idle, _REST_GRACE))
-        elif streaming and self.first_entry is None:
+        elif not streaming:
+            deadline = min(total, self._sent + timeouts.answer)
+            if now >= deadline:
+                error = AnswerTimeout(f"the whole answer did not come within {timeouts.answer:g} s of the request")
+        elif self.first_entry is None:
             # What comes before the first entry, such as comments, shows that the provider is alive and thinking.
             limit = max(timeouts.first_byte, timeouts.idle) if self._first_byte else timeouts.first_byte
             # Looked at again in time for the idle deadline: the first entry may come at any moment.
@@ -306,7 +326,7 @@ class Attempt:
                     if self._first_byte
                     else FirstByteTimeout(f"nothing came within {limit:g} s of the request")
                 )
-        elif streaming:
+        else:
             deadline = min(total, self._last_read + timeouts.idle)
             if now >= self._last_read + timeouts.idle:
                 error = IdleTimeout(f"the provider was silent for {timeouts.idle:g} s")
@@ -323,7 +343,14 @@ def _header(headers: Headers, name: bytes) -> bytes:
 
 
 def _retry_after(headers: Headers) -> float | None:
-    for name, value in headers:
-        if name == b"retry-after":
-            return parse_retry_after(value, time.time())
-    return None
+    """Read how long to wait; the more exact header counts, as in OpenAI's SDKs."""
+    found = dict(headers)
+    exact = parse_milliseconds(found.get(b"retry-after-ms", b""))
+    if exact is not None:
+        return exact
+    value = found.get(b"retry-after")
+    return None if value is None else parse_retry_after(value, time.time())
+
+
+def _should_retry(headers: Headers) -> bool | None:
+    return {b"true": True, b"false": False}.get(dict(headers).get(b"x-should-retry", b"").lower())

@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from holdfast.config import ModelConfig, ProviderConfig
+from holdfast.core.masking import Masking
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.generation.route import Route, Target
 from holdfast.timers import Timers
@@ -39,6 +40,7 @@ class Routes(Mapping[str, Route]):
         *,
         dialects: Dialects = DIALECTS,
         gateway_id: str = "",
+        masking: Masking | None = None,
     ) -> None:
         """`gateway_id` names this process to gateways among the providers.
 
@@ -46,6 +48,7 @@ class Routes(Mapping[str, Route]):
         self._timers = timers
         self._dialects = dialects
         self._gateway_id = gateway_id
+        self._masking = masking or Masking()
         self._serving = Serving({}, {})
         # Providers that a reload has replaced, while streams still run on them.
         self._retired: set[Provider] = set()
@@ -90,7 +93,7 @@ class Routes(Mapping[str, Route]):
             if known is None or not is_same:
                 known = Provider(name, config, self._timers, dialects=self._dialects, gateway_id=self._gateway_id)
             made[name] = known
-        return Serving(made, {name: _route(model, made) for name, model in models.items()})
+        return Serving(made, {name: _route(model, made, self._masking) for name, model in models.items()})
 
     def replace(self, serving: Serving, after_running: AfterRunning) -> None:
         """Serve what was prepared. A provider that has not changed stays, with its connections.
@@ -122,7 +125,7 @@ class Routes(Mapping[str, Route]):
         await asyncio.gather(*self._retiring, return_exceptions=True)
 
 
-def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
+def _route(model: ModelConfig, providers: Mapping[str, Provider], masking: Masking) -> Route:
     targets = []
     for entry in model.targets:
         name, _, target_model = entry.target.partition("/")
@@ -139,4 +142,4 @@ def _route(model: ModelConfig, providers: Mapping[str, Provider]) -> Route:
                 provider.capacity,
             )
         )
-    return Route(targets, model.retry)
+    return Route(targets, model.retry, masking=masking)

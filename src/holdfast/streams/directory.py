@@ -12,7 +12,7 @@ from holdfast.config import StreamsConfig
 from holdfast.core.entries import Owner
 from holdfast.core.limits.budget import SHARE, Account, Budget, Kind
 from holdfast.core.log import Log
-from holdfast.errors import HoldfastError, Overloaded, UnknownStream
+from holdfast.errors import HoldfastError, Overloaded, UnknownStream, UpstreamRefused
 from holdfast.streams.follower import Follower
 from holdfast.streams.retention import Retention
 from holdfast.streams.store import Attended, Cancel, Claim, Claimed, Done, LogStore, Signal, Subscription
@@ -246,6 +246,9 @@ class Directory:
         self._ended += 1
         stream.account.log_ends()
         self._retention.ended(stream)
+        if stream.id not in self._followed and _is_passing_failure(stream):
+            # A request id stands for an answer. Whoever asks again is not told for minutes what was true for one.
+            self._store.free_request(stream.id)
         for listener in self._on_ended:
             listener(stream)
 
@@ -311,6 +314,21 @@ class Directory:
             created=self._created,
             ended=self._ended,
         )
+
+
+def _is_passing_failure(stream: Stream) -> bool:
+    """Whether a stream has ended without an entry, by a failure that another try may not meet.
+
+    A refusal of the gateway's own credential is one: its operator mends it, and asking again did not.
+    """
+    end = stream.end
+    return (
+        end is not None
+        and end.status == "failed"
+        and end.error is not None
+        and (end.error.retryable or end.error.code == UpstreamRefused.code)
+        and stream.log.next == 1
+    )
 
 
 def _signalled(stream: Stream, signal: Signal) -> None:

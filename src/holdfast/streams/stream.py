@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.core.entries import START, EndBody, Position
 from holdfast.core.limits.budget import Account, Kind
@@ -22,6 +22,14 @@ logger = logging.getLogger("holdfast")
 _GRAIN = 4096
 
 
+class Retrying(NamedTuple):
+    """The source waits `delay` seconds before its next attempt, since the one before has failed with `code`."""
+
+    attempt: int
+    delay: float
+    code: str
+
+
 class Reader(Protocol):
     """Whoever holds a cursor. Calls come from the source's turn: they note the cursor and return."""
 
@@ -29,7 +37,7 @@ class Reader(Protocol):
         """There is more to read."""
 
     def position_changed(self, cursor: Cursor) -> None:
-        """The stream waits in the queue, and its `queue_position` has changed."""
+        """The stream waits: its `queue_position` in the queue, or what it is `retrying`, has changed."""
 
     def epoch_changed(self, cursor: Cursor) -> None:
         """Another owner carries the log on, in the epoch that it now has."""
@@ -73,6 +81,7 @@ class Stream:
         "log",
         "origin",
         "queue_position",
+        "retrying",
         "source",
     )
 
@@ -95,6 +104,8 @@ class Stream:
         self.ended_at: float | None = None
         #: How many will be served before this stream; None unless it waits in the queue.
         self.queue_position: int | None = None
+        #: What it waits for before it is tried again; None unless it does.
+        self.retrying: Retrying | None = None
         #: Who feeds it; None before it begins and after its end.
         self.source: Source | None = None
         #: Who is charged with what it holds, and how much that is: in grains while it runs.
@@ -246,6 +257,13 @@ class Stream:
             for cursor, reader in self._readers.items():
                 reader.position_changed(cursor)
 
+    def retry_in(self, retrying: Retrying | None) -> None:
+        """Note that the source waits before it tries again, and tell the readers; None: it waits no more."""
+        self.retrying = retrying
+        if retrying is not None:
+            for cursor, reader in self._readers.items():
+                reader.position_changed(cursor)
+
     def show(self, payloads: Sequence[bytes]) -> None:
         """Make entries visible: readers may have them now. Does nothing on an ended stream."""
         log = self.log
@@ -261,7 +279,7 @@ class Stream:
         """Make the end visible. The first one counts; a stream has exactly one."""
         if self.log.end is not None:
             return
-        self.queue_position = None
+        self.queue_position = self.retrying = None
         self.source = None
         self.ended_at = self._timers.now()
         self._is_awaited = self._attendance.is_awaiting and not self._readers and end.status != "cancelled"

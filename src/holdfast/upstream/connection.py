@@ -128,8 +128,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, HttpCall] = {}
         self._has_heard = False
-        self._is_draining = False
-        self.is_lost = False
+        self._is_draining = self.is_lost = False
         self._is_used = False
         self._is_write_due = False
         self._is_turn_over = False
@@ -299,8 +298,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if not self.established.done():
-            reason = exc or "the provider closed the connection before it spoke HTTP"
-            self._set_established(UpstreamConnectError(f"cannot connect to the provider: {reason}"))
+            self._set_established(UpstreamConnectError("the provider closed the connection before it spoke HTTP"))
             self.is_lost = True
         if not self.is_lost:
             # Not `receive_eof`: after a loss, an HTTP/1.1 body without a length is not complete.
@@ -367,6 +365,8 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             message = f"the provider's answer was cut ({cause}): {event.reason}"
             error = UpstreamReset(message, processed=event.processed, is_stale=is_stale, is_refused=is_refused)
+        if self.http.is_closed:
+            error.incident = self.gone  # one event, whatever was open on it
         self._end_call(event.stream_id, error)
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:

@@ -39,8 +39,12 @@ _Address: TypeAlias = tuple[int, tuple[str, int]]  # family and socket address
 
 @dataclass(slots=True, frozen=True)
 class Origin:
-    """Where a provider is, and how to connect to it."""
+    """Where a provider is, and how to connect to it.
 
+    `name` is what callers may know of it: addresses stay in the log.
+    """
+
+    name: str
     url: str
     scheme: bytes
     authority: bytes
@@ -54,7 +58,9 @@ class Origin:
     proxy_authorization: bytes | None = field(repr=False)
 
     @classmethod
-    def of(cls, config: ProviderConfig, environ: Mapping[str, str] | None = None) -> Origin:
+    def of(
+        cls, config: ProviderConfig, environ: Mapping[str, str] | None = None, *, name: str | None = None
+    ) -> Origin:
         """Read a provider's configuration. Raises `ConfigError` for TLS files or a proxy that cannot be used."""
         url = urlsplit(config.base_url)
         secure = url.scheme == "https"
@@ -62,6 +68,7 @@ class Origin:
         proxy = _proxy_url(config, host, os.environ if environ is None else environ) if secure else None
         parts = urlsplit(proxy) if proxy is not None else None
         return cls(
+            name="the provider" if name is None else f"the provider {name!r}",
             url=f"{url.scheme}://{url.netloc}",
             scheme=url.scheme.encode(),
             authority=url.netloc.encode("idna" if not url.netloc.isascii() else "ascii"),
@@ -105,13 +112,24 @@ async def dial(origin: Origin, make: Callable[[], UpstreamConnection], timeout: 
         async with asyncio.timeout(timeout):
             return await _dial(origin, make)
     except TimeoutError as exc:
-        raise ConnectTimeout(f"no connection to {origin.url} within {timeout:g} s") from exc
+        timed_out = ConnectTimeout(f"no connection to {origin.name} within {timeout:g} s")
+        timed_out.detail = origin.url
+        raise timed_out from exc
     except ssl.SSLCertVerificationError as exc:
-        raise UpstreamConnectError(
-            f"the certificate of {origin.url} is not trusted: {exc.verify_message}"
+        raise _unreachable(
+            f"the certificate of {origin.name} is not trusted", f"{origin.url}: {exc.verify_message}"
         ) from exc
     except OSError as exc:
-        raise UpstreamConnectError(f"cannot connect to {origin.url}: {exc.strerror or exc}") from exc
+        raise _unreachable(f"cannot connect to {origin.name}", f"{origin.url}: {exc.strerror or exc}") from exc
+    except UpstreamConnectError as exc:
+        exc.detail = exc.detail or origin.url
+        raise
+
+
+def _unreachable(message: str, detail: str) -> UpstreamConnectError:
+    error = UpstreamConnectError(message)
+    error.detail = detail
+    return error
 
 
 async def _dial(origin: Origin, make: Callable[[], UpstreamConnection]) -> UpstreamConnection:
@@ -253,7 +271,7 @@ async def _open_tunnel(sock: socket.socket, origin: Origin) -> None:
     status = _PROXY_STATUS.match(answer)
     if status is None or not status[1].startswith(b"2"):
         shown = status[1].decode() if status is not None else "no HTTP status"
-        raise UpstreamConnectError(f"the proxy refused to connect to {origin.url}: {shown}")
+        raise UpstreamConnectError(f"the proxy refused to connect to {origin.name}: {shown}")
 
 
 def _proxy_url(config: ProviderConfig, host: str, environ: Mapping[str, str]) -> str | None:

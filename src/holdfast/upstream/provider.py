@@ -35,9 +35,9 @@ class Provider:
         self.config = config
         # Read before the pool reads them: one that changes in between is found to be another one later.
         self.tls_files = tls_files(config)
-        self.health = Health(config.breaker, config.retry_budget)
+        self.health = Health(config.breaker, config.retry_budget, name=name)
         self.capacity = capacity_of(config, timers)
-        self.pool = Pool(config, timers)
+        self.pool = Pool(config, timers, name=name)
         self.endpoint = Endpoint(
             base_url=config.base_url,
             api=config.api,

@@ -147,8 +147,13 @@ class Accepted(Message, tag="accepted"):
 
 
 class Queued(Message, tag="queued"):
+    """The request waits: in the queue, or `delay_ms` for attempt number `attempt`, since one failed by `code`."""
+
     stream: str
     position: int
+    attempt: int | None = None
+    delay_ms: int | None = None
+    code: str | None = None
 
 
 class Attached(Message, tag="attached"):

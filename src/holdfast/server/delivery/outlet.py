@@ -48,7 +48,7 @@ class Conversation(Protocol):
     """What the outlet tells whoever speaks with the client beside it."""
 
     def position_changed(self, stream: Stream) -> None:
-        """The stream waits in the queue and its position has changed: say so with a control message."""
+        """What the stream waits for, in the queue or before another try, has changed: say so by a message."""
 
     def epoch_changed(self, stream: Stream) -> None:
         """The entries to come are of another epoch, which the log has now: say so with a control message."""
@@ -233,7 +233,7 @@ class Outlet:
         moved, self._moved = self._moved, None
         for cursor in moved or ():
             stream = self.streams.get(cursor)
-            if stream is not None and stream.queue_position is not None:
+            if stream is not None:
                 self._conversation.position_changed(stream)
 
     def _read_cursors(self, out: list[bytes]) -> None:

@@ -129,7 +129,24 @@ class SseReader:
             self._flusher.add(self)
 
     def position_changed(self, cursor: Cursor) -> None:
-        pass  # a position in the queue has no form in SSE; the comments go on
+        # A position in the queue has no form in SSE; the comments go on. Before the head, which waits so that a
+        # failure can be a status, the next comment tells of a wait for another try.
+        if self._stream.retrying is not None and self._exchange.is_started and self._exchange.is_writable:
+            self._comment()
+
+    def _comment(self) -> None:
+        """Write a comment, so that nobody takes the silence for the end."""
+        retrying = self._stream.retrying
+        if retrying is None:
+            comment = _KEEP_ALIVE
+        else:
+            comment = b": retrying in %.1f s (attempt %d, %b)\n" % (
+                retrying.delay,
+                retrying.attempt,
+                retrying.code.encode(),
+            )
+        self._exchange.write(comment)
+        self._wrote = self._timers.now()
 
     def epoch_changed(self, cursor: Cursor) -> None:
         pass  # the ids of the events to come have it
@@ -193,8 +210,7 @@ class SseReader:
         if silence >= self._keep_alive:
             if self._exchange.is_writable:
                 self._start()
-                self._exchange.write(_KEEP_ALIVE)
-                self._wrote = self._timers.now()
+                self._comment()
             silence = 0.0
         self._timer = self._timers.after(self._keep_alive - silence, self._check_silence)
 

@@ -297,8 +297,14 @@ class SessionProtocol(ClientSocket):
     # -- to the client --
 
     def position_changed(self, stream: Stream) -> None:
+        retrying = stream.retrying
         if stream.queue_position is not None:
             self.protocol.send(m.Queued(stream.id, stream.queue_position))
+        elif retrying is not None:
+            delay_ms = round(retrying.delay * 1000)
+            self.protocol.send(
+                m.Queued(stream.id, 0, attempt=retrying.attempt, delay_ms=delay_ms, code=retrying.code)
+            )
 
     def epoch_changed(self, stream: Stream) -> None:
         self.protocol.send(m.Epoch(stream.id, stream.log.epoch))
