@@ -176,7 +176,7 @@ class Gateway:
 
     def pool_statistics(self) -> list[ProviderStatistics]:
         """What `GET /v1/pool` shows."""
-        return self.process.pool_statistics()
+        return self.process.routes.statistics()
 
     @property
     def port(self) -> int:

@@ -136,7 +136,6 @@ class TooManyStreams(HoldfastError):
     code = "too_many_streams"
     http_status = 429
     close_code = None
-    retryable = True
     meaning = "The session has reached its limit of running streams."
 
 
@@ -198,7 +197,6 @@ class RateLimited(HoldfastError):
     code = "rate_limited"
     http_status = 429
     close_code = None
-    retryable = True
     meaning = "A limit of the key or tenant is used up; retry_after says when to come back."
 
 
@@ -206,7 +204,6 @@ class QueueFull(HoldfastError):
     code = "queue_full"
     http_status = 503
     close_code = None
-    retryable = True
     meaning = "The model is busy and the queue is full; nothing was sent to a provider."
 
 
@@ -214,7 +211,6 @@ class QueueTimeout(HoldfastError):
     code = "queue_timeout"
     http_status = 503
     close_code = None
-    retryable = True
     meaning = "The request waited in the queue until its deadline; nothing was sent to a provider."
 
 
@@ -222,7 +218,6 @@ class Overloaded(HoldfastError):
     code = "overloaded"
     http_status = 503
     close_code = 1013
-    retryable = True
     meaning = "The gateway has no room for new work; nothing was sent to a provider."
 
 
@@ -230,7 +225,6 @@ class Draining(HoldfastError):
     code = "draining"
     http_status = 503
     close_code = 1012
-    retryable = True
     meaning = "This gateway process is shutting down; connect again."
 
 
@@ -238,7 +232,6 @@ class Shutdown(HoldfastError):
     code = "shutdown"
     http_status = 503
     close_code = None
-    retryable = True
     meaning = "The gateway process was stopped while the stream ran; the stream ends with what it had delivered."
 
 
@@ -270,7 +263,6 @@ class UpstreamError(HoldfastError):
     code = "upstream_error"
     http_status = 502
     close_code = None
-    retryable = True
     same_endpoint_retry: bool = True
     meaning = "The provider reported an error within the stream."
     detail: str | None = None

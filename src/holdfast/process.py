@@ -40,7 +40,6 @@ from holdfast.server.surfaces.operations import Operations
 from holdfast.streams.directory import Directory
 from holdfast.streams.memory_store import MemoryStore
 from holdfast.timers import Timers
-from holdfast.upstream.statistics import ProviderStatistics
 
 
 class Prepared(NamedTuple):
@@ -55,7 +54,8 @@ class Process:
     """The objects of one gateway process. Make it inside a running event loop, then `start` it.
 
     `dialects` are the APIs that providers may speak, `surfaces` what clients speak with, `observers` are told what
-    happens beside the request log. `closing` gets what is to be closed, in the order of its making.
+    happens beside the request log. `masking` learns the secrets of the configuration. `closing` gets what is to be
+    closed, in the order of its making.
     """
 
     def __init__(
@@ -95,15 +95,11 @@ class Process:
         gateway_id = secrets.token_hex(8)
         self.routes = Routes(providers, models, timers, dialects=dialects, gateway_id=gateway_id, masking=masking)
         closing.push_async_callback(self.routes.aclose)
+        table = self.access.table
         self.admission = Admission(
-            config.limits,
-            config.queue,
-            _bounds_of(models),
-            timers,
-            self.routes,
-            own_limits=self.access.table.limits_of,
+            config.limits, config.queue, _bounds_of(models), timers, self.routes, own_limits=table.limits_of
         )
-        self.access.table.on_limits = self._use_limits
+        table.on_limits = self._use_limits
         self.request_log = RequestLog(content=config.logging.content)
         observer = Observers(self.request_log, *observers)
         self.budget = Budget(server.memory_bytes)
@@ -145,7 +141,7 @@ class Process:
         """Make the routes that look at more of the process than surfaces are given."""
         has_admin = self.config.auth.admin_key is not None
         yield from Operations(
-            self.peers, self.pool_statistics, self.bounds, self.freshness, has_admin=has_admin
+            self.peers, self.routes.statistics, self.bounds, self.freshness, has_admin=has_admin
         ).routes()
         yield from TokenApi(self.access.client_tokens).routes()
         if has_admin:
@@ -210,10 +206,6 @@ class Process:
         demo = {"demo": ProviderConfig(base_url=self._demo_url)}
         return {**config.providers, **demo}, {"demo": ModelConfig(route=["demo/demo"])}
 
-    def pool_statistics(self) -> list[ProviderStatistics]:
-        """What `GET /v1/pool` shows."""
-        return self.routes.statistics()
-
     def bounds(self, caller: Principal) -> Bounds:
         """What `GET /v1/limits` shows to this caller."""
         return collect(
@@ -221,7 +213,7 @@ class Process:
             self.directory,
             self.peers,
             self.admission,
-            providers=self.pool_statistics(),
+            providers=self.routes.statistics(),
             caller=caller,
             now=self.timers.now(),
         )
