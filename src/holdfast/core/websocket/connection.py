@@ -81,7 +81,7 @@ _OPEN, _CLOSING, _CLOSED = _State.OPEN, _State.CLOSING, _State.CLOSED
 # - A Close frame is queued at most once: on the way out of OPEN, and never for the end of the peer's bytes.
 # - `_is_send_over` is true from send_close() or receive_eof() on, and once `data_to_send` has returned the Close
 #   frame that answers the peer's. The state does not say it: messages may still go out before that answer.
-# - `_is_at_boundary` says that the state is not CLOSED, no message has begun, nothing is buffered, and messages
+# - `is_at_boundary` says that the state is not CLOSED, no message has begun, nothing is buffered, and messages
 #   are not read past. It is kept because the fast path of `receive_data` asks for nothing else.
 # - `_buffer` from `_start` on has not been read yet. `has_unread` says that there may be a whole frame in it, and
 #   then `_remaining` is 0. Else it is part of one, and `_start` is 0.
@@ -108,7 +108,6 @@ class WebSocketConnection:
         "_checked",
         "_close_code",
         "_close_frame",
-        "_is_at_boundary",
         "_is_discarding",
         "_is_last_frame",
         "_is_send_over",
@@ -123,6 +122,7 @@ class WebSocketConnection:
         "_start",
         "_state",
         "has_unread",
+        "is_at_boundary",
         "messages_begun",
         "pings_sent",
         "useless",
@@ -132,7 +132,8 @@ class WebSocketConnection:
         self._max_message = max_message
         self._max_frame = max_message if max_frame is None else min(max_frame, max_message)
         self._state: _State = _OPEN
-        self._is_at_boundary = True
+        #: Whether nothing waits for its rest, or to be read, and the peer may go on.
+        self.is_at_boundary = True
         self._is_discarding = False
         self._buffer = b""  # an incomplete frame header or control frame, or what is unread
         self._start = 0
@@ -165,11 +166,6 @@ class WebSocketConnection:
         return len(self._buffer) - self._start + (0 if message is None else len(message))
 
     @property
-    def is_at_boundary(self) -> bool:
-        """Whether nothing waits for its rest, or to be read, and the peer may go on."""
-        return self._is_at_boundary
-
-    @property
     def is_in_message(self) -> bool:
         """Whether the rest of a frame or message has yet to come."""
         return self._message is not None or (bool(self._buffer) and not self.has_unread)
@@ -199,7 +195,7 @@ class WebSocketConnection:
         The peer's faults are events, not exceptions.
         """
         # Fast path: exactly one whole, unfragmented, masked text frame, with a length field of 7 or 16 bits.
-        if self._is_at_boundary:
+        if self.is_at_boundary:
             size = len(data)
             start = 0
             if 5 < size < 132:
@@ -217,7 +213,7 @@ class WebSocketConnection:
     def discard_messages(self) -> None:
         """Read past data frames from now on, and keep nothing of them: the connection ends for want of memory."""
         self._is_discarding = True
-        self._is_at_boundary = False
+        self.is_at_boundary = False
         if self._message is not None:
             self._message.clear()
 
@@ -304,7 +300,7 @@ class WebSocketConnection:
     def _end_input(self, code: int) -> None:
         self._state = _CLOSED
         self._close_code = code
-        self._is_at_boundary = self.has_unread = False
+        self.is_at_boundary = self.has_unread = False
         self._buffer = b""
         self._start = 0
         self._message = None
@@ -340,7 +336,7 @@ class WebSocketConnection:
                 frames += 1
         except PeerFault as fault:
             events.append(self._fail(fault.code, fault.reason))
-        self._is_at_boundary = not (
+        self.is_at_boundary = not (
             self._message is not None or self._buffer or self.is_closed or self._is_discarding
         )
         return events

@@ -19,7 +19,7 @@ logger = logging.getLogger("holdfast")
 #: Seconds that the bytes of one socket take at a time, about, and those of all in one turn of the loop: once as
 #: they come, and once of what has waited.
 SHARE = 0.0005
-TURN = 0.004
+TURN = 0.002
 
 # Why a socket is not read. Plain numbers: an enum's flags would cost more than what they guard.
 #: Others come first.
@@ -37,22 +37,18 @@ SLOWED = 16
 class Turns:
     """Shares the time of one event loop between the sockets of clients. `clock` gives seconds."""
 
-    __slots__ = ("_clock", "_fair", "_is_due", "_is_reset_due", "_left", "_loop")
+    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_loop", "clock")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop | None = None, *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self._loop = loop or asyncio.get_running_loop()
-        self._clock = clock
+        self.clock = clock
         self._fair: FairTurns[FairProtocol] = FairTurns(SHARE)
         self._is_due = False
         # What this turn of the loop has left for bytes as they come.
         self._left = TURN
         self._is_reset_due = False
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        return self._clock
 
     def __len__(self) -> int:
         """Count the sockets of which something waits."""
@@ -60,10 +56,10 @@ class Turns:
 
     def received(self, socket: FairProtocol) -> None:
         """Something has come on a socket: handle it now, or have it wait."""
-        if self._left <= 0 or socket in self._fair:
+        if self._left <= 0 or (self._is_due and socket in self._fair):
             self.enter(socket)
             return
-        clock = self._clock
+        clock = self.clock
         begun = clock()
         has_more = socket.take(begun + SHARE)
         self._left -= clock() - begun
@@ -92,7 +88,7 @@ class Turns:
 
     def _run(self) -> None:
         """Serve those that wait, as many as one turn of the loop has time for."""
-        fair, clock = self._fair, self._clock
+        fair, clock = self._fair, self.clock
         now = clock()
         end = now + TURN
         while now < end and (socket := fair.next()) is not None:
