@@ -289,3 +289,17 @@ def test_a_running_log_keeps_a_least_share() -> None:
     assert budget.least_log == 16 * 1024
     budget.running = 1_000_000
     assert budget.least_log == 4 * 1024
+
+
+def test_running_logs_and_those_who_wait_are_known_over_all_accounts() -> None:
+    house = House(1 << 20)
+    for account in (house.a, house.a, house.b):
+        account.log_begins()
+    assert (house.a.running, house.b.running, house.budget.running) == (2, 1, 3)
+    assert house.a.least_log == house.budget.least_log == (1 << 16) // 3
+    first, second = Paused(), Paused()
+    house.a.waiting.add(first)
+    house.b.waiting.add(second)
+    assert house.budget.waiting == {first, second}
+    house.a.log_ends()
+    assert (house.a.running, house.budget.running) == (1, 2)

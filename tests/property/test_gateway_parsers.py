@@ -47,6 +47,9 @@ class Transport(asyncio.Transport):
 
     def resume_reading(self) -> None: ...
 
+    def get_write_buffer_size(self) -> int:
+        return 1
+
     def can_write_eof(self) -> bool:
         return True
 
@@ -98,7 +101,7 @@ class Recorder:
         pass
 
 
-async def _feed(pieces: list[bytes], *, is_slow: bool) -> tuple[Recorder, bytes]:
+async def _feed(pieces: list[bytes], *, is_slow: bool, stalls: bool) -> tuple[Recorder, bytes]:
     loop = asyncio.get_running_loop()
     raised: list[Any] = []
     loop.set_exception_handler(lambda _, context: raised.append(context))
@@ -111,7 +114,12 @@ async def _feed(pieces: list[bytes], *, is_slow: bool) -> tuple[Recorder, bytes]
         if transport.is_closed and not connection._discarding:
             break
         connection.data_received(piece)
+        if stalls:
+            # The peer takes nothing for a while. What it sends meanwhile may still come.
+            (connection.pause_writing if connection.is_writable else connection.resume_writing)()
         await asyncio.sleep(0)
+    if not connection.is_writable:
+        connection.resume_writing()
     for _ in range(40):
         await asyncio.sleep(0)
     connection.connection_lost(None)
@@ -120,11 +128,13 @@ async def _feed(pieces: list[bytes], *, is_slow: bool) -> tuple[Recorder, bytes]
     return application, bytes(transport.written)
 
 
-def feed(data: bytes, cuts: list[int], *, is_slow: bool = False) -> tuple[Recorder, list[tuple[int, bytes]]]:
+def feed(
+    data: bytes, cuts: list[int], *, is_slow: bool = False, stalls: bool = False
+) -> tuple[Recorder, list[tuple[int, bytes]]]:
     """Feed bytes in pieces; return what the application saw and the answers, which must be well-formed."""
     places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
     pieces = [data[start:stop] for start, stop in itertools.pairwise(places)]
-    application, written = asyncio.run(_feed(pieces, is_slow=is_slow))
+    application, written = asyncio.run(_feed(pieces, is_slow=is_slow, stalls=stalls))
     return application, parse_answers(written, [request.method for request in application.requests])
 
 
@@ -262,12 +272,17 @@ def test_listener_refuses_random_bytes(data: bytes, cuts: list[int]) -> None:
 
 
 @fuzz
-@given(requests=st.lists(st.sampled_from(VALID[:7]), min_size=1, max_size=5), cuts=cuts, is_slow=st.booleans())
-def test_listener_sees_the_same_requests_whatever_the_pieces(
-    requests: list[bytes], cuts: list[int], is_slow: bool
+@given(
+    requests=st.lists(st.sampled_from(VALID[:7]), min_size=1, max_size=5),
+    cuts=cuts,
+    is_slow=st.booleans(),
+    stalls=st.booleans(),
+)
+def test_listener_sees_the_same_requests_whatever_the_pieces_and_pauses(
+    requests: list[bytes], cuts: list[int], is_slow: bool, stalls: bool
 ) -> None:
     whole, answers = feed(b"".join(requests), [])
-    pieces, same_answers = feed(b"".join(requests), cuts, is_slow=is_slow)
+    pieces, same_answers = feed(b"".join(requests), cuts, is_slow=is_slow, stalls=stalls)
     assert len(whole.requests) == len(requests)
     assert pieces.requests == whole.requests
     assert same_answers == answers

@@ -47,8 +47,9 @@ class StoredStream(Stream):
         size = _size_of(payloads)
         self._pending += len(payloads)
         self._size += size
-        if self.held > self.charged:
-            self._charge()
+        held = self.held
+        if held > self.charged:
+            self._charge(held)
         self._writer.add(self, payloads)
 
     def seal(self, end: EndBody) -> None:

@@ -18,8 +18,10 @@ from holdfast.timers import Timers
 
 logger = logging.getLogger("holdfast")
 
-#: A running log takes so much of the budget at a time, so that the budget is not asked for each entry.
+#: A running log takes so much of the budget at a time, so that the budget is not asked for each entry: at first
+#: the small grain, and of more the large one.
 _GRAIN = 4096
+_LARGE_GRAIN = 4 * _GRAIN
 
 
 class Retrying(NamedTuple):
@@ -271,7 +273,7 @@ class Stream:
             return
         log.append(payloads)
         if log.bytes > self.charged:
-            self._charge()
+            self._charge(log.bytes)
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
 
@@ -340,10 +342,12 @@ class Stream:
 
     # -- memory --
 
-    def _charge(self) -> None:
+    def _charge(self, held: int) -> None:
         """Take what the log has grown by, in grains; where memory is short, drop what all readers have."""
-        self._settle(_in_grains(self.held))
-        if self.account.is_short:
+        charged, account = _in_grains(held), self.account
+        account.add(Kind.LOGS, charged - self.charged)
+        self.charged = charged
+        if account.is_short:
             self._trim()
 
     def _trim(self) -> None:
@@ -372,4 +376,5 @@ class Stream:
 
 
 def _in_grains(size: int) -> int:
-    return -(-size // _GRAIN) * _GRAIN
+    grain = _GRAIN if size <= _LARGE_GRAIN else _LARGE_GRAIN
+    return -(-size // grain) * grain

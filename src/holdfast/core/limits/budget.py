@@ -117,7 +117,17 @@ class Account:
 
     def add(self, kind: Kind, size: int) -> None:
         """Count what is here already, whether it fits or not."""
-        self._count(kind, size)
+        budget = self._budget
+        budget.used += size
+        budget.by_kind[kind] += size
+        self.used += size
+        if self._items:
+            budget._move(self)
+        # Written out, since every running log comes here again and again: what `_fits` says of a tenant.
+        if self.used > SHARE * (budget.limit - budget.limit // _HEADROOM - budget.used):
+            self._overdrawn()
+
+    def _overdrawn(self) -> None:
         while not self._fits(0):
             if not self._budget.reclaim(self):
                 self.is_short = True
@@ -205,9 +215,8 @@ class Account:
         budget.used += size
         budget.by_kind[kind] += size
         self.used += size
-        if self._items and _level_of(self.used) != self._level:
-            budget._remove(self)
-            budget._place(self)
+        if self._items:
+            budget._move(self)
 
 
 class Budget:
@@ -297,6 +306,12 @@ class Budget:
                 account.is_short = False
                 for waiting in list(account.waiting):
                     waiting.resume_source()
+
+    def _move(self, account: Account) -> None:
+        """Put an account into the class that it has grown or shrunk into."""
+        if _level_of(account.used) != account._level:
+            self._remove(account)
+            self._place(account)
 
     def _place(self, account: Account) -> None:
         level = account._level = _level_of(account.used)

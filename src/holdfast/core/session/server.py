@@ -168,11 +168,11 @@ class ServerSession:
         "_out",
         "_out_bytes",
         "_retired",
-        "_useless",
         "cursors",
         "max_streams",
         "negotiated",
         "state",
+        "useless",
     )
 
     def __init__(self, *, negotiated: bool, max_streams: int) -> None:
@@ -182,7 +182,9 @@ class ServerSession:
         self.cursors: dict[str, Cursor] = {}
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._useless = 0
+        #: How many messages have served nothing: those refused, `ping` and `pong`. Not `ack` and `credit` for
+        #: unknown streams: these may have ended a moment ago. The shell may set it back.
+        self.useless = 0
         self._invalid = 0
         # Messages that wait, None for a binary one; without a deque nothing has to wait.
         self._held: deque[str | bytes | None] | None = None
@@ -257,12 +259,12 @@ class ServerSession:
                     return self._reject(InvalidMessage("`cancel` names either `stream` or `request_id`"))
                 return CancelReceived(message.stream, message.request_id)
             case m.Ping():
-                self._useless += 1
+                self.useless += 1
                 self.send(m.Pong(t=message.t))
             case _BarePayload():
                 return self._receive_bare(message)
             case m.Pong():
-                self._useless += 1  # a sign of life, and nothing more
+                self.useless += 1  # a sign of life, and nothing more
         return None
 
     def _receive_hello(self, hello: m.Hello) -> Event:
@@ -404,7 +406,7 @@ class ServerSession:
     def send_error(
         self, error: HoldfastError, *, request_id: str | None = None, stream: str | None = None
     ) -> None:
-        self._useless += 1
+        self.useless += 1
         self.send(m.error_message(error, request_id=request_id, stream=stream))
 
     def fail(self, error: HoldfastError) -> CloseRequired:
@@ -436,14 +438,6 @@ class ServerSession:
     def waiting_bytes(self) -> int:
         """How many bytes the control messages have that are due."""
         return self._out_bytes
-
-    def take_useless(self) -> int:
-        """Return how many messages have served nothing since the last time: those refused, `ping` and `pong`.
-
-        Not `ack` and `credit` for streams that are unknown: theirs may have ended a moment ago.
-        """
-        useless, self._useless = self._useless, 0
-        return useless
 
     @property
     def is_full(self) -> bool:

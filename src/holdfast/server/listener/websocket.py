@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Protocol
 
 import msgspec
 
@@ -39,12 +40,18 @@ class Liveness(msgspec.Struct, frozen=True):
     timeout: float
 
 
+class Counting(Protocol):
+    """What counts messages that serve nothing. It is set back when they were noted."""
+
+    useless: int
+
+
 class WebSocketProtocol(FairProtocol):
     """One connection after its opening handshake.
 
     It owns no task and one timer, and two more while a message is in pieces or its peer is slowed down.
     `message_timeout` is how long a message may take from its first piece to its last, in seconds. Subclasses
-    override the `*_received` hooks, `fail`, `take_useless` and `connection_closed`.
+    override the `*_received` hooks, `fail` and `connection_closed`, and set `messages`.
     """
 
     __slots__ = (
@@ -61,6 +68,7 @@ class WebSocketProtocol(FairProtocol):
         "codec",
         "liveness",
         "message_timeout",
+        "messages",
         "timers",
     )
 
@@ -81,6 +89,7 @@ class WebSocketProtocol(FairProtocol):
         self.liveness = liveness
         self.message_timeout = message_timeout
         self.codec = WebSocketConnection(max_message=max_message)
+        self.messages: Counting = self.codec
         # What has come while others had their turns.
         self._inbox = b""
         # Bytes of messages that wait for their rest, as they were charged.
@@ -104,10 +113,6 @@ class WebSocketProtocol(FairProtocol):
     def fail(self, error: HoldfastError) -> None:
         """End the connection for an error of the peer, or for want of room."""
         self.close(error.close_code or 1011, error.code)
-
-    def take_useless(self) -> int:
-        """Return how many messages have served nothing since the last time."""
-        return 0
 
     def connection_closed(self) -> None:
         """Release what the connection holds. Called once, when it is lost."""
@@ -154,16 +159,17 @@ class WebSocketProtocol(FairProtocol):
             # The supervisor of one connection: other connections go on, and details go to the log only.
             logger.exception("a WebSocket connection failed")
             self.close(1011, "internal_error")
-        useless = codec.useless + self.take_useless()
-        if useless:
-            codec.useless = 0
-            self._count_useless(useless)
+        if codec.useless or self.messages.useless:
+            self._count_useless()
         if self._held or not codec.is_at_boundary or self._message_timer is not None:
             self._count_held()
         self.write_codec()
         return codec.has_unread and not self._pauses & ~TURN_OVER
 
-    def _count_useless(self, useless: int) -> None:
+    def _count_useless(self) -> None:
+        codec, messages = self.codec, self.messages
+        useless = codec.useless + (0 if messages is codec else messages.useless)
+        codec.useless = messages.useless = 0
         now = self.timers.now()
         if self._patience is None:
             self._patience = Patience(now)

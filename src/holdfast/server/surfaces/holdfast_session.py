@@ -74,6 +74,7 @@ class SessionProtocol(ClientSocket):
         # retention.
         self._retained: set[str] | None = None
         super().__init__(handshake, services, control=self.protocol, framing=SESSION_FRAMING)
+        self.messages = self.protocol
 
     @property
     def short_token(self) -> str | None:
@@ -92,9 +93,6 @@ class SessionProtocol(ClientSocket):
         self._handle(event)
         if event is None and self.protocol.must_pause:
             self.pause(BACKLOG)
-
-    def take_useless(self) -> int:
-        return self.protocol.take_useless()
 
     def _handle(self, event: core.Event | None) -> None:
         match event:
