@@ -385,8 +385,6 @@ class CompletionReader:
             self.error = UpstreamMalformed(f"the provider's answer is larger than {self._max_size} bytes")
 
     def _end_body(self) -> bytes | None:
-        if self.error is not None:
-            return None
         body = b"".join(self._chunks).strip()
         try:
             body.decode()
