@@ -46,6 +46,7 @@ class RawProvider:
         self._reads = reads
         self._tls = context_of(*certificate()) if tls else None
         self._server: asyncio.Server | None = None
+        self._over = asyncio.Event()
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
         #: The head of each request, in lower case, and the number of the connection that brought it.
@@ -63,6 +64,7 @@ class RawProvider:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         assert self._server is not None
+        self._over.set()
         self._server.close()
         for writer in self._writers:
             writer.transport.abort()
@@ -87,7 +89,9 @@ class RawProvider:
                 else:
                     writer.transport.pause_reading()  # type: ignore[attr-defined] # it is a socket's
                 await self._write(self._answers.pop(0) if len(self._answers) > 1 else self._answers[0], writer)
-                if self._closes:
+                if not self._reads:
+                    await self._over.wait()
+                if self._closes or not self._reads:
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

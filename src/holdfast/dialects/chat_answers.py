@@ -387,8 +387,6 @@ class CompletionReader:
             )
 
     def _end_body(self) -> bytes | None:
-        if self.error is not None:
-            return None
         body = b"".join(self._chunks).strip()
         try:
             body.decode()
