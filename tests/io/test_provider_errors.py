@@ -51,6 +51,8 @@ class Provider:
     def __init__(self, answer_of: Callable[[str], bytes | None]) -> None:
         self.answer_of = answer_of
         self.heads: list[str] = []
+        #: Seconds that each answer takes.
+        self.delay = 0.0
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,6 +62,7 @@ class Provider:
                 await reader.readexactly(int(head.lower().partition("content-length: ")[2].partition("\r\n")[0]))
                 self.heads.append(head)
                 found = self.answer_of(head)
+                await asyncio.sleep(self.delay)
                 if found is not None:
                     writer.write(found)
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -292,6 +295,23 @@ async def test_credential_that_a_provider_quotes_reaches_nobody(status: int, str
     assert response.status != 401
 
 
+async def test_key_that_a_reload_has_replaced_is_masked_as_well_and_the_new_one_is_tried_at_once() -> None:
+    new = "sk-proj-another-key-fedcba9876543210"
+
+    def answer_of(head: str) -> bytes:
+        text = f"no longer {SECRET}, but {new}"
+        return said(400 if new in head else 401, message=text)
+
+    async with running(answer_of) as (gateway, (provider,)):
+        assert (await ask(gateway.url, "POST", COMPLETIONS, body())).status == 502
+        config = gateway.config
+        provider_config = msgspec.structs.replace(config.providers["p0"], api_key=new)
+        gateway.reload(msgspec.structs.replace(config, providers={"p0": provider_config}))
+        response = await ask(gateway.url, "POST", COMPLETIONS, body())
+    assert (response.status, response.error["message"]) == (400, "no longer ***, but ***")
+    assert len(provider.heads) == 2
+
+
 async def test_address_of_a_provider_is_for_the_log_alone(log: pytest.LogCaptureFixture) -> None:
     nowhere = {"base_url": "http://127.0.0.1:1/v1"}
     async with running(None, settings=nowhere, retry={"max_attempts": 1}) as (gateway, _):
@@ -326,6 +346,24 @@ async def test_silent_answer_over_sse_says_in_a_comment_that_it_is_tried_again(m
     assert b": retrying in 1." in raw
     assert b"(attempt 2, upstream_status)\n" in raw
     assert content([line[6:] for line in raw.decode().split("\n") if line.startswith("data: {")]) == answer(3)
+
+
+async def test_answer_over_sse_that_has_begun_is_told_of_a_wait_at_once() -> None:
+    replies = [said(429, "retry-after: 1\r\n", message="slow down"), events(ANSWER)]
+    async with running(lambda _: replies.pop(0)) as (gateway, (provider,)):
+        gateway.process.services.sse.keep_alive = 0.2
+        provider.delay = 0.6
+        async with await Http.open(gateway.url) as http:
+            http.request("POST", COMPLETIONS, body())
+            assert (await http.head()).status == 200
+            chunks = http.chunks()
+            assert await anext(chunks) == b": keep-alive\n"
+            raw = b""
+            while b"retrying" not in raw:
+                raw += await anext(chunks)
+            assert len(provider.heads) == 1
+            raw += b"".join([chunk async for chunk in chunks])
+    assert raw.endswith(b"data: [DONE]\n\n")
 
 
 async def test_long_retry_after_is_told_at_once() -> None:
