@@ -25,6 +25,7 @@ from holdfast.errors import ConfigError
 from holdfast.version import __version__
 
 try:
+    from holdfast.allocator import MemoryReturn
     from holdfast.app import Gateway
     from holdfast.logs import Logs
     from holdfast.preflight import inspect, inspect_modes
@@ -40,6 +41,8 @@ logger = logging.getLogger("holdfast")
 
 #: Seconds that clients have to take their last bytes when the process ends at once.
 _LAST_GRACE = 1.0
+#: With so little to look at, a full collection takes about ten milliseconds.
+_FEW_PEERS, _FEW_STREAMS = 64, 1000
 
 #: What the distribution `holdfast-tools` brings, named here so that its absence can be told.
 _TOOLS = {
@@ -156,14 +159,20 @@ def _serve(args: argparse.Namespace) -> int:
         # or a stream leaves in cycles can wait for a rarer look.
         gc.freeze()
         gc.set_threshold(20_000, 50, 100)
+        returning = asyncio.create_task(MemoryReturn(lambda: _is_quiet(gateway)).run())
         if file is not None:
             file.follow(gateway, on_reload=use)
         print(_greeting(gateway), flush=True)
         await signals.serve(gateway)
+        returning.cancel()
 
     with logs, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve())
     return 0
+
+
+def _is_quiet(gateway: Gateway) -> bool:
+    return len(gateway.peers) <= _FEW_PEERS and gateway.directory.statistics().streams <= _FEW_STREAMS
 
 
 class _Signals:

@@ -53,7 +53,11 @@ class Generations:
         # A refusal tells what is left as well.
         exchange.headers += self._dialect.rate_headers(services.rates(principal.tenant, principal.key_id))
         if isinstance(result, HoldfastError):
-            raise result
+            try:
+                raise result
+            finally:
+                # A frame that knows what it raised is a cycle, and would keep the request.
+                del result
         if result.is_streamed:
             services.sse.send(result.stream, exchange, self._dialect.framing)
         else:

@@ -164,9 +164,11 @@ class SessionProtocol(ClientSocket):
         self._look_up(create, partial(self._created, event))
 
     def _created(self, event: core.CreateReceived, result: Started | HoldfastError) -> None:
+        if isinstance(result, HoldfastError):
+            # Not raised: a frame that knows what it raised is a cycle, and would keep the request.
+            self.protocol.send_error(result, request_id=event.request_id)
+            return
         try:
-            if isinstance(result, HoldfastError):
-                raise result
             stream = result.stream
             older = self.protocol.cursors.get(stream.id)
             cursor = self.read_created(stream, credit=event.credit, replaces=older)
