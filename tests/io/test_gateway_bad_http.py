@@ -519,7 +519,7 @@ async def test_large_bodies_do_not_pile_up_behind_an_answer(busy: Busy) -> None:
     busy.created = 1
     budget = busy.gateway.process.budget
     async with await Http.open(busy.url) as http:
-        http.request("POST", COMPLETIONS, chat({"tokens": 5, "fault": {"kind": "stall"}}))
+        http.request("POST", COMPLETIONS, chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}}))
         stream = (await http.head()).headers["holdfast-stream-id"]
 
         async def send() -> None:

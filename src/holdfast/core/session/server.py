@@ -260,8 +260,8 @@ class ServerSession:
                 self.send(m.Pong(t=message.t))
             case _BarePayload():
                 return self._receive_bare(message)
-            case m.Pong():
-                self.useless += 1  # a sign of life, and nothing more
+            case _:  # a pong is a sign of life and means nothing more
+                self.useless += 1
         return None
 
     def _receive_hello(self, hello: m.Hello) -> Event:
