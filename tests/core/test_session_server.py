@@ -24,7 +24,7 @@ from holdfast.core.session.server import (
     ServerSession,
     State,
 )
-from holdfast.errors import Draining, HoldfastError, RateLimited, SessionSuperseded, TooManyStreams
+from holdfast.errors import Draining, HoldfastError, LogTrimmed, RateLimited, SessionSuperseded, TooManyStreams
 
 END = EndBody(status="completed")
 PAYLOAD = '{"model": "demo", "messages": []}'
@@ -66,6 +66,23 @@ def sent(session: ServerSession) -> list[dict[str, Any]]:
 
 def error_codes(session: ServerSession) -> list[str]:
     return [message["code"] for message in sent(session) if message["type"] == "error"]
+
+
+# -- a log that goes ------------------------------------------------------------------------------------
+
+
+def test_stream_whose_log_goes_is_read_no_more_and_its_reader_told() -> None:
+    session = open_session()
+    attach(session)
+    session.data_to_send()
+    session.forget("st_1", LogTrimmed("gone"))
+    session.forget("st_1", LogTrimmed("gone"))
+    session.forget("st_2", LogTrimmed("gone"))
+    (error,) = sent(session)
+    assert (error["type"], error["code"], error["stream"]) == ("error", "log_trimmed", "st_1")
+    assert session.cursors == {}
+    assert session.receive_text('{"type":"ack","streams":{"st_1":0}}') is None
+    assert session.state is State.OPEN
 
 
 # -- the first message ----------------------------------------------------------------------------------

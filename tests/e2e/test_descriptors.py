@@ -50,19 +50,19 @@ def test_idle_connections_never_use_up_the_descriptors(server: Server) -> None:
 
 
 def test_probes_get_in_while_callers_hold_as_many_connections_as_there_may_be(server: Server) -> None:
-    request = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    handshake = (
+        b"GET /v1/ws/stream HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
     with server, ExitStack() as stack:
         callers = [stack.enter_context(connect(server)) for _ in range(128)]
         for caller in callers:
-            caller.sendall(request)
-            assert caller.recv(65536).startswith(b"HTTP/1.1 200")
+            caller.sendall(handshake)
+            assert caller.recv(65536).startswith(b"HTTP/1.1 101")
         for _ in range(50):
             stack.enter_context(connect(server))
         assert ask(server, "/healthz") == 200
         assert ask(server, "/v1/models") == 503
-        for caller in callers:
-            caller.sendall(request)
-            assert caller.recv(65536).startswith(b"HTTP/1.1 200")
         assert server.descriptors < NOFILE
         assert "Traceback" not in server.errors
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.admission.principal import Principal, Scopes
+from holdfast.core.limits.budget import Kind
 from holdfast.dialects.chat import CHAT, ChatDialect
 from holdfast.errors import (
     Draining,
@@ -171,6 +172,31 @@ def test_request_without_room_is_refused(clock: Clock) -> None:
     gateway = Gateway(clock, streams={"max_streams": 1})
     gateway.start("r-1")
     refused(gateway, Overloaded)
+
+
+def test_requests_that_wait_or_run_count_against_their_tenants_memory(clock: Clock) -> None:
+    gateway = Gateway(clock, limits={"sim": 1}, memory=100_000)
+    large = request(padding="x" * 20_000)
+    readings = [Reading(gateway.start(f"r-{number}", raw=large)) for number in range(3)]
+    assert gateway.budget.by_kind[Kind.REQUESTS] == 3 * len(large)
+    error = gateway.create("r-3", raw=large)
+    assert isinstance(error, Overloaded)
+    assert "the tenant's share" in error.message
+    assert not is_claimed(gateway, "r-3")
+    other = Principal("other")
+    assert isinstance(gateway.create("r-4", principal=other), Started)
+    for reading in readings:
+        reading.stream.cancel()
+    gateway.settle()
+    assert gateway.budget.by_kind[Kind.REQUESTS] == len(request())
+
+
+def test_request_that_is_not_admitted_holds_no_memory(clock: Clock) -> None:
+    gateway = Gateway(clock, admission={"requests_per_minute": 1})
+    gateway.start("r-1").cancel()
+    gateway.settle()
+    refused(gateway, RateLimited)
+    assert gateway.budget.by_kind[Kind.REQUESTS] == 0
 
 
 def test_request_beyond_a_rate_limit_is_refused(clock: Clock) -> None:

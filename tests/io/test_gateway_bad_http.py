@@ -465,14 +465,12 @@ async def test_client_that_hangs_up_in_the_middle_of_its_request_leaves_nothing(
 
 async def test_connections_beyond_the_limit_are_refused(make_path: MakePath) -> None:
     path = await make_path(server={"max_connections": 2})
-    async with await Http.open(path.url) as first, await Session.open(path.url):
-        assert (await first.ask("GET", "/v1/models")).status == 200
+    async with await Session.open(path.url), await Session.open(path.url):
         async with await Http.open(path.url) as third:
             response = await third.ask("GET", "/v1/models")
             assert (response.status, response.error["code"]) == (503, "overloaded")
             assert await third.is_closed()
         await eventually(lambda: len(path.gateway.peers) == 2)
-        assert (await first.ask("GET", "/healthz")).status == 200
 
 
 # -- the odd, but legal --------------------------------------------------------------------------------
@@ -521,7 +519,7 @@ async def test_large_bodies_do_not_pile_up_behind_an_answer(busy: Busy) -> None:
     busy.created = 1
     budget = busy.gateway.process.budget
     async with await Http.open(busy.url) as http:
-        http.request("POST", COMPLETIONS, chat({"tokens": 5, "fault": {"kind": "stall"}}))
+        http.request("POST", COMPLETIONS, chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 2}}))
         stream = (await http.head()).headers["holdfast-stream-id"]
 
         async def send() -> None:

@@ -65,6 +65,19 @@ async def test_probes_get_in_while_callers_hold_all_slots(make_path: MakePath) -
         await sessions[0].read()
 
 
+async def test_idle_connections_of_callers_keep_nobody_out(make_path: MakePath) -> None:
+    path = await make_path(server={"max_connections": 3})
+    async with AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(await Http.open(path.url)) for _ in range(3)]
+        for caller in callers:
+            assert (await caller.ask("GET", "/v1/models")).status == 200
+        callers[0].request("POST", COMPLETIONS, chat(ENDLESS))
+        await callers[0].head()
+        assert (await ask(path.url, "GET", "/v1/models")).status == 200
+        assert await callers[1].is_closed()
+        assert (await callers[2].ask("GET", "/v1/models")).status == 200
+
+
 async def test_slot_of_a_probe_is_not_held_for_long(make_path: MakePath) -> None:
     path = await make_path(server={"max_connections": 1, "header_timeout": 0.1})
     async with await Session.open(path.url), await Http.open(path.url) as idle:

@@ -20,6 +20,7 @@ class ScriptedPeer:
         self.number = 0
         self.is_limited = False
         self.descriptor: int | None = None
+        self.is_idle = not is_busy
         self.calls: list[str] = []
 
     def drain(self, window: float) -> None:
@@ -69,6 +70,22 @@ def test_oldest_idle_stranger_goes_first_where_all_slots_are_taken(stage: Stage)
     peers.admit(second := ScriptedPeer(is_busy=False))
     assert first.calls == ["abort"]
     assert (len(peers), second.is_limited) == (3, False)
+
+
+def test_idle_connections_of_callers_go_where_no_stranger_is_idle(stage: Stage) -> None:
+    peers = Peers(stage.timers, max_connections=3)
+    first, second, sending = (ScriptedPeer(is_busy=False) for _ in range(3))
+    sending.is_idle = False  # a request has come in part
+    for peer in (sending, first, second):
+        peers.admit(peer)
+        peers.known(peer)
+    peers.known(first)  # it has asked again
+    peers.admit(ScriptedPeer())
+    assert (first.calls, second.calls, sending.calls) == ([], ["abort"], [])
+    peers.admit(ScriptedPeer())
+    assert first.calls == ["abort"]
+    peers.admit(last := ScriptedPeer())
+    assert (last.is_limited, sending.calls) == (True, [])
 
 
 def test_probes_get_in_while_all_slots_are_held(stage: Stage) -> None:

@@ -13,7 +13,7 @@ from holdfast.admission.queue import Admission
 from holdfast.config import RetryConfig, StreamsConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.config.providers import RetryBudgetConfig, TimeoutsConfig
-from holdfast.core.limits.budget import Budget
+from holdfast.core.limits.budget import Budget, Kind
 from holdfast.core.masking import Masking
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.dialect import Dialect
@@ -190,6 +190,7 @@ class Gateway:
                 held[f"slots of {name}"] = target.capacity.statistics().in_flight
         held["unfinished"] = self.directory.unfinished
         held["running"] = self.budget.running
+        held["requests"] = self.budget.by_kind[Kind.REQUESTS]
         held["generations"] = len(self.launcher._generations)
         held["pumps"] = len(self.launcher._pumps)
         return {name: count for name, count in held.items() if count}

@@ -45,8 +45,9 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
         Count,
         Meta(
             description="Open connections. Where all are taken, the oldest idle one without a credential is "
-            "closed for a new one; where there is none, 16 more may ask `/healthz` and `/readyz`, and others "
-            "are refused with 503. No more than two thirds of what `ulimit -n` allows are used."
+            "closed for a new one, then the HTTP connection that is idle for longest; where there is none, 16 "
+            "more may ask `/healthz` and `/readyz`, and others are refused with 503. No "
+            "more than two thirds of what `ulimit -n` allows are used."
         ),
     ] = 20_000
     max_connections_per_second_per_address: Annotated[

@@ -2,7 +2,7 @@
 
 A connection enters as an HTTP connection. One that upgrades leaves as such and comes back as what it has become.
 Until a request on it has shown a credential it is a stranger's: when all slots are taken, strangers that are idle
-go first, and some slots are kept for probes.
+go first, then other idle HTTP connections, and some slots are kept for probes.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class Arrival(Protocol):
     def descriptor(self) -> int | None:
         """The number of its socket's descriptor, None where it has none."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way on it, not even in part."""
+
 
 class ArrivingPeer(Arrival, Peer, Protocol):
     """What the listener hands over: a connection that is a peer as well."""
@@ -114,9 +118,11 @@ class Peers:
     ) -> None:
         self._timers = timers
         self._open: set[Peer] = set()
-        # Connections on which nobody has shown a credential, and those in the slots for probes, oldest first.
-        self._strangers: OrderedDict[object, Peer] = OrderedDict()
-        self._limited: OrderedDict[object, Peer] = OrderedDict()
+        # Connections on which nobody has shown a credential, those in the slots for probes, and HTTP connections
+        # that are neither; oldest first, of the last by their last request.
+        self._strangers: OrderedDict[object, ArrivingPeer] = OrderedDict()
+        self._limited: OrderedDict[object, ArrivingPeer] = OrderedDict()
+        self._known: OrderedDict[object, ArrivingPeer] = OrderedDict()
         # Those that were refused, until they are gone.
         self._refused: set[Peer] = set()
         # How many each address has, and whose each connection is; only where that is bounded.
@@ -156,8 +162,8 @@ class Peers:
     def admit(self, connection: ArrivingPeer) -> HoldfastError | None:
         """Number and count a new connection. An error refuses it, and it counts until it is discarded.
 
-        Where all slots are taken, the oldest idle stranger is closed for it. Where there is none, it gets one of
-        the slots for probes, and `is_limited`.
+        Where all slots are taken, the oldest idle stranger is closed for it, or another idle HTTP connection.
+        Where there is none, it gets one of the slots for probes, and `is_limited`.
         """
         connection.number = next(self._numbers)
         refusal = self._refuse(connection)
@@ -199,12 +205,12 @@ class Peers:
             self._warn(limit)
         elif len(self._open) - len(self._limited) - len(self._refused) < self.max_connections:
             return True
-        return self._close_idle(self._strangers)
+        return self._close_idle(self._strangers) or self._close_idle(self._known)
 
-    def _close_idle(self, peers: OrderedDict[object, Peer]) -> bool:
-        """Cut the oldest of these that is idle."""
+    def _close_idle(self, peers: OrderedDict[object, ArrivingPeer]) -> bool:
+        """Cut the oldest of these that is idle. Strangers are while they are not answered."""
         for peer in list(itertools.islice(peers.values(), _LOOKED_AT)):
-            if not peer.is_busy:
+            if peer.is_idle or not (peer.is_busy or peers is self._known):
                 self.discard(peer)
                 peer.abort()
                 return True
@@ -222,8 +228,12 @@ class Peers:
             )
 
     def known(self, connection: object) -> None:
-        """Somebody has shown a credential on this connection: it is no stranger's any more. Idempotent."""
-        self._strangers.pop(connection, None)
+        """Somebody has shown a credential on this connection: it is no stranger's any more."""
+        peer = self._strangers.pop(connection, None)
+        if peer is not None:
+            self._known[peer] = peer
+        elif connection in self._known:
+            self._known.move_to_end(connection)
 
     def check_slot(self, connection: Limited) -> None:
         """Raise `Overloaded` for a connection that has a probe's slot, and asks for more than probes do."""
@@ -244,6 +254,7 @@ class Peers:
             self._open.discard(peer)
             self._strangers.pop(peer, None)
             self._limited.pop(peer, None)
+            self._known.pop(peer, None)
             self._refused.discard(peer)
             address = self._addresses.pop(peer, None)
             if address is not None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Set
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -144,16 +145,14 @@ class HttpConnection(FairProtocol):
     # -- asyncio.Protocol --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        is_new = self.transport is None  # else it was accepted before its TLS handshake
-        self.transport = transport  # type: ignore[assignment]
-        refusal = self.accept() if is_new else None
+        old, self.transport = self.transport, transport  # type: ignore[assignment]
+        refusal = self.accept() if old is None else None  # else it was accepted before its TLS handshake
         if refusal is not None and not transport.is_closing():
             self._refuse(refusal.http_status, refusal)
 
     def accept(self) -> HoldfastError | None:
         """Count the connection, and let the time of its first head begin. An error refuses it."""
-        refusal = self._app.connection_made(self)
-        if refusal is None:
+        if (refusal := self._app.connection_made(self)) is None:
             self._set_timer(self._limits.first_head(is_limited=self.is_limited), self._head_timed_out)
         return refusal
 
@@ -286,11 +285,9 @@ class HttpConnection(FairProtocol):
             self._judged(head, admitted)
 
     async def _judge_later(self, head: Head, pending: KeysPending) -> None:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(KEYS_TIMEOUT):
                 await pending.wait()
-        except TimeoutError:
-            pass
         if self._head is not head:
             return  # the client has left
         self._task = None
@@ -350,8 +347,7 @@ class HttpConnection(FairProtocol):
         keep_alive = head.keep_alive and not (self._app.is_draining or self.is_limited or admitted.closes)
         exchange = Exchange(self, request, shape=admitted.shape, keep_alive=keep_alive, body=charge)
         self._exchange = exchange
-        exchange.headers = admitted.headers
-        exchange.secret = admitted.secret
+        exchange.headers, exchange.secret = admitted.headers, admitted.secret
         if admitted.refusal is not None or admitted.answer is None:
             exchange.body_used()
             exchange.refuse(admitted.refusal or InternalError())
@@ -455,6 +451,10 @@ class HttpConnection(FairProtocol):
     def is_busy(self) -> bool:
         """Whether an answer is under way."""
         return self._exchange is not None
+
+    @property
+    def is_idle(self) -> bool:
+        return self._exchange is None and self._head is None and not self._rest
 
     def drain(self, window: float) -> None:
         """Close behind the answer that is under way, or now. HTTP cannot tell a client to leave later."""
