@@ -21,6 +21,9 @@ X-Gateway = "Basic {BASIC}"
 Proxy-Thing = "Basic not-base64!"
 User-Agent = "our-public-name"
 anthropic-version = "2023-06-01"
+x-environment = "production-cluster"
+x-pass = "correct horse battery"
+x-tenant = "acme-4711-tenant"
 
 [providers.two]
 base_url = "http://127.0.0.1:9/v1"
@@ -46,6 +49,8 @@ def found() -> set[str]:
     "secret",
     [
         "key-of-the-environment",
+        "correct horse battery",
+        "acme-4711-tenant",
         "header-key",
         "Bearer bearer-token",
         "bearer-token",
@@ -65,7 +70,9 @@ def test_secret_of_a_configuration_is_found(found: set[str], secret: str) -> Non
     assert secret in found
 
 
-@pytest.mark.parametrize("public", ["our-public-name", "2023-06-01", "https://one.example/v1"])
+@pytest.mark.parametrize(
+    "public", ["our-public-name", "2023-06-01", "production-cluster", "https://one.example/v1"]
+)
 def test_what_is_public_is_no_secret(found: set[str], public: str) -> None:
     assert public not in found
 

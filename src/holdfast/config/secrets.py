@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +30,10 @@ _PUBLIC_HEADERS = frozenset(
         "x-title",
     )
 )
+#: Names of headers that say that their values are secret, whatever these look like.
+_SECRET_NAME = re.compile("auth|cookie|credential|key|pass|secret|sign|token", re.IGNORECASE)
+#: A value in plain words, such as `production`: it is no key, and masking it would spoil any text.
+_PLAIN_WORDS = re.compile("[A-Za-z]+(?:[ _-][A-Za-z]+)*")
 
 
 def secrets_of(config: Config, environ: Mapping[str, str] | None = None) -> Iterator[str]:
@@ -49,7 +54,8 @@ def _of_provider(provider: ProviderConfig) -> Iterator[str]:
     if provider.api_key:
         yield provider.api_key
     for name, value in provider.headers.items():
-        if name.lower() not in _PUBLIC_HEADERS:
+        is_public = name.lower() in _PUBLIC_HEADERS or _PLAIN_WORDS.fullmatch(value)
+        if _SECRET_NAME.search(name) or not is_public:
             yield from _of_header(value)
     if provider.proxy:
         yield from _of_proxy(provider.proxy)
