@@ -15,8 +15,9 @@ from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
-#: Seconds between two looks. Where memory has grown by more than this from one to the next, it is still being taken.
+#: Seconds between two looks.
 INTERVAL = 2.0
+#: Where memory has grown by more than this from one look to the next, it is still being taken.
 _GROWS = 1.01
 #: Less growth than this, of what there was after the last return, is not worth the search.
 _WORTH = 1.02
