@@ -184,8 +184,8 @@ class Honest:
     async def _probe(self) -> None:
         """Ask on one connection, in time or as soon as the answer before has come.
 
-        A gateway may close a connection between two requests. Then the request is sent again on a new one, as clients
-        do (RFC 9112 section 9.3.1), and its time is counted from the first.
+        A gateway may close a connection between two requests. Then the request is sent again on a new one, as
+        clients do (RFC 9112 section 9.3.1), and its time is counted from the first.
         """
         request = replace(self.arena, credential=None).head("GET", "/healthz")
         due, begun = time.monotonic(), None
