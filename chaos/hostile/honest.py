@@ -182,18 +182,28 @@ class Honest:
     # -- probes --
 
     async def _probe(self) -> None:
-        """Ask on one connection, in time or as soon as the answer before has come."""
+        """Ask on one connection, in time or as soon as the answer before has come.
+
+        A gateway may close a connection between two requests. Then the request is sent again on a new one, as
+        clients do (RFC 9112 section 9.3.1), and its time is counted from the first.
+        """
         request = replace(self.arena, credential=None).head("GET", "/healthz")
+        due, begun = time.monotonic(), None
         while True:
+            asked = 0
             try:
                 async with await self.arena.connect() as line:
-                    due = time.monotonic()
                     while True:
+                        begun = begun or self.arena.clock.stamp()
                         async with asyncio.timeout(_HANGS):
-                            await self._ask(line, request, self.probes)
+                            await self._ask(line, request, self.probes, begun)
+                        asked, begun = asked + 1, None
                         due = max(due + PROBE_MS / 1000, time.monotonic())
                         await asyncio.sleep(max(0.0, due - time.monotonic()))
             except (OSError, EOFError, TimeoutError) as exc:
+                if asked and not isinstance(exc, TimeoutError):
+                    continue
+                begun = None
                 self.refused.append(f"probe: {exc!r}")
                 await asyncio.sleep(0.05)
 
@@ -210,10 +220,7 @@ class Honest:
                 self.refused.append(f"door: {exc!r}")
             await asyncio.sleep(DOOR_MS / 1000)
 
-    async def _ask(
-        self, line: Line, request: bytes, times: list[tuple[float, float]], begun: Stamp | None = None
-    ) -> None:
-        begun = begun or self.arena.clock.stamp()
+    async def _ask(self, line: Line, request: bytes, times: list[tuple[float, float]], begun: Stamp) -> None:
         await line.send(request)
         status = await line.answer()
         came = _stamp_of(line)

@@ -15,8 +15,10 @@ from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
-#: Seconds between two looks. Memory that has not grown from one to the next is no longer needed by who took it.
+#: Seconds between two looks.
 INTERVAL = 2.0
+#: Where memory has grown by more than this from one look to the next, it is still being taken.
+_GROWS = 1.01
 #: Less growth than this, of what there was after the last return, is not worth the search.
 _WORTH = 1.02
 
@@ -50,9 +52,9 @@ class MemoryReturn:
 
     async def look(self) -> None:
         now = self._resident()
-        has_grown, self._last = now > self._last, now
+        is_growing, self._last = now > self._last * _GROWS, now
         self._kept = min(self._kept, now)
-        if has_grown or now <= self._kept * _WORTH:
+        if is_growing or now <= self._kept * _WORTH:
             return
         if self._is_quiet():
             self._collect()

@@ -59,6 +59,12 @@ async def test_memory_that_has_grown_is_returned_once_it_stays(memory: Memory) -
     assert await memory.look() == []
 
 
+async def test_memory_that_hardly_grows_is_returned(memory: Memory) -> None:
+    """Probes that come meanwhile leave a little each time."""
+    await memory.look(100 * MIB)
+    assert await memory.look(100 * MIB + 50_000) == ["collect", "trim"]
+
+
 async def test_memory_in_use_is_not_searched_twice(memory: Memory) -> None:
     await memory.look(200 * MIB)
     assert await memory.look() == ["collect", "trim"]
