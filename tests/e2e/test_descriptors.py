@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from tests.support.command_line import DEADLINE, Server, serve
 
 NOFILE = 256
+HANDSHAKE = (
+    b"GET /v1/ws/stream HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 @pytest.fixture
@@ -50,20 +55,36 @@ def test_idle_connections_never_use_up_the_descriptors(server: Server) -> None:
 
 
 def test_probes_get_in_while_callers_hold_as_many_connections_as_there_may_be(server: Server) -> None:
-    handshake = (
-        b"GET /v1/ws/stream HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
-        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
     with server, ExitStack() as stack:
         callers = [stack.enter_context(connect(server)) for _ in range(128)]
         for caller in callers:
-            caller.sendall(handshake)
+            caller.sendall(HANDSHAKE)
             assert caller.recv(65536).startswith(b"HTTP/1.1 101")
         for _ in range(50):
             stack.enter_context(connect(server))
         assert ask(server, "/healthz") == 200
         assert ask(server, "/v1/models") == 503
         assert server.descriptors < NOFILE
+        assert "Traceback" not in server.errors
+
+
+def test_descriptors_that_run_out_are_said_once_and_keep_no_probe_out(tmp_path: Path) -> None:
+    """It inherits so many that they run out before the slots do, as they might by connections to providers."""
+    with ExitStack() as stack:
+        inherited = [os.dup(0) for _ in range(110)]
+        for descriptor in inherited:
+            stack.callback(os.close, descriptor)
+        server = stack.enter_context(serve(cwd=tmp_path, nofile=NOFILE, pass_fds=inherited))
+        answers = []
+        for _ in range(128):
+            caller = stack.enter_context(connect(server))
+            caller.sendall(HANDSHAKE)
+            answers.append(caller.recv(65536)[9:12])
+        assert answers[:90] == [b"101"] * 90
+        assert answers[-1] == b"503"
+        assert server.descriptors > NOFILE - 32
+        assert [ask(server, "/healthz") for _ in range(20)] == [200] * 20
+        assert server.errors.count("descriptors are in use, nearly as many as may be") == 1
         assert "Traceback" not in server.errors
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -41,9 +42,15 @@ class Server:
     """A command that serves, from its first line until it is told to stop."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, last_line: str, nofile: int | str | None = None, **variables: str
+        self,
+        *arguments: str,
+        cwd: Path,
+        last_line: str,
+        nofile: int | str | None = None,
+        pass_fds: Sequence[int] = (),
+        **variables: str,
     ) -> None:
-        """`nofile` is how many descriptors it may have open, or `soft:hard`."""
+        """`nofile` is how many descriptors it may have open, or `soft:hard`; it inherits `pass_fds`."""
         limit = [] if nofile is None else ["prlimit", f"--nofile={nofile}"]
         self._errors = (cwd / "stderr.txt").open("w+")
         self.process = subprocess.Popen(
@@ -51,6 +58,7 @@ class Server:
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            pass_fds=pass_fds,
             env=environment(**variables),
         )
         self.greeting = ""
@@ -114,8 +122,18 @@ class Server:
         self._errors.close()
 
 
-def serve(*arguments: str, cwd: Path, nofile: int | str | None = None, **variables: str) -> Server:
+def serve(
+    *arguments: str, cwd: Path, nofile: int | str | None = None, pass_fds: Sequence[int] = (), **variables: str
+) -> Server:
     """A gateway on a free port."""
     return Server(
-        "serve", "--port", "0", *arguments, cwd=cwd, last_line="Ctrl-C stops", nofile=nofile, **variables
+        "serve",
+        "--port",
+        "0",
+        *arguments,
+        cwd=cwd,
+        last_line="Ctrl-C stops",
+        nofile=nofile,
+        pass_fds=pass_fds,
+        **variables,
     )
