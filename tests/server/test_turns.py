@@ -33,11 +33,12 @@ class Pieces(FairProtocol):
         self._world = world
         self._cost = cost
         self.waiting = 0
+        self.bytes_of_a_read = 0
         self.is_failing = False
 
     def receive(self, pieces: int) -> None:
         self.waiting += pieces
-        self.turns.received(self)
+        self.turns.received(self, self.bytes_of_a_read)
 
     @property
     def can_go_on(self) -> bool:
@@ -132,6 +133,22 @@ def test_work_of_a_quiet_loop_counts_for_its_turn_alone(world: World) -> None:
         socket.receive(1)
         assert socket.waiting == 0
         world.loop.turn_once()
+
+
+def test_reading_much_costs_a_turn_as_well(world: World) -> None:
+    """Bytes that are read and thrown away have their price: of many sockets, some are read in each turn."""
+    sockets = [world.socket(f"{number}", cost=0.0) for number in range(100)]
+    for socket in sockets:
+        socket.bytes_of_a_read = 256_000
+        socket.receive(1)
+    assert sum(socket.waiting for socket in sockets) > 50
+    read_again = []
+    for _ in range(3):
+        world.loop.turn_once()
+        read_again.append(sum(socket.carrier.is_read for socket in sockets))
+    assert read_again == sorted(set(read_again))
+    assert read_again[0] < 70
+    assert read_again[-1] == 100
 
 
 def test_socket_that_fails_is_cut_and_the_others_go_on(world: World) -> None:

@@ -195,7 +195,7 @@ class HttpConnection(FairProtocol):
                 self.abort()
         elif self._parser is not None:
             self._rest = self._rest + data if self._rest else data
-            self.turns.received(self)
+        self.turns.received(self, len(data))
 
     # -- what has come, in turns --
 

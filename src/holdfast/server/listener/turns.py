@@ -20,6 +20,8 @@ logger = logging.getLogger("holdfast")
 #: they come, and once of what has waited.
 SHARE = 0.0005
 TURN = 0.002
+#: Seconds that it takes to read a byte and to copy it, about: what kernel and event loop do before we are called.
+PER_BYTE = 3e-10
 
 # Why a socket is not read. Plain numbers: an enum's flags would cost more than what they guard.
 #: Others come first.
@@ -54,15 +56,16 @@ class Turns:
         """Count the sockets of which something waits."""
         return len(self._fair)
 
-    def received(self, socket: FairProtocol) -> None:
-        """Something has come on a socket: handle it now, or have it wait."""
+    def received(self, socket: FairProtocol, size: int) -> None:
+        """So many bytes have come on a socket: handle them now, or have them wait."""
         if self._left <= 0 or (self._is_due and socket in self._fair):
+            socket.read_cost += size * PER_BYTE
             self.enter(socket)
             return
         clock = self.clock
         begun = clock()
         has_more = socket.take(begun + SHARE)
-        self._left -= clock() - begun
+        self._left -= clock() - begun + size * PER_BYTE
         if self._left < TURN / 2 and not self._is_reset_due:
             # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
             self._is_reset_due = True
@@ -90,8 +93,8 @@ class Turns:
         """Serve those that wait, as many as one turn of the loop has time for."""
         fair, clock = self._fair, self.clock
         now = clock()
-        end = now + TURN
-        while now < end and (socket := fair.next()) is not None:
+        left = TURN
+        while left > 0 and (socket := fair.next()) is not None:
             try:
                 has_more = socket.take(now + SHARE)
             except Exception:
@@ -99,10 +102,14 @@ class Turns:
                 logger.exception("a client's connection failed")
                 fair.leave(socket)
                 socket.abort()
-                now = clock()
+                begun, now = now, clock()
+                left -= now - begun
                 continue
             begun, now = now, clock()
-            fair.served(socket, now - begun, has_more=has_more)
+            cost = now - begun + socket.read_cost
+            socket.read_cost = 0.0
+            left -= cost
+            fair.served(socket, cost, has_more=has_more)
             if not has_more:
                 socket.resume(TURN_OVER)
         self._is_due = len(fair) > 0
@@ -116,7 +123,7 @@ class FairProtocol(asyncio.Protocol):
     Subclasses keep what has come and handle it by `take`. A socket is read while no reason to pause is set.
     """
 
-    __slots__ = ("_output", "_pauses", "account", "is_writable", "transport", "turns")
+    __slots__ = ("_output", "_pauses", "account", "is_writable", "read_cost", "transport", "turns")
 
     def __init__(self, turns: Turns, account: Account) -> None:
         self.turns = turns
@@ -124,6 +131,8 @@ class FairProtocol(asyncio.Protocol):
         self.account = account
         self.transport: asyncio.Transport | None = None
         self.is_writable = True
+        #: Seconds that it took to read what has waited, and that are not counted yet.
+        self.read_cost = 0.0
         self._pauses = 0
         # Bytes that the socket has not taken, as they were charged, and to whom.
         self._output: tuple[Account, int] | None = None

@@ -130,7 +130,7 @@ class WebSocketProtocol(FairProtocol):
         self._last_received = self.timers.now()
         self._is_pinged = False
         self._inbox = self._inbox + data if self._inbox else data
-        self.turns.received(self)
+        self.turns.received(self, len(data))
 
     @property
     def can_go_on(self) -> bool:
