@@ -58,7 +58,7 @@ def test_check_of_a_valid_file_says_what_is_in_it(config: WriteConfig) -> None:
         (GOOD + '[server]\ntls_cert = "cert.pem"\n', ["server.tls_cert", "server.tls_key"]),
         ("[server]\nprot = 80", ["server.prot", "no such key"]),
         (GOOD + "[streams]\nmemory_bytes = 1000000\n", ["streams.memory_bytes", "server.memory_bytes"]),
-        (GOOD + "[server]\nmemory_bytes = 1000000\n", ["server.memory_bytes", "server.max_body", "67108864"]),
+        (GOOD + "[server]\nmemory_bytes = 1000000\n", ["server.memory_bytes", "server.max_body", "33554432"]),
         (GOOD + "[providers.other]\n", ["providers.other", "base_url"]),
         (GOOD + '[models.m]\nroute = ["nobody/m"]\n', ["models.m.route[0]", "nobody", "openai"]),
         (GOOD.replace("env:PATH", "env:HOLDFAST_NO_SUCH"), ["providers.openai.api_key", "HOLDFAST_NO_SUCH"]),
