@@ -184,8 +184,11 @@ class HotPath:
             for message in accepted:
                 number = int(message["request_id"][1:])
                 self._streams[number] = by_id[message["stream"]]
-            acks = {message["stream"]: MAX_SEQ for message in accepted}
-            self._acks.append((session, client_frame(json.dumps({"type": "ack", "streams": acks}).encode())))
+            numbers = {message["stream"]: int(message["request_id"][1:]) for message in accepted}
+            # Clients acknowledge what they have got something of.
+            acks = {stream: MAX_SEQ for stream, number in numbers.items() if number < self._spread}
+            if acks:
+                self._acks.append((session, client_frame(json.dumps({"type": "ack", "streams": acks}).encode())))
             transport.kept = None
 
     def _make_reads(self) -> None:

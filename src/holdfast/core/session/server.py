@@ -218,15 +218,16 @@ class ServerSession:
         if state is State.CLOSED:
             return None
         message: m.ClientMessage | _BarePayload
+        known = _TRANSITIONS[state]
         try:
             # Looked at first, since a payload has no `type`, which the other decoder would look for to its end.
-            if _BarePayload in _TRANSITIONS[state] and _is_bare_payload(text):
+            if _BarePayload in known and _is_bare_payload(text):
                 message = _BarePayload(text.encode() if isinstance(text, str) else text)
             else:
                 message = m.decode_client_message(text)
         except InvalidMessage as exc:
             return self._reject(exc, size=len(text))
-        next_state = _TRANSITIONS[state].get(type(message))
+        next_state = known.get(type(message))
         if next_state is None:
             return self._reject(_misplaced(message, state))
         self.state = next_state
