@@ -19,7 +19,7 @@ $(BIN)/uv: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Holdfast needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
-	$(PYTHON) -m pip --python $(BIN)/python install -q -r requirements/uv.txt
+	$(PYTHON) -m pip --python $(BIN)/python install -q --require-hashes -r requirements/uv.txt
 	@touch $@
 
 $(VENV)/.gateway: $(BIN)/uv requirements/gateway.lock pyproject.toml tools/pyproject.toml

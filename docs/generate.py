@@ -25,12 +25,13 @@ from holdfast.config.units import Count, Grace, Seconds, Size
 from holdfast.core.entries import AttemptRecord, Usage
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
+from holdfast.core.limits import budget
 from holdfast.dialects.table import DIALECTS
 from holdfast.errors import ERRORS, ConfigError, ConnectionLost, HoldfastError, ProtocolError, StreamFailed
+from holdfast.server import router
 from holdfast.server.delivery import outlet, sse
-from holdfast.server.listener import http
+from holdfast.server.listener import admitted, http, requests
 from holdfast.server.surfaces import streams
-from holdfast.streams import memory
 from holdfast_tools.simulate.faults import AnyConnectionFault, AnyRequestFault, ConnectionFault, RequestFault
 from holdfast_tools.simulate.request import Simulation
 
@@ -223,8 +224,10 @@ def _default(field: msgspec.structs.FieldInfo, *, in_bytes: bool) -> str:
 
 def fixed_bounds() -> str:
     rows = {
-        "head of an HTTP request": _size(http.MAX_HEAD),
-        "requests that wait behind another one on a connection (pipelining)": str(http._MAX_PIPELINED),
+        "head of an HTTP request": _size(requests.MAX_HEAD),
+        "bytes behind the request that is being answered (pipelining); then the socket is not read": _size(
+            http.MAX_BACKLOG
+        ),
         "a long poll": f"{streams.MAX_POLL:g} s",
         "entries in one JSON answer of `GET /v1/streams/{id}`": f"about {_size(streams.READ_BYTES)}",
         "what one WebSocket connection is sent at a time, and in one turn": (
@@ -234,9 +237,16 @@ def fixed_bounds() -> str:
             f"about {_size(sse._READ_BYTES)}, {_size(sse._MAX_WRITES * sse._READ_BYTES)}"
         ),
         "control messages that wait for a WebSocket client which does not read": (
-            f"{outlet.MAX_WAITING}, then it is dropped"
+            f"{outlet.MAX_WAITING}, and {_size(outlet.MAX_WAITING_BYTES)}; then it is dropped"
         ),
-        "what a running stream may always keep, however short memory is": _size(memory.MIN_SHARE),
+        "body of a request that is not for a generation; public paths take none": _size(router.SMALL_BODY),
+        "bytes of a body in chunks, with what frames them": (
+            f"twice those of the body, and {_size(requests.MAX_OVERHEAD)}"
+        ),
+        "time that a request or handshake waits for the keys of its token's issuer": (
+            f"{admitted.KEYS_TIMEOUT:g} s"
+        ),
+        "what a running stream may always keep, however short memory is": _size(budget.MIN_SHARE),
         "an event of a provider, or a whole answer that is not streamed": "`streams.log_bytes`",
         "head of a provider's HTTP/1.1 answer": _size(_default_of(Http1Connection, "max_head_size")),
         "what a provider may send ahead on one HTTP/2 stream": _size(

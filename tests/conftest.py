@@ -60,6 +60,7 @@ async def close_path(path: GatewayPath) -> None:
     assert len(gateway.peers) == 0
     statistics = gateway.directory.statistics()
     assert (statistics.streams, statistics.log_bytes) == (0, 0)
+    assert gateway.directory.budget.used == 0, gateway.directory.budget.by_kind
     assert set(gateway.admission.held.values()) == {0}, gateway.admission.held
     assert not any(entry.concurrency.in_flight for entry in gateway.pool_statistics() if entry.concurrency)
     left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from functools import partial
 
@@ -23,8 +24,10 @@ from holdfast.core.http.frames import (
 )
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.sse import EventSplitter, write_event
-from holdfast.core.websocket.connection import WebSocketConnection, text_frame
+from holdfast.core.websocket.connection import WebSocketConnection
 from holdfast.core.websocket.events import TextMessage
+from holdfast.core.websocket.frames import text_frame
+from holdfast.dialects.chat import CHAT, ChatOptions
 from holdfast_tools.bench.frames import client_frame
 
 STREAMS = 16
@@ -231,7 +234,30 @@ def _sse_write() -> Run:
     return run
 
 
+# -- requests ------------------------------------------------------------------------------------------
+
+
+def _chat_request(messages: int) -> Run:
+    """Read a request of chat completions, and write it for the provider."""
+    talk = [
+        {"role": "user" if number % 2 == 0 else "assistant", "content": "x" * 200} for number in range(messages)
+    ]
+    body = {"model": "demo", "messages": talk, "stream": True, "temperature": 0.7, "max_tokens": 512}
+    raw, options, stream = json.dumps(body).encode(), ChatOptions(), "st_" + "0" * 32
+
+    def run(count: int) -> None:
+        size = 0
+        for _ in range(count):
+            size += len(CHAT.request(CHAT.parse(raw), "theirs", options, path="/v1", stream_id=stream).body)
+        if size < count * 200 * messages:
+            raise RuntimeError(f"{size} bytes were written for {count} requests")
+
+    return run
+
+
 OPERATIONS = (
+    Operation("chat_request", "a chat request of 2 messages read and written", lambda: _chat_request(2)),
+    Operation("chat_request_long", "a chat request of 100 messages read and written", lambda: _chat_request(100)),
     Operation("websocket_write", "a text frame of 310 bytes written", _frame_write),
     Operation("websocket_read", "a masked `ack` of 75 bytes read", _frame_read),
     Operation("sse_split_1", "an event split, 1 per read", lambda: _sse_split(1)),

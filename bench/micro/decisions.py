@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
 
 from bench.micro.operation import Operation, Run
+from holdfast.core.limits.budget import Account, Budget, Kind
 from holdfast.core.limits.fair_queue import FairQueue
 from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.log import Log
@@ -108,6 +110,38 @@ def _fair_queue() -> Run:
     return run
 
 
+def _eviction(ended: int) -> Run:
+    """Let the largest user's oldest log go and have another one end, while so many of four tenants are kept."""
+    numbers = itertools.count()
+
+    def account_of(log: Hashable) -> Account:
+        return accounts[hash(log) % 4]
+
+    def let_go(log: Hashable) -> None:
+        account_of(log).free(Kind.LOGS, 1000)
+
+    budget = Budget(1 << 30, let_go=let_go)
+    accounts = [budget.account(f"tenant-{number}") for number in range(4)]
+
+    def end() -> None:
+        log = next(numbers)
+        account_of(log).add(Kind.LOGS, 1000)
+        account_of(log).may_go(log, 1000)
+
+    for _ in range(ended):
+        end()
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            if not budget.reclaim():
+                raise RuntimeError("nothing was let go of although logs have ended")
+            end()
+        if budget.used != 1000 * ended:
+            raise RuntimeError(f"{budget.used} bytes are held, not those of {ended} logs")
+
+    return run
+
+
 OPERATIONS = (
     Operation(
         "log_append", "an entry appended and read by 1 cursor", lambda: _log_append(1), step=256, counted=512
@@ -116,5 +150,11 @@ OPERATIONS = (
     Operation("log_replay", "an entry of a long log read again", _log_replay, step=1024, counted=2048),
     Operation("rate_limit", "tokens reserved, begun and settled", _limiter),
     Operation("concurrency", "a lease acquired and released", _concurrency),
+    Operation("evict_of_10", "one of 10 ended logs let go, another ended", lambda: _eviction(10)),
+    Operation(
+        "evict_of_100k",
+        "the same of 100,000",
+        lambda: _eviction(100_000),
+    ),
     Operation("fair_queue", "one served and one come, 1,024 waiting", _fair_queue),
 )

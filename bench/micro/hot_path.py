@@ -24,6 +24,7 @@ from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.core.http.frames import DATA, frame_header, header_frames, settings_frame
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.core.http.request import HttpRequest
+from holdfast.core.limits.budget import Budget
 from holdfast.core.moderation import ReadModeration
 from holdfast.core.session.messages import MAX_SEQ, SUBPROTOCOL
 from holdfast.dialects.chat import CHAT
@@ -36,6 +37,7 @@ from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshake
 from holdfast.server.listener.exchange import Request
+from holdfast.server.listener.turns import Turns
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
@@ -63,6 +65,7 @@ class _Owner:
     def slot_freed(self, connection: UpstreamConnection) -> None: ...
     def settings_changed(self, connection: UpstreamConnection) -> None: ...
     def request_refused(self, connection: UpstreamConnection) -> None: ...
+    def http1_required(self, connection: UpstreamConnection) -> None: ...
     def found_stale(self, connection: UpstreamConnection) -> None: ...
     def connection_draining(self, connection: UpstreamConnection) -> None: ...
     def connection_lost(self, connection: UpstreamConnection) -> None: ...
@@ -117,7 +120,7 @@ class HotPath:
         endpoint = Endpoint(base_url="http://provider/v1")
         target = Target("sim", "demo", endpoint, _OneConnection(self._connection), TimeoutsConfig())
         streams = StreamsConfig(log_bytes=LOG_BYTES)
-        self._directory = Directory(streams, self._timers, MemoryStore(self._timers))
+        self._directory = Directory(streams, self._timers, MemoryStore(self._timers), Budget(1 << 30))
         observers = Observers(RequestLog())
         launcher = Launcher(
             self._directory,
@@ -141,6 +144,8 @@ class HotPath:
             launcher=launcher,
             directory=self._directory,
             timers=self._timers,
+            turns=Turns(self.loop, clock=itertools.repeat(0.0).__next__),
+            budget=Budget(1 << 30),
             flusher=flusher,
             sse=SseDelivery(self._timers, flusher, keep_alive=15.0),
             peers=Peers(self._timers, max_connections=sockets),

@@ -11,13 +11,14 @@ import msgspec
 from holdfast.admission.access import Access
 from holdfast.admission.queue import Admission
 from holdfast.config import Config, check
+from holdfast.core.masking import Masking
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 from holdfast.generation.launcher import Launcher
 from holdfast.observe.events import Observer
+from holdfast.observe.freshness import Freshness
 from holdfast.process import Process, build
 from holdfast.server.drain import Drain
-from holdfast.server.listener.listening import tls_context
 from holdfast.server.peers import Peers
 from holdfast.server.services import Surface
 from holdfast.server.surfaces.table import SURFACES
@@ -33,7 +34,8 @@ class Gateway:
 
     Without configured models it starts a simulated provider on loopback and serves it as the model `demo`.
     `dialects` are the APIs that providers may speak. `surfaces` are served beside the gateway's own, and
-    `observers` are told what happens to requests and connections.
+    `observers` are told what happens to requests and connections. `masking` learns the configuration's secrets, so
+    that whoever writes a log may use it too.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Gateway:
         dialects: Dialects = DIALECTS,
         surfaces: Iterable[Surface] = (),
         observers: Iterable[Observer] = (),
+        masking: Masking | None = None,
     ) -> None:
         self.config = config
+        self._masking = masking or Masking()
         self._dialects = dialects
         self._surfaces = (*SURFACES, *surfaces)
         self._observers = tuple(observers)
@@ -71,6 +75,7 @@ class Gateway:
                 dialects=self._dialects,
                 surfaces=self._surfaces,
                 observers=self._observers,
+                masking=self._masking,
             )
             self._closing = closing.pop_all()
         self._is_serving = True
@@ -78,11 +83,12 @@ class Gateway:
     def reload(self, config: Config) -> None:
         """Use another configuration for new requests and connections; streams that run are not touched.
 
-        What only a start can change is logged and stays. Raises `ConfigError`; then nothing has changed.
+        Its files are opened anew: with the configuration in use, this takes renewed certificates. What only a
+        start can change is logged and stays. Raises `ConfigError`; then nothing has changed.
         """
         check(config, dialects=self._dialects)
         old, process = self.config, self.process
-        if not config.models:
+        if old.models and not config.models:
             raise ConfigError("models: a running gateway keeps at least one; the demo needs a start of its own")
         if config.has_callers != old.has_callers:
             raise ConfigError("keys: a gateway changes between callers with and without keys only at its start")
@@ -90,15 +96,21 @@ class Gateway:
         if (config.server.tls_cert is not None) != process.listener.has_tls:
             kept |= {"tls_cert": old.server.tls_cert, "tls_key": old.server.tls_key}
         server = msgspec.structs.replace(config.server, **kept)
-        tls_context(server)  # raises before anything has changed
-        process.routes.replace(config.providers, config.models, process.launcher.after_running)
+        prepared = process.prepare(msgspec.structs.replace(config, server=server, auth=old.auth))
+        previous = process.in_use
+        try:
+            # Whatever is known to fail has been done; what fails here is a fault of ours.
+            process.configure(prepared)
+        except Exception:
+            process.configure(previous)
+            raise
+        self.config = prepared.config
+        process.admission.admit_waiting()
         for name, value in kept.items():
             if value != getattr(config.server, name):
                 logger.warning("server.%s takes effect at the next start", name)
         if config.auth != old.auth:
             logger.warning("[auth] takes effect at the next start")
-        self.config = msgspec.structs.replace(config, server=server, auth=old.auth)
-        process.configure(self.config)
 
     async def drain(self) -> bool:
         """Take no new work, and wait until running streams have ended and clients are gone.
@@ -133,6 +145,11 @@ class Gateway:
         return self.process.timers
 
     @property
+    def freshness(self) -> Freshness:
+        """Whether the configuration, keys and certificates in use are still those that are there now."""
+        return self.process.freshness
+
+    @property
     def access(self) -> Access:
         return self.process.access
 
@@ -159,7 +176,7 @@ class Gateway:
 
     def pool_statistics(self) -> list[ProviderStatistics]:
         """What `GET /v1/pool` shows."""
-        return self.process.pool_statistics()
+        return self.process.routes.statistics()
 
     @property
     def port(self) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
 import shutil
 import signal
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,7 +18,9 @@ import msgspec
 
 from holdfast import terminal
 from holdfast.admission import command as keys
-from holdfast.config import Config, check, load
+from holdfast.config import Config, check, examine, read_text, survey
+from holdfast.config.problems import lines_of, refuse
+from holdfast.core.masking import Masking
 from holdfast.errors import ConfigError
 from holdfast.version import __version__
 
@@ -24,6 +28,7 @@ try:
     from holdfast.allocator import MemoryReturn
     from holdfast.app import Gateway
     from holdfast.logs import Logs
+    from holdfast.preflight import inspect, inspect_modes
     from holdfast.reload import ConfigFile
 except ModuleNotFoundError as exc:
     if exc.name is None or exc.name.startswith("holdfast"):
@@ -31,6 +36,8 @@ except ModuleNotFoundError as exc:
     HAS_GATEWAY = False  # the SDK was installed without the gateway
 else:
     HAS_GATEWAY = True
+
+logger = logging.getLogger("holdfast")
 
 #: Seconds that clients have to take their last bytes when the process ends at once.
 _LAST_GRACE = 1.0
@@ -79,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except ConfigError as exc:
-        print(f"holdfast: {exc.message}", file=sys.stderr)
+        for line in exc.message.split("\n"):
+            print(f"holdfast: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -121,7 +129,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser("serve", help="run the gateway", description="Run the gateway.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file; without it the demo is served")
     parser.add_argument("--host", help="address to listen on (overrides server.host)")
-    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (overrides server.port)")
+    parser.add_argument("--port", type=_port, help="port to listen on, 0 for a free one (overrides server.port)")
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], help="(overrides logging.level)"
     )
@@ -131,12 +139,20 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _serve(args: argparse.Namespace) -> int:
     if not HAS_GATEWAY:
         return _missing(argparse.Namespace(command=args.command, reason=_NEEDS_GATEWAY))
-    file = None if args.config is None else ConfigFile(args.config, lambda: _load(args))
-    config = _load(args)
-    logs = Logs(config.logging)
+    warnings: list[str] = []
+    file = None if args.config is None else ConfigFile(args.config, lambda text: _parse(args, text, warnings))
+    config = _parse(args, "", warnings) if file is None else file.load()
+    masking = Masking()
+    logs = Logs(config.logging, mask=masking.mask)
+
+    def use(config: Config) -> None:
+        logs.configure(config.logging)
+        for line in warnings:
+            logger.warning("%s", line)
 
     async def serve() -> None:
-        gateway = Gateway(config)
+        use(config)
+        gateway = Gateway(config, masking=masking)
         signals = _Signals()
         await gateway.start()
         # Each token allocates a few containers that die young without the collector's help; what a connection
@@ -145,7 +161,7 @@ def _serve(args: argparse.Namespace) -> int:
         gc.set_threshold(20_000, 50, 100)
         returning = asyncio.create_task(MemoryReturn(lambda: _is_quiet(gateway)).run())
         if file is not None:
-            file.follow(gateway, on_reload=lambda config: logs.configure(config.logging))
+            file.follow(gateway, on_reload=use)
         print(_greeting(gateway), flush=True)
         await signals.serve(gateway)
         returning.cancel()
@@ -196,16 +212,30 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def _load(args: argparse.Namespace) -> Config:
-    config = load(args.config) if args.config is not None else Config()
+def _parse(args: argparse.Namespace, text: str, warnings: list[str]) -> Config:
+    """Read the text of a configuration, and let the options override it. Raises `ConfigError`.
+
+    `warnings` get a line for each thing that is surely not meant, instead of those of the last text.
+    """
+    source = str(args.config or "command line")
+    config, warnings[:] = examine(text, source=source)
+    if args.config is not None:
+        warnings += lines_of(inspect_modes(args.config, tomllib.loads(text), config), source, text)
     changes = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
     if args.log_level is not None:
         log = msgspec.structs.replace(config.logging, level=args.log_level)
         config = msgspec.structs.replace(config, logging=log)
     if changes:
         config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **changes))
-        check(config, source=str(args.config or "command line"))
+        check(config, source=source)
     return config
+
+
+def _port(text: str) -> int:
+    """Read the option of a port."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, 0 for a free one, got {text!r}")
+    return int(text)
 
 
 def _greeting(gateway: Gateway) -> str:
@@ -247,14 +277,27 @@ def _program(name: str) -> str:
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "check", help="validate a configuration file", description="Validate a configuration file."
+        "check",
+        help="validate a configuration file",
+        description="Validate a configuration file, and open whatever `serve` would open.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", required=True)
+    parser.add_argument("--strict", action="store_true", help="fail on warnings, too")
     parser.set_defaults(run=_check)
 
 
 def _check(args: argparse.Namespace) -> int:
-    config = load(args.config)
+    text, source = read_text(args.config), str(args.config)
+    config, found = survey(text, source=source)
+    if HAS_GATEWAY:  # without it, nothing here could be opened by a start either
+        found += inspect(config, found)
+        found += inspect_modes(args.config, tomllib.loads(text), config)
+    warnings = lines_of([problem for problem in found if problem.is_warning], source, text)
+    for line in warnings:
+        print(f"holdfast: warning: {line}", file=sys.stderr)
+    refuse(found, source, text)
+    if warnings and args.strict:
+        return 2
     print(
         f"{args.config}: valid; {len(config.providers)} providers, {len(config.models)} models, "
         f"{len(config.keys)} keys, listens on {config.server.host}:{config.server.port}"

@@ -19,11 +19,19 @@ class Demo(Protocol):
     async def aclose(self) -> None: ...
 
 
+_GROUP = "holdfast.demo"
+#: Said where none is installed, and no model configured.
+NO_DEMO = "none is configured, and the demo needs the tools: pip install 'holdfast[demo]', or pass --config"
+
+
+def has_demo() -> bool:
+    """Whether a demo provider is installed."""
+    return bool(entry_points(group=_GROUP))
+
+
 def find_demo() -> Demo:
     """Make the demo provider that is installed. Raises `ConfigError` where none is."""
-    for entry in entry_points(group="holdfast.demo"):
+    for entry in entry_points(group=_GROUP):
         demo: Demo = entry.load()()
         return demo
-    raise ConfigError(
-        "models: none is configured, and the demo needs the tools: pip install 'holdfast[demo]', or pass --config"
-    )
+    raise ConfigError(f"models: {NO_DEMO}")

@@ -6,7 +6,7 @@ documentation and of PROTOCOL.md is generated from `ERRORS`.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class HoldfastError(Exception):
@@ -17,7 +17,8 @@ class HoldfastError(Exception):
     says whether the same request may succeed later, and may be sent again. It is false for a request that the
     provider may have processed if the operator wants no request to be billed twice. `retry_after` is a hint in
     seconds. `param` names the field of the request that is wrong. `partial`, which only the SDK sets, is what a
-    stream had delivered when it failed.
+    stream had delivered when it failed. What a provider has said of it is in `status`, `provider_code`,
+    `provider_type` and `provider_request_id`, each None where it has not.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -25,6 +26,10 @@ class HoldfastError(Exception):
     close_code: ClassVar[int | None] = 1011
     retryable: bool = True
     meaning: ClassVar[str] = "The gateway failed; the cause is in its log under the request id."
+    status: int | None = None
+    provider_code: str | None = None
+    provider_type: str | None = None
+    provider_request_id: str | None = None
 
     def __init__(self, message: str = "", *, retry_after: float | None = None, param: str | None = None) -> None:
         super().__init__(message or self.meaning)
@@ -131,7 +136,6 @@ class TooManyStreams(HoldfastError):
     code = "too_many_streams"
     http_status = 429
     close_code = None
-    retryable = True
     meaning = "The session has reached its limit of running streams."
 
 
@@ -175,7 +179,7 @@ class LogTrimmed(HoldfastError):
     http_status = 410
     close_code = None
     retryable = False
-    meaning = "Entries after the cursor were dropped to keep the log within its bound; resume is refused."
+    meaning = "Entries after the cursor are no longer kept: resume is refused, or reading ends."
 
 
 class Cancelled(HoldfastError):
@@ -193,7 +197,6 @@ class RateLimited(HoldfastError):
     code = "rate_limited"
     http_status = 429
     close_code = None
-    retryable = True
     meaning = "A limit of the key or tenant is used up; retry_after says when to come back."
 
 
@@ -201,7 +204,6 @@ class QueueFull(HoldfastError):
     code = "queue_full"
     http_status = 503
     close_code = None
-    retryable = True
     meaning = "The model is busy and the queue is full; nothing was sent to a provider."
 
 
@@ -209,7 +211,6 @@ class QueueTimeout(HoldfastError):
     code = "queue_timeout"
     http_status = 503
     close_code = None
-    retryable = True
     meaning = "The request waited in the queue until its deadline; nothing was sent to a provider."
 
 
@@ -217,7 +218,6 @@ class Overloaded(HoldfastError):
     code = "overloaded"
     http_status = 503
     close_code = 1013
-    retryable = True
     meaning = "The gateway has no room for new work; nothing was sent to a provider."
 
 
@@ -225,7 +225,6 @@ class Draining(HoldfastError):
     code = "draining"
     http_status = 503
     close_code = 1012
-    retryable = True
     meaning = "This gateway process is shutting down; connect again."
 
 
@@ -233,19 +232,53 @@ class Shutdown(HoldfastError):
     code = "shutdown"
     http_status = 503
     close_code = None
-    retryable = True
     meaning = "The gateway process was stopped while the stream ran; the stream ends with what it had delivered."
 
 
 # -- the provider --------------------------------------------------------------------------------------
 
 
+class ProviderError(NamedTuple):
+    """What a provider says of an error, in its own words: as hostile as all that it sends, but bounded.
+
+    `message` has at most 1000 characters, the other texts 100; what it does not say is empty. `status` is the HTTP
+    status that it means, where an answer with another one says so.
+    """
+
+    message: str = ""
+    code: str = ""
+    type: str = ""
+    param: str = ""
+    status: int | None = None
+
+
 class UpstreamError(HoldfastError):
+    """`told` is what the provider itself says. `same_endpoint_retry`: whether the same endpoint may do better.
+
+    It is false where it has started an answer that cannot be read, and would start it once more. `detail`, such as
+    an address, is for the log alone. `is_own_bound`: a bound of the gateway was met, which says nothing about the
+    provider. Errors of one `incident`, whatever object that is, have one cause.
+    """
+
     code = "upstream_error"
     http_status = 502
     close_code = None
-    retryable = True
+    same_endpoint_retry: bool = True
     meaning = "The provider reported an error within the stream."
+    detail: str | None = None
+    is_own_bound: bool = False
+    incident: object = None
+
+    def __init__(self, message: str = "", *, told: ProviderError | None = None, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.told = told
+        if told is not None:
+            self.param = self.param or told.param or None
+            self.provider_code = told.code or None
+            self.provider_type = told.type or None
+            if told.status is not None:
+                self.status = told.status
+                self.retryable = is_passing(told.status)
 
 
 class UpstreamStatus(UpstreamError):
@@ -253,13 +286,29 @@ class UpstreamStatus(UpstreamError):
 
     code = "upstream_status"
     meaning = "The provider refused the request; `status` and the message are the provider's."
+    status: int
 
-    def __init__(
-        self, message: str = "", *, status: int, retry_after: float | None = None, body: bytes = b""
-    ) -> None:
-        super().__init__(message, retry_after=retry_after)
+    def __init__(self, message: str = "", *, status: int, body: bytes = b"", **options: Any) -> None:
+        super().__init__(message, **options)
         self.status = status
         self.body = body
+        self.retryable = is_passing(status)
+
+
+class UpstreamRefused(UpstreamError):
+    """The provider refuses the gateway itself; if `is_certain`, whatever is asked of it. `reason` is for the log.
+
+    No `status` and none of the provider's words: they would tell the caller that its own credential is wrong.
+    """
+
+    code = "upstream_refused"
+    retryable = False
+    meaning = "The provider refused the gateway's own credential or quota; its operator has the cause in the log."
+
+    def __init__(self, message: str = "", *, reason: str = "", is_certain: bool = True) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.is_certain = is_certain
 
 
 class UpstreamConnectError(UpstreamError):
@@ -282,13 +331,12 @@ class UpstreamReset(UpstreamError):
         self,
         message: str = "",
         *,
-        retry_after: float | None = None,
-        param: str | None = None,
         processed: bool = True,
         is_stale: bool = False,
         is_refused: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(message, retry_after=retry_after, param=param)
+        super().__init__(message, **options)
         self.processed = processed
         self.is_stale = is_stale
         self.is_refused = is_refused
@@ -300,6 +348,15 @@ class CircuitOpen(UpstreamError):
     meaning = "Every endpoint of the model has failed too often; retry_after says when one is tried again."
 
 
+class LoopDetected(UpstreamError):
+    code = "loop_detected"
+    http_status = 508
+    retryable = False
+    #: It says nothing about the provider that the request was sent to.
+    is_own_bound = True
+    meaning = "The model's route leads back to a gateway that the request has passed; its operator has to mend it."
+
+
 class UpstreamTruncated(UpstreamError):
     code = "upstream_truncated"
     meaning = "The provider ended the answer without its terminal event."
@@ -308,7 +365,14 @@ class UpstreamTruncated(UpstreamError):
 class UpstreamMalformed(UpstreamError):
     code = "upstream_malformed"
     retryable = False
+    same_endpoint_retry = False
     meaning = "The provider sent something that is not the documented format."
+
+    @classmethod
+    def too_large(cls, message: str) -> Self:
+        error = cls(message)  # more than the gateway takes, which is no fault of the provider
+        error.is_own_bound = True
+        return error
 
 
 class UpstreamTimeout(UpstreamError):
@@ -330,6 +394,11 @@ class ConnectTimeout(UpstreamTimeout):
 class FirstByteTimeout(UpstreamTimeout):
     code = "first_byte_timeout"
     meaning = "The provider took the request, but did not begin to answer in time."
+
+
+class AnswerTimeout(UpstreamTimeout):
+    code = "answer_timeout"
+    meaning = "An answer that is not streamed was not there in time."
 
 
 class IdleTimeout(UpstreamTimeout):
@@ -395,6 +464,11 @@ def _tree(cls: type[HoldfastError]) -> list[type[HoldfastError]]:
 ERRORS: dict[str, type[HoldfastError]] = {cls.code: cls for cls in _tree(HoldfastError)}
 
 
+def is_passing(status: int) -> bool:
+    """Whether a status says that the same request may succeed later."""
+    return status in (408, 409, 425, 429) or status >= 500
+
+
 def from_wire(
     code: str,
     message: str,
@@ -414,7 +488,10 @@ def from_wire(
     elif cls is None:
         error = StreamFailed(f"{code}: {message}", retry_after=retry_after)
     else:
-        error = cls(message, retry_after=retry_after)
+        error = cls(message)
+        error.retry_after = retry_after
+    if status is not None:
+        error.status = status
     if retryable is not None:
         error.retryable = retryable
     return error

@@ -1,7 +1,8 @@
 """The gateway's log: one line per event, as JSON or for a terminal, written by a thread of its own.
 
 Everything that comes from outside (names, ids, messages) is escaped, so that nobody can forge a line of the log.
-If nobody reads the log, as when a pipe is full, lines are dropped and the event loop is not held up.
+If nobody reads the log, as when a pipe is full, lines are dropped and the event loop is not held up. A JSON line
+that would be too long has its fields shortened; it is never cut in the middle.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import re
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, Final, TextIO
 
 from holdfast.config.logging import LoggingConfig
 
+#: The logger of `observe.audit`, which marks its records. They are JSON in both formats, are written at each
+#: level, and have a reserve in the queue: what others write cannot crowd them out.
+AUDIT: Final = "holdfast.audit"
 #: How many lines may wait for the writer. Further ones are dropped and counted.
 MAX_WAITING = 10_000
-#: The longest line, in characters; the rest is cut off.
+_AUDIT_RESERVE = 1_000
+#: The longest line, in characters. The rest is cut off; of a JSON line, each long field's.
 MAX_LINE = 64 * 1024
+_FIELD_SIZES = (16 * 1024, 1024)
 #: How many seconds the last lines may take to be written when the process ends.
 _LAST_GRACE = 2.0
 
@@ -51,13 +58,37 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)  # pure ASCII: control characters are escaped
+        text = json.dumps(line, default=str)  # pure ASCII: control characters are escaped
+        return text if len(text) <= MAX_LINE else _shortened(line)
+
+
+def _shortened(line: dict[str, Any]) -> str:
+    """Write a line that is too long as one that still is JSON, with the beginning of each field."""
+    for size in _FIELD_SIZES:
+        short: dict[str, Any] = {"is_shortened": True}
+        for name, value in line.items():
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            short[name] = value if len(text) <= size else text[:size] + "..."
+        text = json.dumps(short, default=str)
+        if len(text) <= MAX_LINE:
+            return text
+    # It has more fields than there is room for.
+    return json.dumps({name: short[name] for name in ("is_shortened", "time", "level", "logger", "message")})
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Formats a line as time, level, message, and fields as `name=value`. A traceback is indented below it."""
+    """Formats a line as time, level, message, and fields as `name=value`. A traceback is indented below it.
+
+    Audit lines are JSON here too: programs read them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._json = JsonFormatter()
 
     def format(self, record: logging.LogRecord) -> str:
+        if _is_audit(record):
+            return self._json.format(record)
         parts = [_time(record), record.levelname.ljust(7), escape(record.getMessage())]
         for name, value in getattr(record, "fields", {}).items():
             text = str(value)
@@ -73,20 +104,33 @@ def _time(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 
 
+def _is_audit(record: logging.LogRecord) -> bool:
+    return bool(getattr(record, "is_audit", False))
+
+
 class QueueHandler(logging.Handler):
     """Passes lines to a thread that writes them. While the queue is full, lines are dropped and counted."""
 
-    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, stream: TextIO, *, max_waiting: int = MAX_WAITING, mask: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__()
+        self._mask = mask
         self.dropped = 0
+        self._told = 0
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(max_waiting)
+        self._max_waiting = max_waiting
+        self._lines: queue.Queue[str | None] = queue.Queue(max_waiting + _AUDIT_RESERVE)
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if self._lines.qsize() >= self._max_waiting and not _is_audit(record):
+                raise queue.Full
             line = self.format(record)
+            if self._mask is not None:
+                line = self._mask(line)
             if len(line) > MAX_LINE:
                 line = line[:MAX_LINE] + "..."
             self._lines.put_nowait(line)
@@ -96,17 +140,24 @@ class QueueHandler(logging.Handler):
             self.handleError(record)
 
     def _write(self) -> None:
-        told = 0
         while (line := self._lines.get()) is not None:
             try:
                 self._stream.write(line + "\n")
                 if self._lines.empty():
-                    if self.dropped > told:
-                        lost, told = self.dropped - told, self.dropped
-                        self._stream.write(self.format(_notice(lost)) + "\n")
+                    self._tell_of_dropped()
                     self._stream.flush()
             except (OSError, ValueError):
                 self.dropped += 1  # the reader is gone
+        try:
+            self._tell_of_dropped()
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    def _tell_of_dropped(self) -> None:
+        if self.dropped > self._told:
+            lost, self._told = self.dropped - self._told, self.dropped
+            self._stream.write(self.format(_notice(lost)) + "\n")
 
     def close(self) -> None:
         """Write the waiting lines, as far as the stream takes them within two seconds."""
@@ -131,16 +182,22 @@ def _notice(lost: int) -> logging.LogRecord:
 
 
 class Logs:
-    """The log of a process. Use it as a context manager: its end writes the waiting lines."""
+    """The log of a process. Use it as a context manager: its end writes the waiting lines.
 
-    def __init__(self, config: LoggingConfig, stream: TextIO | None = None) -> None:
-        self.handler = QueueHandler(stream or sys.stderr)
+    `mask` takes secrets out of a whole line, before it is cut.
+    """
+
+    def __init__(
+        self, config: LoggingConfig, stream: TextIO | None = None, *, mask: Callable[[str], str] | None = None
+    ) -> None:
+        self.handler = QueueHandler(stream or sys.stderr, mask=mask)
         self.configure(config)
 
     def configure(self, config: LoggingConfig) -> None:
         """Set the format and the level; also while the process runs."""
         self.handler.setFormatter(JsonFormatter() if config.format == "json" else ConsoleFormatter())
         logging.getLogger("holdfast").setLevel(config.level.upper())
+        logging.getLogger(AUDIT).setLevel(logging.INFO)  # whatever the level of the rest
 
     def __enter__(self) -> Logs:
         logging.getLogger().addHandler(self.handler)

@@ -144,7 +144,10 @@ def _show(stream: SyncEventStream, screen: _Screen) -> int:
             if isinstance(event, holdfast.Chunk):
                 screen.write(event.text)
             elif isinstance(event, holdfast.StreamQueued):
-                screen.note(f"queued at position {event.position}")
+                if event.retry_in is not None:
+                    screen.note(f"{event.code}: trying again in {event.retry_in:.1f} s")
+                else:
+                    screen.note(f"queued at position {event.position}")
         screen.end_line()
     except BrokenPipeError:
         # The reader of standard output has closed it. Python would flush it again at exit.

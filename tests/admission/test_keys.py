@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.admission.key_store import KeyStore, NewKey, read_active
+from holdfast.admission.key_rows import read_active
+from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.keys import Key, KeySet, KeyTable, create_key, hash_key, parse_hash
 from holdfast.admission.principal import Principal
 from holdfast.config.limits import LimitConfig
@@ -128,13 +129,13 @@ def store(tmp_path: Path, clock: Clock) -> KeyStore:
 
 def active(store: KeyStore) -> set[tuple[tuple[str, int], float | None]]:
     with closing(store.connect()) as connection:
-        return {(key.id, key.expires) for key in read_active(connection)}
+        return {(key.id, key.expires) for key in read_active(connection)[0]}
 
 
 def found(store: KeyStore, key: str) -> Key | None:
     with closing(store.connect()) as connection:
         table = KeyTable()
-        table.replace("store", KeySet(read_active(connection), store._clock()))
+        table.replace("store", KeySet(read_active(connection)[0], store._clock()))
     return table.find(key.encode(), store._clock())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from holdfast.core.entries import ErrorBody
 from holdfast.core.session import messages as m
 from holdfast.core.session.framing import SESSION_FRAMING
-from holdfast.core.websocket.connection import frame_header, text_frame
+from holdfast.core.websocket.frames import frame_header, text_frame
 from holdfast.core.websocket.handshake import accept_token
 from holdfast_tools.bench.http import HttpConnection, SseReader
 from holdfast_tools.bench.load import Load

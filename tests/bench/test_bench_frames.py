@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.websocket.connection import OP_PING, WebSocketConnection, frame_header, text_frame
+from holdfast.core.websocket.connection import WebSocketConnection
 from holdfast.core.websocket.events import TextMessage
+from holdfast.core.websocket.frames import OP_PING, frame_header, text_frame
 from holdfast_tools.bench.frames import PING, TEXT, FrameSplitter, client_frame
 
 

@@ -26,7 +26,7 @@ from holdfast import (
 )
 from holdfast.core.entries import EndStatus, Usage
 from holdfast.core.session import messages as m
-from holdfast.errors import IdleTimeout, TooManyStreams
+from holdfast.errors import IdleTimeout, ProviderError, TooManyStreams
 from tests.support.scripted_gateway import Generation, MakeClient, Script, ScriptedGateway, answers, words
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -119,6 +119,37 @@ async def test_events_yield_queue_position_chunks_and_end(
         Chunk(1, {"odd": [1]}, ""),
         StreamEnd(2, "completed", "stop", Usage(1, 2, 3), []),
     ]
+
+
+async def test_wait_before_another_try_is_an_event_of_its_own(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    def answer(generation: Generation) -> None:
+        gateway.last.send(m.Queued(generation.id, 0, attempt=2, delay_ms=1500, code="upstream_status"))
+        generation.say("a")
+        generation.end()
+
+    gateway.on_create = answer
+    first, *_ = [event async for event in client.events(HELLO, model="demo")]
+    assert first == StreamQueued(0, retry_in=1.5, attempt=2, code="upstream_status")
+
+
+async def test_error_of_a_stream_has_what_the_provider_said(
+    gateway: ScriptedGateway, client: StreamingAIClient
+) -> None:
+    told = ProviderError("too long", "context_length_exceeded", "invalid_request_error", "messages")
+    refusal = UpstreamStatus(told.message, status=400, told=told)
+    refusal.provider_request_id = "req_7"
+    gateway.on_create = lambda generation: generation.end("failed", refusal)
+    with pytest.raises(UpstreamStatus) as caught:
+        await client.stream_chat(HELLO, model="demo").__anext__()
+    error = caught.value
+    assert (error.status, error.param, error.retryable) == (400, "messages", False)
+    assert (error.provider_code, error.provider_type, error.provider_request_id) == (
+        "context_length_exceeded",
+        "invalid_request_error",
+        "req_7",
+    )
 
 
 async def test_iterator_that_has_ended_stays_ended(gateway: ScriptedGateway, client: StreamingAIClient) -> None:

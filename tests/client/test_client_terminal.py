@@ -119,6 +119,18 @@ async def test_chat_answers_the_prompt_of_its_argument(gateway: ScriptedGateway,
     assert gateway.requests[0].headers["Authorization"] == "Bearer k1"
 
 
+async def test_chat_tells_of_a_wait_before_another_try(gateway: ScriptedGateway, start: Start) -> None:
+    def answer(generation: Generation) -> None:
+        gateway.last.send(m.Queued(generation.id, 0, attempt=2, delay_ms=1500, code="upstream_status"))
+        generation.say("Hello")
+        generation.end()
+
+    gateway.on_create = answer
+    terminal = await start("chat", "hi there", "--model", "m1")
+    assert await terminal.status() == 0
+    assert (terminal.out, terminal.err) == ("Hello\n", "upstream_status: trying again in 1.5 s\n")
+
+
 async def test_chat_answers_the_prompt_of_standard_input(gateway: ScriptedGateway, start: Start) -> None:
     gateway.on_create = answers("\x1b[2Jx")
     terminal = await start("chat", stdin=b"two\nlines\n")

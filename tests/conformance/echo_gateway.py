@@ -10,11 +10,14 @@ import asyncio
 
 import uvloop
 
+from holdfast.core.limits.budget import Budget
 from holdfast.core.websocket.handshake import UpgradeRejected, check_upgrade, switching_protocols
 from holdfast.dialects.chat import CHAT
 from holdfast.errors import InvalidRequest
+from holdfast.server.listener.admitted import Admitted, Limits
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
-from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast.server.listener.http import HttpConnection
+from holdfast.server.listener.turns import Turns
 from holdfast.server.listener.websocket import Liveness, WebSocketProtocol
 from holdfast.timers import Timers
 
@@ -32,27 +35,25 @@ class EchoProtocol(WebSocketProtocol):
     def binary_received(self, data: bytes) -> None:
         self.codec.send_binary(data)
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self.transport is not None:
-            self.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.transport is not None:
-            self.transport.resume_reading()
-
 
 class EchoApplication:
     is_draining = False
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
+        self.turns = Turns()
+        self.budget = Budget(1 << 30)
 
-    async def handle(self, request: Request, exchange: Exchange) -> None:
+    def admit(self, request: Request, *, may_wait: bool = True) -> Admitted:
+        return Admitted(CHAT, self._refuse)
+
+    async def _refuse(self, request: Request, exchange: Exchange) -> None:
         rejected = check_upgrade(request.method.encode(), request.http_version, request.headers)
         if isinstance(rejected, UpgradeRejected):
             exchange.refuse(InvalidRequest(rejected.message), status=rejected.status, headers=rejected.headers)
+
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        pass
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
@@ -66,7 +67,13 @@ class EchoApplication:
             return
         transport.write(switching_protocols(accepted))
         echo = EchoProtocol(
-            transport, self._timers, max_message=MAX_MESSAGE, liveness=Liveness(interval=20.0, timeout=10.0)
+            transport,
+            self._timers,
+            self.turns,
+            self.budget.account("echo"),
+            max_message=MAX_MESSAGE,
+            message_timeout=60.0,
+            liveness=Liveness(interval=20.0, timeout=10.0),
         )
         if rest:
             echo.data_received(rest)
@@ -88,8 +95,9 @@ async def serve(host: str, port: int) -> None:
     timers = Timers()
     application = EchoApplication(timers)
     limits = Limits(max_body=1024, header_timeout=10.0, body_timeout=10.0, keep_alive_timeout=10.0)
+    turns, budget = application.turns, application.budget
     server = await asyncio.get_running_loop().create_server(
-        lambda: HttpConnection(application, timers, limits), host, port, backlog=1024
+        lambda: HttpConnection(application, timers, turns, budget, limits), host, port, backlog=1024
     )
     print(f"echo on ws://{host}:{server.sockets[0].getsockname()[1]}/", flush=True)
     async with server:

@@ -428,3 +428,33 @@ async def test_former_owner_that_stops_listening_does_not_silence_the_new_one(st
     store.signal(stream, Cancel())
     async with asyncio.timeout(DEADLINE):
         assert await received.get() == Cancel()
+
+
+# -- a request id that stands for nothing any more --
+
+
+async def test_freed_request_id_is_claimed_anew_and_the_older_stream_stays(store: LogStore) -> None:
+    older = await claimed(store)
+    store.free_request(older)
+    newer = await answer(store.claim, new_claim(digest=b"another"))
+    assert (newer.is_new, newer.claim.digest) == (True, b"another")
+    again = await answer(store.claim, new_claim())
+    assert (again.is_new, again.claim.stream) == (False, newer.claim.stream)
+    assert (await answer(store.find, older)).claim.stream == older
+    assert (await answer(store.find_request, OWNER, "r-1")).claim.stream == newer.claim.stream
+
+
+async def test_end_of_the_older_stream_leaves_the_freed_request_id_to_the_newer(store: LogStore) -> None:
+    older = await claimed(store)
+    store.free_request(older)
+    newer = await claimed(store)
+    store.free_request(older)  # once more
+    store.release(older, keep=0)
+    assert await answer(store.find, older) is None
+    assert (await answer(store.find_request, OWNER, "r-1")).claim.stream == newer
+
+
+async def test_freeing_the_request_of_an_unknown_stream_does_nothing(store: LogStore) -> None:
+    stream = await claimed(store)
+    store.free_request("st_unknown")
+    assert (await answer(store.find_request, OWNER, "r-1")).claim.stream == stream

@@ -174,3 +174,47 @@ def test_failing_probes_open_it_and_hold_it_open() -> None:
     acquire(breaker, 9.0)
     breaker.probe_failed(9.0)
     assert breaker.state is BreakerState.OPEN
+
+
+# -- a refusal of the gateway itself --
+
+
+def test_refusal_opens_it_at_once_for_its_own_time() -> None:
+    breaker = Breaker(LIMITS)
+    assert breaker.refuse(acquire(breaker, 0.0), 0.0, 60.0)
+    assert (breaker.state, breaker.is_refused, breaker.opened) == (BreakerState.OPEN, True, 1)
+    assert breaker.retry_after(10.0) == 50.0
+
+
+def test_refusal_is_news_once_however_many_tries_were_under_way() -> None:
+    breaker = Breaker(LIMITS)
+    first, second = acquire(breaker, 0.0), acquire(breaker, 0.0)
+    assert breaker.refuse(first, 0.0, 60.0)
+    assert not breaker.refuse(second, 1.0, 60.0)
+    assert breaker.retry_after(1.0) == 59.0
+
+
+def test_refused_trial_opens_it_again_and_one_that_succeeds_closes_it() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.refuse(acquire(breaker, 0.0), 0.0, 60.0)
+    assert breaker.refuse(acquire(breaker, 60.0), 60.0, 60.0)
+    assert (breaker.retry_after(60.0), breaker.opened) == (60.0, 1)
+    breaker.succeed(acquire(breaker, 120.0), 120.0)
+    assert (breaker.state, breaker.is_refused) == (BreakerState.CLOSED, False)
+
+
+def test_health_checks_say_nothing_about_a_refusal() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.refuse(acquire(breaker, 0.0), 0.0, 60.0)
+    breaker.probe_succeeded(1.0)
+    breaker.probe_failed(2.0)
+    assert (breaker.state, breaker.retry_after(2.0)) == (BreakerState.OPEN, 58.0)
+
+
+def test_trial_that_fails_otherwise_is_an_ordinary_failure() -> None:
+    breaker = Breaker(LIMITS)
+    breaker.refuse(acquire(breaker, 0.0), 0.0, 60.0)
+    breaker.fail(acquire(breaker, 60.0), 60.0)
+    assert not breaker.is_refused
+    breaker.probe_succeeded(61.0)
+    assert breaker.state is BreakerState.CLOSED

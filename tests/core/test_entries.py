@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.core.entries import Owner, Usage
+from holdfast.core.entries import MAX_COUNT, Owner, Usage
 
 TENANT, ANN, BOB = Owner("t"), Owner("t", "ann"), Owner("t", "bob")
 ADMIN = Owner("admin", is_admin=True)
@@ -38,6 +38,9 @@ def test_owner_may_not_read_what_another_owns(caller: Owner, owner: Owner) -> No
         (Usage(), 0),
         (Usage(prompt_tokens=3, completion_tokens=4), 7),
         (Usage(prompt_tokens=3, completion_tokens=4, total_tokens=9), 9),
+        (Usage(prompt_tokens=-3), 0),
+        (Usage(total_tokens=-1), 0),
+        (Usage(prompt_tokens=MAX_COUNT, completion_tokens=MAX_COUNT), MAX_COUNT),
     ],
 )
 def test_total_is_billed_or_else_the_sum(usage: Usage, billed: int) -> None:

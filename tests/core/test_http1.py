@@ -305,6 +305,7 @@ def test_empty_line_after_the_response_is_passed_over() -> None:
 def test_garbage_fails_stream_and_connection(response: bytes) -> None:
     connection, events = receive(response)
     assert_failed(connection, events)
+    assert [event.is_malformed for event in events if isinstance(event, StreamFailed)] == [True]
 
 
 def test_garbage_after_a_part_keeps_the_part() -> None:

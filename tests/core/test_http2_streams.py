@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from holdfast.core.http.connection import (
@@ -174,7 +176,7 @@ def test_longer_body_fails_the_stream(write: object, end: bool) -> None:
     peer.send(data(stream_id, b"abc"))
     events = peer.send(write(stream_id, b"def", end=end))  # type: ignore[operator]
     reason = "a body longer than its content-length"
-    assert events == [StreamFailed(stream_id, ErrorCode.PROTOCOL_ERROR, reason, True)]
+    assert events == [StreamFailed(stream_id, ErrorCode.PROTOCOL_ERROR, reason, True, is_malformed=True)]
     # The peer has ended its side, and ours was ended: nothing is left to reset.
     assert [sent.kind for sent in peer.sent()] == ([] if end else [RST_STREAM])
 
@@ -221,8 +223,19 @@ def test_malformed_head_fails_the_stream(fields: list[tuple[bytes, bytes]]) -> N
     events = peer.send(peer.headers(stream_id, fields))
     assert isinstance(events[0], StreamFailed)
     assert (events[0].stream_id, events[0].code) == (stream_id, ErrorCode.PROTOCOL_ERROR)
+    assert events[0].is_malformed
     assert Frame(RST_STREAM, 0, stream_id, b"\0\0\0\x01") in peer.sent()
     assert peer.send(data(other, b"on", end=True)) == [DataReceived(other, [b"on"]), ResponseEnded(other, [])]
+
+
+def test_peer_that_demands_http_1_1_has_not_processed_the_request() -> None:
+    peer = Peer()
+    fresh, begun = peer.request(), peer.answered()
+    for stream_id, processed in ((fresh, False), (begun, True)):
+        code = ErrorCode.HTTP_1_1_REQUIRED.to_bytes(4, "big")
+        (failed,) = peer.send(frame(RST_STREAM, 0, stream_id, code))
+        assert isinstance(failed, StreamFailed)
+        assert (failed.processed, failed.is_malformed) == (processed, False)
 
 
 def test_informational_response_that_ends_the_stream_fails_it() -> None:
@@ -272,6 +285,25 @@ def test_bad_compression_fails_the_connection() -> None:
     events = peer.send(frame(HEADERS, END_HEADERS, peer.request(), b"\x80"))
     assert isinstance(events[0], StreamFailed)
     assert_connection_failed(peer, events, ErrorCode.COMPRESSION_ERROR)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda stream_id: [frame(HEADERS, END_HEADERS, stream_id, b"\x80")],
+        lambda stream_id: [frame(HEADERS, END_HEADERS, stream_id, bytes(16_000))],
+        lambda stream_id: [frame(HEADERS, 0, stream_id, b""), *[frame(CONTINUATION, 0, stream_id, b"")] * 65],
+    ],
+)
+def test_fields_that_fail_the_connection_are_the_fault_of_their_own_stream_alone(fault: Any) -> None:
+    peer = Peer(max_header_list_size=1000)
+    ours, theirs = peer.answered(), peer.request()
+    failed = {
+        event.stream_id: event.is_malformed
+        for event in peer.send(*fault(theirs))
+        if isinstance(event, StreamFailed)
+    }
+    assert failed == {ours: False, theirs: True}
 
 
 # -- field blocks in parts -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -16,6 +17,29 @@ def test_decoded_message_has_its_fields() -> None:
     message = m.decode_client_message('{"type":"attach","stream":"st_1","after":4,"credit":0}')
     assert message == m.Attach("st_1", after=4, credit=0)
     assert m.decode_server_message(b'{"type":"queued","stream":"st_1","position":2}') == m.Queued("st_1", 2)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (r"\ud83d", "\ufffd"),
+        (r"\uDE00\ud83d", "\ufffd\ufffd"),
+        (r"a\\\ud83d\n", "a\\\ufffd\n"),
+        (r"\\ud83d\ud83d", "\\ud83d\ufffd"),
+        (r"\ud83d\ude00\ude00é", "\U0001f600\ufffdé"),
+        (r"\ud83d\u0041", "\ufffdA"),
+    ],
+)
+def test_half_a_character_in_an_entry_costs_no_more_than_itself(sent: str, read: str) -> None:
+    text = '{"type":"event","stream":"st_1","seq":3,"data":{"x":"' + sent + '"}}'
+    for form in (text, text.encode()):
+        message = m.decode_server_message(form)
+        assert isinstance(message, m.Event)
+        assert json.loads(bytes(message.data)) == {"x": read}
+    with pytest.raises(InvalidMessage):
+        m.decode_client_message(text)
+    with pytest.raises(InvalidMessage):
+        m.decode_server_message(text[:-1])
 
 
 def test_invalid_message_says_what_and_where() -> None:
@@ -40,6 +64,34 @@ def test_invalid_message_says_what_and_where() -> None:
 def test_hostile_text_is_invalid_and_nothing_else(text: str | bytes) -> None:
     with pytest.raises(InvalidMessage):
         m.decode_client_message(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "item"),
+    [
+        ('{"type":"ack","streams":{%s}}', ",", '"%06d":1'),
+        ('{"type":"hello","version":1,"streams":[%s]}', ",", '{"stream":"%06d"}'),
+    ],
+)
+def test_large_message_that_is_no_create_is_not_decoded(text: str, separator: str, item: str) -> None:
+    """A million small members would take seconds, and a hundred times their size."""
+    large = text % separator.join(item % number for number in range(200_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidMessage, match=r"only a `create` may have more than 262144 bytes"):
+            m.decode_client_message(large)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_create_is_kept_to_the_letter_and_the_largest_hello_is_no_large_message() -> None:
+    request = b'{"a":[' + b",".join([b"{}"] * 200_000) + b"]}"
+    create = m.decode_client_message(b'{"request_id":"r","request":%b,"type":"create"}' % request)
+    assert isinstance(create, m.Create)
+    assert bytes(create.request) == request
+    streams = [m.Resume("st_" + "0" * 32, m.MAX_SEQ, 2**53, m.MAX_CREDIT)] * m.MAX_STREAMS_PER_MESSAGE
+    assert len(m.encode(m.Hello(1, "x" * 256, "x" * 256, streams))) < m.MAX_SMALL_MESSAGE // 2
 
 
 def test_numbers_that_can_be_read_can_be_written() -> None:
@@ -99,3 +151,15 @@ def test_error_becomes_part_of_an_end() -> None:
     assert error_body(AheadOfLog("no", param="after")) == ErrorBody("ahead_of_log", "no", param="after")
     body = error_body(UpstreamStatus("busy", status=429, retry_after=1))
     assert body == ErrorBody("upstream_status", "busy", retryable=True, retry_after=1, status=429)
+
+
+@pytest.mark.parametrize("text", ['{"type":"%s"}' % ("x" * 100_000), '{"type":"ping","t":"%s"}' % ("x" * 257)])
+def test_error_quotes_little_of_what_it_refuses(text: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        m.decode_client_message(text)
+    assert len(caught.value.message) < 250
+    assert "$." in caught.value.message  # it still says where
+
+
+def test_longest_t_of_a_ping_is_taken() -> None:
+    assert m.decode_client_message('{"type":"ping","t":"%s"}' % ("x" * m.MAX_PING)) == m.Ping("x" * m.MAX_PING)

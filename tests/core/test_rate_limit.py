@@ -104,6 +104,15 @@ def test_settling_for_more_is_a_debt_of_one_window() -> None:
     assert (rate.used(60.0), rate.used(90.0)) == (20, 0)
 
 
+def test_settling_for_less_than_nothing_gives_nobody_more_than_the_limit() -> None:
+    rate = RateLimit(10)
+    reservation = rate.reserve(0.0, 5)
+    assert reservation is not None
+    reservation.start(0.0)
+    reservation.settle(1.0, -100)
+    assert (rate.used(1.0), rate.remaining(1.0)) == (0, 10)
+
+
 def test_settling_what_never_started_counts_what_was_used() -> None:
     rate = RateLimit(10)
     reservation = rate.reserve(0.0, 5)

@@ -5,7 +5,15 @@ from collections import Counter
 
 import pytest
 
-from holdfast.core.retry import RetryBudget, RetryLimits, RoutePlan, Step, order_route, parse_retry_after
+from holdfast.core.retry import (
+    RetryBudget,
+    RetryLimits,
+    RoutePlan,
+    Step,
+    order_route,
+    parse_milliseconds,
+    parse_retry_after,
+)
 
 
 class Ceiling:
@@ -51,6 +59,40 @@ def test_repetition_waits_and_each_one_longer() -> None:
     for delay in (1.0, 2.0, 4.0):
         plan.failed(0, 10.0)
         assert take(plan, 10.0) == Step(0, delay, True)
+
+
+def test_request_waits_no_longer_than_the_bound_in_sum() -> None:
+    plan = plan_of(0, limits=RetryLimits(max_attempts=9, initial=4.0, maximum=4.0, max_total_wait=10.0))
+    delays = []
+    take(plan)
+    plan.failed(0, 0.0)
+    while (step := plan.next(0.0, always)) is not None:
+        delays.append(step.delay)
+        plan.waited(step.delay)
+        plan.begin(step)
+        plan.failed(0, 0.0)
+    assert delays == [4.0, 4.0]
+
+
+def test_delay_beyond_the_bound_is_not_begun_and_another_target_is_tried() -> None:
+    plan = plan_of(0, 1, limits=RetryLimits(max_attempts=9, initial=1.0, maximum=1.0, max_total_wait=10.0))
+    take(plan)
+    plan.failed(0, 0.0, retry_after=20.0)
+    assert take(plan) == Step(1, 0.0, False)
+    plan.failed(1, 0.0)
+    assert take(plan) == Step(1, 1.0, True)
+    plan.exclude(1)
+    assert plan.next(0.0, always) is None
+    # Time that passes by itself is no wait.
+    assert plan.next(12.0, always) == Step(0, 9.0, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(b"1500", 1.5), (b"0", 0.0), (b"2.5", 0.0025), (b"", None), (b"-1", None), (b"soon", None)],
+)
+def test_milliseconds_of_a_provider(value: bytes, seconds: float | None) -> None:
+    assert parse_milliseconds(value) == seconds
 
 
 def test_time_that_has_passed_is_not_waited_again() -> None:

@@ -108,6 +108,24 @@ def test_object_that_is_no_payload_closes(text: str) -> None:
 # -- invalid messages -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "text", ['{"type":"%s"}', '{"type":"create","request":{},"request_id":"%s"}', '["%s"]', "{%s"]
+)
+def test_large_invalid_message_closes_at_once(text: str) -> None:
+    session = open_session()
+    assert session.receive_text(text % ("x" * 200_000)) is None
+    assert session.receive_text(text % ("x" * m.MAX_SMALL_MESSAGE)) == CloseRequired(4400, "invalid_message")
+
+
+def test_text_of_a_payload_is_not_looked_through_for_a_type_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str | bytes] = []
+    monkeypatch.setattr(m, "decode_client_message", decoded.append)
+    session = new_session(negotiated=False)
+    assert session.receive_text(PAYLOAD) == CreateReceived(None, PAYLOAD.encode(), None)
+    assert session.receive_text(PAYLOAD) == CreateReceived(None, PAYLOAD.encode(), None)
+    assert decoded == []
+
+
 def test_closed_session_ignores_everything() -> None:
     session = open_session()
     session.fail(SessionSuperseded())
@@ -235,7 +253,7 @@ def test_many_held_messages_pause_the_socket() -> None:
 
 def test_large_held_messages_pause_the_socket() -> None:
     session = open_session()
-    large = '{"type":"ping","t":"' + "x" * (MAX_HELD_BYTES // 2) + '"}'
+    large = '{"type":"create","request_id":"r","request":{"x":"' + "x" * (MAX_HELD_BYTES // 2) + '"}}'
     for _ in range(2):
         session.hold()
         session.receive_text(large)
@@ -317,3 +335,31 @@ def test_lost_connection_gives_its_cursors_back() -> None:
     assert session.cursors == {}
     assert session.receive_text('{"type":"ping"}') is None
     assert session.waiting == 0
+
+
+def test_bytes_of_what_is_due_are_counted_until_it_is_sent() -> None:
+    session = open_session()
+    session.receive_text('{"type":"ping","t":"x"}')
+    assert session.waiting_bytes == len(b'{"type":"pong","t":"x"}')
+    session.data_to_send()
+    assert session.waiting_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "useless"),
+    [
+        ('{"type":"ping"}', 1),
+        ('{"type":"pong"}', 1),
+        ('{"type":"none"}', 1),
+        ('{"type":"create","request_id":"r","request":5}', 1),
+        ('{"type":"create","request_id":"r","request":{}}', 0),
+        # These may cross the end of their stream, thousands of times where answers are short.
+        ('{"type":"ack","streams":{"st_1":1}}', 0),
+        ('{"type":"credit","stream":"st_1","bytes":1}', 0),
+        ('{"type":"detach","stream":"st_1"}', 0),
+    ],
+)
+def test_messages_that_serve_nothing_are_counted(message: str, useless: int) -> None:
+    session = open_session()
+    session.receive_text(message)
+    assert session.useless == useless

@@ -185,6 +185,20 @@ def test_named_stream_gives_the_events_of_the_standard(stream: bytes, events: li
     assert inside().feed_events(stream) == events
 
 
+def test_names_go_with_the_payloads_of_the_last_feed() -> None:
+    splitter = EventSplitter()
+    assert (splitter.feed(b"event: error\ndata: 1\n\ndata: 2\n\n"), splitter.names) == (
+        [b"1", b"2"],
+        [b"error", b""],
+    )
+    assert (splitter.feed(b"data: 3\n\n"), splitter.names) == ([b"3"], ())
+    assert (splitter.feed(b"event: a\ndata: 4\n"), splitter.names) == ([], ())
+    assert (splitter.feed(b"\ndata"), splitter.names) == ([b"4"], [b"a"])
+    assert (splitter.feed(b": 5\n\n"), splitter.names) == ([b"5"], ())
+    splitter.feed(b"event: error\ndata: 6")
+    assert (splitter.eof(), splitter.names) == (b"6", (b"error",))
+
+
 # -- splitter: the end and the bound -------------------------------------------------------------------
 
 

@@ -127,7 +127,9 @@ class ClientRunner:
             case client.StreamAccepted():
                 return {"event": "accepted", "stream": self.name(event.stream), "duplicate": event.duplicate}
             case client.StreamQueued():
-                return {"event": "queued", "stream": self.name(event.stream), "position": event.position}
+                fields = {"retry_in": event.retry_in, "attempt": event.attempt, "code": event.code}
+                queued = {"event": "queued", "stream": self.name(event.stream), "position": event.position}
+                return queued | without_nothing(fields)
             case client.EntriesReceived():
                 payloads = [json.loads(payload) for payload in event.payloads]
                 last = event.stream.last_seq

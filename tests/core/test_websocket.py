@@ -7,21 +7,12 @@ import sys
 
 import pytest
 
-from holdfast.core.websocket import connection as websocket
+from holdfast.core.websocket import frames
 from holdfast.core.websocket.connection import (
     MAX_QUEUED_PONGS,
-    OP_BINARY,
-    OP_CLOSE,
-    OP_CONTINUATION,
-    OP_PING,
-    OP_PONG,
-    OP_TEXT,
+    SMALL_FRAGMENT,
     WebSocketConnection,
     WebSocketMisuse,
-    frame_header,
-    is_sendable_close_code,
-    text_frame,
-    xor_mask,
 )
 from holdfast.core.websocket.events import (
     BinaryMessage,
@@ -31,6 +22,18 @@ from holdfast.core.websocket.events import (
     PingReceived,
     PongReceived,
     TextMessage,
+)
+from holdfast.core.websocket.frames import (
+    OP_BINARY,
+    OP_CLOSE,
+    OP_CONTINUATION,
+    OP_PING,
+    OP_PONG,
+    OP_TEXT,
+    frame_header,
+    is_sendable_close_code,
+    text_frame,
+    xor_mask,
 )
 
 MASK = b"\x37\xfa\x21\x3d"
@@ -470,12 +473,116 @@ def test_frame_header_has_the_shortest_length_field(size: int) -> None:
 def test_masking_without_the_c_routine_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert xor_mask(b"Hello", MASK) == bytes.fromhex("7f 9f 4d 51 58")  # RFC 6455 section 5.7
     monkeypatch.setitem(sys.modules, "websockets.speedups", None)
-    spec = importlib.util.spec_from_file_location("websocket_without_speedups", websocket.__file__)
+    spec = importlib.util.spec_from_file_location("frames_without_speedups", frames.__file__)
     assert spec is not None
     assert spec.loader is not None
     plain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plain)
     for size in range(20):
         payload = bytes(range(0x30, 0x30 + size))
-        received = plain.WebSocketConnection().receive_data(client_frame(OP_TEXT, payload))
-        assert [event.data for event in received] == [payload.decode()]
+        assert plain.unmask(xor_mask(payload, MASK), MASK) == payload
+
+
+def frames_of_each_kind() -> bytes:
+    return b"".join(
+        (
+            client_frame(OP_TEXT, b"one"),
+            client_frame(OP_PING, b"p"),
+            client_frame(OP_TEXT, b"tw", fin=False),
+            client_frame(OP_PONG),
+            client_frame(OP_CONTINUATION, b"o"),
+            client_frame(OP_BINARY, b"x" * 300),
+            client_frame(OP_CLOSE, b"\x03\xe8"),
+            client_frame(OP_TEXT, b"ignored"),
+        )
+    )
+
+
+# -- in shares -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_frames", [1, 2, 3, 100])
+def test_frames_read_in_shares_give_the_same_events(max_frames: int) -> None:
+    data = frames_of_each_kind()
+    expected = WebSocketConnection().receive_data(data)
+    connection = WebSocketConnection()
+    received = connection.receive_data(data, max_frames)
+    assert len(received) <= max_frames
+    assert connection.has_unread == (max_frames < 100)
+    while connection.has_unread:
+        more = connection.receive_data(b"", max_frames)
+        assert len(more) <= max_frames
+        received += more
+    assert received == expected
+    assert connection.bytes_held == 0
+
+
+def test_bytes_that_come_while_others_are_unread_follow_them() -> None:
+    connection = WebSocketConnection()
+    data = client_frame(OP_TEXT, b"one") + client_frame(OP_TEXT, b"two")
+    assert connection.receive_data(data, 1) == [TextMessage("one")]
+    assert connection.bytes_held == len(client_frame(OP_TEXT, b"two"))
+    assert not connection.is_in_message  # nothing has yet to come
+    cut = client_frame(OP_TEXT, b"three")
+    assert connection.receive_data(cut[:5], 1) == [TextMessage("two")]
+    assert connection.has_unread
+    assert connection.receive_data(b"", 1) == []
+    assert not connection.has_unread
+    assert connection.is_in_message
+    assert connection.receive_data(cut[5:], 1) == [TextMessage("three")]
+    assert not connection.is_in_message
+
+
+def test_message_in_pieces_is_counted_once_and_holds_its_bytes() -> None:
+    connection = WebSocketConnection()
+    frame = client_frame(OP_TEXT, b"x" * 1000)
+    connection.receive_data(frame[:500])
+    assert (connection.messages_begun, connection.bytes_held, connection.is_in_message) == (1, 492, True)
+    connection.receive_data(frame[500:])
+    assert (connection.messages_begun, connection.bytes_held, connection.is_in_message) == (1, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("data", "useless"),
+    [
+        (client_frame(OP_TEXT, b"x"), 0),
+        (client_frame(OP_BINARY), 0),
+        (client_frame(OP_PING), 1),
+        (client_frame(OP_PONG), 1),
+        (client_frame(OP_TEXT, b"x", fin=False) + client_frame(OP_CONTINUATION), 2),
+        (client_frame(OP_TEXT, b"x" * SMALL_FRAGMENT, fin=False), 0),
+        (client_frame(OP_TEXT, b"x" * 64, fin=False) + client_frame(OP_CONTINUATION, b"x" * SMALL_FRAGMENT), 0),
+    ],
+)
+def test_frames_that_serve_nothing_are_counted(data: bytes, useless: int) -> None:
+    connection = WebSocketConnection()
+    connection.receive_data(data)
+    assert connection.useless == useless
+
+
+def test_pong_that_answers_a_ping_is_not_useless() -> None:
+    connection = WebSocketConnection()
+    connection.send_ping()
+    connection.receive_data(client_frame(OP_PONG) * 2)
+    assert connection.useless == 1
+
+
+def test_connection_without_room_reads_past_messages_and_hears_the_close() -> None:
+    connection = WebSocketConnection()
+    frame = client_frame(OP_TEXT, b"x" * 1000)
+    connection.receive_data(frame[:500])
+    connection.discard_messages()
+    assert connection.bytes_held == 0
+    assert connection.receive_data(frame[500:]) == []
+    assert connection.receive_data(client_frame(OP_TEXT, b"\xff" * 100)[:50]) == []
+    assert connection.bytes_held == 0
+    assert connection.receive_data(client_frame(OP_TEXT, b"\xff" * 100)[50:] + client_frame(OP_CLOSE)) == [
+        CloseReceived(1005, "")
+    ]
+
+
+def test_connection_without_room_that_has_no_message_reads_past_whole_ones() -> None:
+    connection = WebSocketConnection()
+    assert connection.is_at_boundary
+    connection.discard_messages()
+    assert connection.receive_data(client_frame(OP_TEXT, b"x")) == []

@@ -7,7 +7,6 @@ entry of a streamed answer is `[0,"a"]`: it is made anew, and no chunk of the pr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 
 from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
+from holdfast.core.json_object import members
 from holdfast.core.sse import write_event
 from holdfast.dialects.ask import Ask, Bounds, RateLeft
 from holdfast.dialects.chat import CHAT
@@ -63,18 +63,21 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 class EchoReader:
     """Reads the lines of one answer. One that is not streamed is a single entry, `{"said": ["a", "b"]}`."""
 
-    content_type = b"application/x-ndjson"
-
     def __init__(self, *, streamed: bool, max_entry: int) -> None:
         self._streamed = streamed
         self._max_entry = max_entry
         self._rest = b""
         self._words: list[str] = []
+        self.is_answered = False
         self.is_finished = False
         self.error: UpstreamError | None = None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.units = 0
+
+    def begin(self, content_type: bytes) -> None:
+        if content_type != b"application/x-ndjson":
+            self.error = UpstreamMalformed(f"the answer is {content_type!r}, and no echo")
 
     def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
         *lines, self._rest = (self._rest + b"".join(chunks)).split(b"\n")
@@ -152,8 +155,7 @@ class EchoDialect:
             dialect=self.name,
             model=known.to,
             stream=known.live if stream is None else stream,
-            body=msgspec.json.decode(raw),
-            digest=hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest(),
+            body=raw.encode() if isinstance(raw, str) else raw,
             bounds=Bounds(
                 max_output=at_most if at_most is not None and at_most > 0 else None,
                 choices=1,
@@ -165,8 +167,11 @@ class EchoDialect:
             wants_usage=False,
         )
 
+    def least_text(self, raw: bytes) -> int:
+        return len(raw)
+
     def prompt_of(self, ask: Ask) -> object:
-        return ask.body["say"]
+        return _decode_request(ask.body).say
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         return msgspec.json.encode({"oops": error.code, "why": error.message})
@@ -181,7 +186,7 @@ class EchoDialect:
         return [(b"x-echo-key", key.encode())]
 
     def request(self, ask: Ask, model: str, options: EchoOptions, *, path: str, stream_id: str) -> HttpRequest:
-        body = {**ask.body, "to": model.upper() if options.loud else model}
+        body = {**members(ask.body), "to": model.upper() if options.loud else model}
         return HttpRequest("PUT", f"{path}/echo/{stream_id}", [], msgspec.json.encode(body))
 
     def reader(self, ask: Ask, options: EchoOptions, *, max_entry: int) -> AnswerReader:
@@ -189,6 +194,9 @@ class EchoDialect:
 
     def request_id(self, headers: Headers) -> str | None:
         return header_text(headers, b"x-echo-trace")
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        return error
 
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         text = body[:100].decode("ascii", "replace")
@@ -199,16 +207,15 @@ class EchoByChat:
     """Lets clients of `echo` be answered by a provider of chat completions."""
 
     def ask(self, ask: Ask) -> Ask:
-        said = ask.body
-        if said.get("backwards"):
+        said = _decode_request(ask.body)
+        if said.backwards:
             raise InvalidRequest("a chat model does not speak backwards", param="backwards")
         body = {
             "model": ask.model,
-            "messages": [{"role": "user", "content": " ".join(said["say"])}],
-            "max_tokens": said.get("at_most"),
+            "messages": [{"role": "user", "content": " ".join(said.say)}],
+            "max_tokens": said.at_most,
         }
-        made = CHAT.parse(msgspec.json.encode(body), stream=ask.stream)
-        return msgspec.structs.replace(made, digest=ask.digest)
+        return CHAT.parse(msgspec.json.encode(body), stream=ask.stream)
 
     def reader(self, ask: Ask, reader: AnswerReader) -> AnswerReader:
         return _ChatAsEcho(reader, streamed=ask.stream)
@@ -236,12 +243,15 @@ class _ChatAsEcho:
     def __init__(self, inner: AnswerReader, *, streamed: bool) -> None:
         self._inner = inner
         self._streamed = streamed
-        self.content_type = inner.content_type
+        self.is_answered = False
         self.is_finished = False
         self.error: UpstreamError | None = None
         self.finish_reason: str | None = None
         self.usage: Usage | None = None
         self.units = 0
+
+    def begin(self, content_type: bytes) -> None:
+        self._inner.begin(content_type)
 
     def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
         return self._translated(self._inner.receive(chunks))
@@ -253,7 +263,7 @@ class _ChatAsEcho:
         inner = self._inner
         entries = [entry for payload in payloads for entry in self._written(payload)]
         self.is_finished, self.error, self.finish_reason = inner.is_finished, inner.error, inner.finish_reason
-        self.usage = inner.usage
+        self.usage, self.is_answered = inner.usage, inner.is_answered
         return entries
 
     def _written(self, payload: bytes) -> list[bytes]:

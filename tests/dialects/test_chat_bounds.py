@@ -13,7 +13,7 @@ from holdfast.dialects.chat import CHAT
 
 ABSENT: Any = object()
 HELLO = [{"role": "user", "content": "hi"}]
-LIMITS = (ABSENT, None, 1, 5, 9, 0, -1, True, "7", 2.5, 9.0, [5])
+LIMITS = (ABSENT, None, 1, 5, 9, 0, -1, True, "7", 2.5, 9.0, [5], 10**15)
 CHOICES = (ABSENT, None, 1, 4, 0, -2, True, "4", 1.5)
 
 
@@ -99,8 +99,27 @@ def test_long_text_is_no_media_whatever_its_shape() -> None:
     assert found.size > 3000
 
 
-def test_size_is_never_negative() -> None:
-    """Encoded anew a part may be longer than it came: `1e2` is written as `100.0`."""
-    part = b'{"type":"image","a":[' + b",".join([b"1e15"] * 100) + b"]}"
-    found = CHAT.parse(b'{"model":"m","messages":[{"content":[' + part + b"]}]}").bounds
-    assert (found.media, found.size) == (1, 0)
+def test_media_are_as_large_as_they_came() -> None:
+    part = b'{"type" : "image", "a":[' + b",".join([b"1e15"] * 100) + b"]}"
+    rest = b'{"model":"m","messages":[{"content":[' + b"]}]}"
+    found = CHAT.parse(rest[:-4] + part + rest[-4:]).bounds
+    assert (found.media, found.size) == (1, len(rest))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"content": [{"type": "text", "text": "a,b," * 30_000}, {"type": "image"}]}],
+        [{"content": [{"type": "image"}]}, "no message"],
+    ],
+)
+def test_messages_that_cannot_be_looked_into_cheaply_count_in_full(messages: list[Any]) -> None:
+    raw = json.dumps({"model": "m", "messages": messages})
+    found = CHAT.parse(raw).bounds
+    assert (found.media, found.size) == (0, len(raw))
+
+
+def test_least_text_is_everything_where_there_can_be_no_media() -> None:
+    text = json.dumps({"model": "m", "messages": [{"content": [{"type": "text", "text": "an image"}]}]}).encode()
+    assert CHAT.least_text(text) == len(text)
+    assert CHAT.least_text(text.replace(b'"text"', b'"image_url"')) == 0

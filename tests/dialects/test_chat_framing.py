@@ -43,6 +43,27 @@ def test_completed_answer_ends_with_done() -> None:
     assert written(EndBody("completed")) == ENTRIES + b"id: 1-3\ndata: [DONE]\n\n"
 
 
+def test_error_that_a_provider_told_has_its_code_type_and_param_and_ours_beside() -> None:
+    error = ErrorBody(
+        "upstream_status",
+        "too long",
+        param="messages",
+        status=400,
+        provider_code="context_length_exceeded",
+        provider_type="invalid_request_error",
+        provider_request_id="req_7",
+    )
+    _, _, data = written(EndBody("failed", error=error)).removeprefix(ENTRIES).partition(b"data: ")
+    assert json.loads(data)["error"] == {
+        "message": "too long",
+        "type": "invalid_request_error",
+        "code": "context_length_exceeded",
+        "param": "messages",
+        "holdfast_code": "upstream_status",
+        "provider_request_id": "req_7",
+    }
+
+
 @pytest.mark.parametrize("status", ["failed", "incomplete", "cancelled"])
 def test_answer_that_did_not_complete_ends_with_an_error_and_without_done(status: EndStatus) -> None:
     end = EndBody(status, error=ErrorBody("upstream_reset", "cut"))

@@ -57,8 +57,10 @@ def test_check_of_a_valid_file_says_what_is_in_it(config: WriteConfig) -> None:
         (GOOD + "[models.m]\nroute = []\n", ["models.m.route"]),
         (GOOD + '[server]\ntls_cert = "cert.pem"\n', ["server.tls_cert", "server.tls_key"]),
         ("[server]\nprot = 80", ["server.prot", "no such key"]),
+        (GOOD + "[streams]\nmemory_bytes = 1000000\n", ["streams.memory_bytes", "server.memory_bytes"]),
+        (GOOD + "[server]\nmemory_bytes = 1000000\n", ["server.memory_bytes", "server.max_body", "67108864"]),
         (GOOD + "[providers.other]\n", ["providers.other", "base_url"]),
-        (GOOD + '[models.m]\nroute = ["nobody/m"]\n', ['models."m".route[0]', "nobody", "openai"]),
+        (GOOD + '[models.m]\nroute = ["nobody/m"]\n', ["models.m.route[0]", "nobody", "openai"]),
         (GOOD.replace("env:PATH", "env:HOLDFAST_NO_SUCH"), ["providers.openai.api_key", "HOLDFAST_NO_SUCH"]),
         (GOOD + '[keys.web]\nhash = "secret-key"\n', ["keys.web.hash", "holdfast keys create"]),
         (GOOD + '[server]\nhost = "0.0.0.0"\n', ["server.host", "holdfast keys create"]),
@@ -72,11 +74,57 @@ def test_check_of_a_wrong_file_names_file_key_and_what_is_right(
     assert main(["check", "--config", path]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert output.err.startswith(f"holdfast: {path}: ")
-    assert output.err.count("\n") == 1
+    (line,) = [line for line in output.err.splitlines() if not line.startswith("holdfast: warning: ")]
+    assert re.match(rf"holdfast: {re.escape(path)}(:[0-9]+)?: ", line)
     for part in says:
-        assert part in output.err
+        assert part in line
     assert "secret-key" not in output.err
+
+
+def test_check_tells_every_error_at_once_with_its_line(
+    config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(
+        '[sever]\n[server]\nport = 99999\ntls_cert = "nowhere.pem"\ntls_key = "nowhere.key"\n'
+        '[models.gpt-4.1]\nroute = ["a/x"]\n'
+        '[models.m]\nroute = [\n  "nobody/m",\n]\n[logging]\nlevel = "verbose"\n'
+    )
+    assert main(["check", "--config", path]) == 2
+    lines = [line.removeprefix(f"holdfast: {path}:") for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "1: sever: there is no such key; did you mean `server`?",
+        "3: server.port: expected `int` <= 65535",
+        "4: server.tls_cert: nowhere.pem cannot be read: No such file or directory",
+        "5: server.tls_key: nowhere.key cannot be read: No such file or directory",
+        '6: models.gpt-4.1: there is no such key; a name with a dot is quoted: [models."gpt-4.1"]',
+        "9: models.m.route[0]: there is no provider 'nobody' (none is configured)",
+        "13: logging.level: expected one of debug, info, warning, error; got 'verbose'",
+    ]
+
+
+def test_warnings_fail_a_strict_check_alone(config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(GOOD + "[limits.tenants.nobody]\nconnections = 1\n")
+    assert main(["check", "--config", path]) == 0
+    output = capsys.readouterr()
+    assert "valid" in output.out
+    assert output.err == f"holdfast: warning: {path}:7: limits.tenants.nobody: there is no tenant of that name\n"
+    assert main(["check", "--strict", "--config", path]) == 2
+    assert capsys.readouterr() == ("", output.err)
+    assert main(["check", "--strict", "--config", config(GOOD)]) == 0
+
+
+def test_serve_says_the_warnings_of_check_in_its_log(config: WriteConfig, tmp_path: Path) -> None:
+    with serve("--config", config("[limits.tenants.nobody]\nconnections = 1\n"), cwd=tmp_path) as server:
+        server.stop(signal.SIGINT)
+        assert "limits.tenants.nobody: there is no tenant of that name" in server.errors
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "http", "65536"])
+def test_port_beyond_the_range_is_wrong_usage(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--port", port])
+    assert caught.value.code == 2
+    assert "--port" in capsys.readouterr().err
 
 
 def test_serve_refuses_a_wrong_file_in_the_words_of_check(config: WriteConfig) -> None:
@@ -123,7 +171,7 @@ def test_key_of_an_impossible_name_is_refused(capsys: pytest.CaptureFixture[str]
 def test_serve_refuses_an_open_address_without_keys() -> None:
     result = run("serve", "--port", "0", "--host", "0.0.0.0")
     assert (result.returncode, result.stdout) == (2, "")
-    assert "server.host is '0.0.0.0', but there are no [keys]" in result.stderr
+    assert "server.host: is '0.0.0.0', but there are no [keys]" in result.stderr
     assert "holdfast keys create" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -96,7 +96,7 @@ def test_greeting_works_as_it_stands(tmp_path: Path) -> None:
     variables = {"HOLDFAST_API_KEY": created.stdout.strip()}
     with (
         serve(cwd=tmp_path) as plain,
-        serve("--config", "holdfast.toml", cwd=tmp_path / "keyed", **variables) as keyed,
+        serve("--config", "holdfast.toml", cwd=tmp_path / "keyed", nofile=None, **variables) as keyed,
     ):
         processes = [
             *start_greeting(plain, ["health", "chat", "curl"], tmp_path),

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import signal
+import ssl
 import sys
 import urllib.error
 import urllib.request
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import Signals
 
@@ -22,7 +24,9 @@ from websockets.exceptions import ConnectionClosedError
 
 from holdfast import StreamingAIClient, WebSocketConfig
 from holdfast.errors import HoldfastError
+from holdfast_tools.simulate.certificate import self_signed
 from holdfast_tools.simulate.text import text
+from tests.support.slow_issuer import SlowIssuer
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -67,7 +71,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
         processes.append(process)
         assert process.stdout is not None
         async with asyncio.timeout(20):
-            match = re.search(r"http://[0-9.:]+", (await process.stdout.readline()).decode())
+            match = re.search(r"https?://[0-9.:]+", (await process.stdout.readline()).decode())
         assert match is not None
         return Command(process, match[0])
 
@@ -83,6 +87,18 @@ async def test_idle_gateway_exits_at_once_and_cleanly(serve: Serve, number: Sign
     gateway = await serve()
     gateway.process.send_signal(number)
     assert await gateway.exit_code() == 0
+
+
+async def test_gateway_whose_issuer_drips_its_keys_starts_and_exits_at_once(serve: Serve) -> None:
+    async with SlowIssuer(b"{}", "drip body") as issuer:
+        gateway = await serve(
+            f'[auth.jwt]\nissuer = "https://idp.example"\naudience = "holdfast"\njwks_url = "{issuer.url}"\n'
+        )
+        assert await asyncio.to_thread(gateway.status, "/healthz") == 200
+        gateway.process.send_signal(signal.SIGTERM)
+        start = asyncio.get_running_loop().time()
+        assert await gateway.exit_code() == 0
+        assert asyncio.get_running_loop().time() - start < 3.0
 
 
 async def test_sigterm_lets_a_running_stream_finish(serve: Serve) -> None:
@@ -151,3 +167,26 @@ async def test_sighup_reloads_and_an_invalid_file_is_refused(serve: Serve, tmp_p
             while line not in await gateway.process.stderr.readline():
                 pass
         assert await asyncio.to_thread(models) == ["second"]
+
+
+async def test_renewed_certificate_of_the_demo_is_served_without_a_signal(serve: Serve, tmp_path: Path) -> None:
+    """In the loop that the command uses, which has a TLS of its own."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def renew() -> str:
+        made = self_signed()
+        cert.write_bytes(made[0])
+        key.write_bytes(made[1])
+        return made[0].decode()
+
+    first = renew()
+    gateway = await serve(f'tls_cert = "{cert}"\ntls_key = "{key}"\n')
+    port = int(gateway.url.rpartition(":")[2])
+    shown = partial(asyncio.to_thread, partial(ssl.get_server_certificate, ("127.0.0.1", port)))
+    assert await shown() == first
+    second = renew()
+    assert gateway.process.stderr is not None
+    async with asyncio.timeout(10):
+        while b"the certificates were read again" not in await gateway.process.stderr.readline():
+            pass
+    assert await shown() == second

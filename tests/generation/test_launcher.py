@@ -40,7 +40,7 @@ class EchoDialect(ChatDialect):
 
     def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Any:
         ask = super().parse(raw, stream=stream)
-        return type(ask)("echo", ask.model, ask.stream, ask.body, ask.digest, ask.bounds, ask.wants_usage)
+        return type(ask)("echo", ask.model, ask.stream, ask.body, ask.bounds, ask.wants_usage)
 
 
 def error_code(reading: Reading) -> str | None:
@@ -207,6 +207,77 @@ def test_what_a_surface_raises_is_no_refusal(clock: Clock) -> None:
         gateway.launcher.create(ALICE, CHAT, request(), Terms(60.0), done)
     assert len(answers) == 1
     assert gateway.recorder.names == ["RequestStarted"]
+
+
+# -- large requests --
+
+#: Invalid behind its first bytes, so that whoever decodes it finds another fault than the size.
+LARGE = b'{"model":"demo","messages":[{"content":"' + b"x" * 100_000
+
+
+class Undecoded(ChatDialect):
+    """Fails where a request is decoded."""
+
+    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Any:
+        raise AssertionError("the request was decoded")
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        ({"requests_per_minute": 1}, RateLimited),
+        ({"tenant": {"requests_per_minute": 1}}, RateLimited),
+        ({"concurrent_streams": 1}, RateLimited),
+        ({"tokens_per_minute": 20_000}, InvalidRequest),
+        ({"tenant": {"tokens_per_minute": 25_020}}, RateLimited),
+    ],
+)
+def test_large_request_beyond_a_limit_is_refused_before_it_is_decoded(
+    clock: Clock, limits: dict[str, Any], error: type[HoldfastError]
+) -> None:
+    gateway = Gateway(clock, admission=limits)
+    gateway.start("r-1")
+    refused(gateway, error, raw=LARGE, dialect=Undecoded())
+    assert gateway.recorder.of(RequestRefused)[-1].model is None
+    assert type(gateway.create(None, raw=LARGE, dialect=Undecoded())) is error
+    assert gateway.admission.refused == (2 if error is RateLimited else 0)
+
+
+def test_large_request_with_an_expired_credential_or_while_draining_is_refused_before_it_is_decoded(
+    clock: Clock,
+) -> None:
+    gateway = Gateway(clock)
+    clock.advance(10.0)
+    expired = Principal("acme", expires=10.0)
+    refused(gateway, Unauthorized, raw=LARGE, dialect=Undecoded(), principal=expired)
+    gateway.launcher.drain()
+    refused(gateway, Draining, raw=LARGE, dialect=Undecoded())
+
+
+def test_large_request_within_its_limits_is_decoded(clock: Clock) -> None:
+    limits = {"requests_per_minute": 1, "tokens_per_minute": 25_030}
+    refused(Gateway(clock, admission=limits), InvalidRequest, raw=LARGE)
+    gateway = Gateway(clock, admission={"requests_per_minute": 1, "tokens_per_minute": 2000})
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
+    gateway.start("r-1", raw=request(messages=[{"role": "user", "content": [image]}], max_tokens=10))
+
+
+def test_large_request_that_is_sent_again_is_found_though_no_new_one_would_be_taken(clock: Clock) -> None:
+    gateway = Gateway(clock, admission={"requests_per_minute": 1})
+    raw = request(messages=[{"role": "user", "content": "x" * 100_000}])
+    stream = gateway.start("r-1", raw=raw)
+    assert gateway.create("r-1", raw=raw) == Started(stream, True, True)
+    assert isinstance(gateway.create("r-1", raw=raw + b" "), DuplicateRequest)
+    assert isinstance(gateway.create("r-2", raw=raw), RateLimited)
+
+
+def test_request_with_more_fields_than_any_api_has_fails_and_no_provider_is_blamed(clock: Clock) -> None:
+    gateway = Gateway(clock)
+    reading = Reading(gateway.start("r-1", raw=request(**dict.fromkeys(map(str, range(300)), ""))))
+    gateway.settle()
+    assert error_code(reading) == "invalid_request"
+    assert gateway.upstream().calls == []
+    assert gateway.held == {}
 
 
 # -- duplicates --

@@ -491,7 +491,7 @@ def test_room_that_comes_before_the_request_counts_as_sent_is_not_forgotten(cloc
     gateway.upstream().connects = False
     slow = Reading(gateway.start(), is_slow=True)
     call = gateway.upstream().call.head().tokens("x" * 500, "y" * 500)
-    assert gateway.directory.memory.waiting == {slow.stream}
+    assert gateway.directory.budget.waiting == {slow.stream}
     slow.advance()
     call.sent.set_result(None)
     gateway.settle()
@@ -559,6 +559,7 @@ def test_other_content_type_is_no_answer(clock: Clock) -> None:
     reading = Reading(gateway.start())
     call = gateway.upstream().call
     call.head(content_type="text/html")
+    call.data(b"<html>")
     gateway.settle()
     assert outcome(reading)[:2] == ("failed", "upstream_malformed")
     assert call.told == ["cancel"]

@@ -397,7 +397,7 @@ async def test_request_waits_no_longer_than_its_endpoints_are_tried(world: World
     )
     async with await Session.open(world.url) as session:
         await session.create("r-0", chat(ENDLESS))
-        failing = await session.create("r-1", chat(BEGUN | {"fault": {"kind": "reset", "after_tokens": 1}}))
+        failing = await session.create("r-1", chat(BEGUN | {"fault": {"kind": "reset", "before_head": True}}))
         second = await session.create("r-2", chat(QUICK))
         ends: dict[str, str] = {}
         while len(ends) < 2:

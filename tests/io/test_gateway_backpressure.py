@@ -238,7 +238,7 @@ async def test_fast_reader_goes_on_when_the_slow_one_beside_it_has_left(path: Ga
                 events.append(event)
 
         reading = asyncio.create_task(read())
-        await eventually(lambda: directory.memory.waiting, "the provider's waiting")
+        await eventually(lambda: directory.budget.waiting, "the provider's waiting")
         await slow.drop()
         async with asyncio.timeout(DEADLINE):
             await reading
@@ -250,7 +250,7 @@ async def test_reading_replaced_by_one_further_on_lets_the_provider_go_on(path: 
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
         log = stream_of(path.gateway, stream).log
-        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
+        await eventually(lambda: path.gateway.directory.budget.waiting, "the provider's waiting")
         got: list[Any] = []
         while len(got) < log.next:
             got += await session.entries(1, start=len(got))
@@ -264,7 +264,7 @@ async def test_client_that_comes_back_to_a_full_log_lets_the_provider_go_on(path
     async with await Session.open(path.url) as session:
         stream = (await session.create("r-1", chat({"tokens": FEWER})))["stream"]
         log = stream_of(path.gateway, stream).log
-        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
+        await eventually(lambda: path.gateway.directory.budget.waiting, "the provider's waiting")
         got: list[Any] = []
         while len(got) < log.next:
             got += await session.entries(1, start=len(got))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from holdfast.server.listener.http import HttpConnection, Limits
+from holdfast.server.listener.admitted import Limits
+from holdfast.server.listener.http import HttpConnection
 from holdfast_tools.simulate.faults import CloseConnection
 from tests.support.gateway_client import (
     DEADLINE,
@@ -194,7 +195,8 @@ async def test_client_that_is_gone_before_its_request_begins_holds_nothing(
     body = json.dumps(chat({"tokens": 3}, stream=streaming)).encode()
     head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\nholdfast-on-disconnect: {policy}\r\n"
     limits = Limits(max_body=4096, header_timeout=1.0, body_timeout=1.0, keep_alive_timeout=1.0)
-    connection = HttpConnection(path.gateway.process.router, path.gateway.timers, limits)
+    process = path.gateway.process
+    connection = HttpConnection(process.router, process.timers, process.services.turns, process.budget, limits)
     connection.connection_made(Gone())
     connection.data_received(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     connection.connection_lost(None)
@@ -321,7 +323,7 @@ async def make_ended(session: Session, number: int, tokens: int) -> tuple[str, d
 
 
 async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_path: MakePath) -> None:
-    path = await make_path(streams={"memory_bytes": 200_000})
+    path = await make_path(server={"memory_bytes": 200_000, "max_body": 50_000})
     async with await Session.open(path.url) as session:
         streams = [(await make_ended(session, number, 100))[0] for number in range(10)]  # about 27 KB each
     kept = []
@@ -330,16 +332,16 @@ async def test_memory_that_runs_short_takes_the_oldest_ended_streams_first(make_
         kept.append(response.status == 200)
     assert 3 <= sum(kept) <= 7
     assert kept == sorted(kept)  # the newest are kept
-    assert path.gateway.directory.statistics().log_bytes < 200_000 + 30_000
+    assert path.gateway.directory.statistics().log_bytes < 200_000
 
 
 async def test_memory_used_up_by_running_streams_refuses_new_work(make_path: MakePath) -> None:
-    path = await make_path(streams={"memory_bytes": 100_000})
+    path = await make_path(server={"memory_bytes": 150_000, "max_body": 30_000})
     async with await Session.open(path.url) as session, await Session.open(path.url) as other:
         ended, _ = await make_ended(other, 0, 50)
         stream = (await session.create("r-1", chat({"tokens": 5_000}), credit=0))["stream"]
-        await eventually(lambda: path.gateway.directory.memory.waiting, "the provider's waiting")
-        assert path.gateway.directory.statistics().log_bytes < 100_000 + 256 * 1024
+        await eventually(lambda: path.gateway.directory.budget.waiting, "the provider's waiting")
+        assert path.gateway.directory.statistics().log_bytes < 150_000 + 256 * 1024
         assert (await ask(path.url, "GET", f"/v1/streams/{ended}?live=none")).status == 404
         before = path.provider.statistics().requests
         await other.send(type="create", request_id="r-2", request=chat({"tokens": 1}))

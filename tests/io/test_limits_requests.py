@@ -229,8 +229,14 @@ async def test_status_page_shows_bounds_with_their_use(make_path: MakePath) -> N
         assert bounds["waiting requests"]["used"] == 1
         assert bounds["waiting requests of a tenant"]["used"] == 1
         assert bounds["streams that a session reads"]["used"] == 2
-        assert 0 < bounds["bytes of a log"]["used"] <= bounds["bytes of all logs"]["used"]
-        assert bounds["bytes of all logs"]["limit"] == path.gateway.config.streams.memory_bytes
+        assert 0 < bounds["bytes of a log"]["used"] <= page["memory"]["kinds"]["logs"]
+        assert bounds["bytes that clients make it hold"]["limit"] == path.gateway.config.server.memory_bytes
+        memory = page["memory"]
+        assert memory["kinds"]["requests"] > 0
+        assert sum(memory["kinds"].values()) == memory["used"] == memory["tenant"]["used"] < memory["limit"]
+        assert memory["tenant"]["limit"] == 4 * (15 * memory["limit"] // 16 - memory["used"])
+        assert memory["strangers"] == {"limit": memory["limit"] // 16, "used": 0}
+        assert "largest" not in memory
         assert page["models"] == [{"model": "demo", "limit": 1, "running": 1, "waiting": 1}]
         assert (page["key"]["requests"]["used"], page["key"]["streams"]) == (2, {"limit": 5, "used": 2})
         assert page["key"]["tokens"] is None

@@ -94,7 +94,7 @@ def test_tls_file_that_is_missing_is_a_configuration_error(field: str) -> None:
 
 async def test_name_with_several_addresses_is_reached_at_the_one_that_answers() -> None:
     async with await World.start("h2c") as world:
-        world.gateway.process.routes._providers["sim0"].pool._origin = Origin.of(
+        world.gateway.process.routes._serving.providers["sim0"].pool._origin = Origin.of(
             ProviderConfig(base_url=f"http://localhost:{world.provider.port}/v1", http2="prior-knowledge"), {}
         )
         assert await world.stream().outcome() == COMPLETED

@@ -64,6 +64,20 @@ async def test_admin_sees_the_operations_pages(path: GatewayPath) -> None:
         assert (await ask(path.url, "GET", place, **ADMIN)).status == 200
 
 
+async def test_pools_are_for_the_admin_alone_where_there_is_one(make_path: MakePath) -> None:
+    key, hashed = create_key()
+    keys = {"web": KeyConfig(hash=hashed)}
+    caller = {"authorization": f"Bearer {key}"}
+    path = await make_path(keys=keys, auth=AuthConfig(admin_key=ADMIN_HASH))
+    refused = await ask(path.url, "GET", "/v1/pool", **caller)
+    assert (refused.status, refused.error["code"]) == (401, "unauthorized")
+    assert path.provider.base_url not in refused.body.decode()
+    assert (await ask(path.url, "GET", "/v1/pool", **ADMIN)).status == 200
+    assert (await ask(path.url, "GET", "/v1/limits", **caller)).status == 200
+    path = await make_path(keys=keys)
+    assert (await ask(path.url, "GET", "/v1/pool", **caller)).status == 200
+
+
 async def test_admin_asks_for_no_generation(path: GatewayPath) -> None:
     refused = await ask(path.url, "POST", "/v1/chat/completions", chat({"tokens": 1}), **ADMIN)
     assert (refused.status, refused.error["code"]) == (403, "forbidden")

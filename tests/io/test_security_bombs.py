@@ -14,7 +14,9 @@ from websockets.exceptions import ConnectionClosed
 from holdfast.admission.keys import create_key
 from holdfast.app import Gateway
 from holdfast.config import Config, KeyConfig, ServerConfig
+from holdfast.dialects.chat import CHAT
 from holdfast.errors import ConfigError
+from holdfast.server.listener.admitted import Admitted
 from holdfast.server.router import Router
 from tests.support.gateway_client import Http, Session, ask, chat, dial
 from tests.support.gateway_path import GatewayPath, MakePath
@@ -49,14 +51,18 @@ async def test_body_said_to_have_no_coding_is_taken(path: GatewayPath) -> None:
     assert response.status == 200
 
 
-async def test_body_is_refused_at_its_bound_before_anyone_is_asked_who_it_is(keyed: GatewayPath) -> None:
+@pytest.mark.parametrize(("key", "status"), [(KEY, 413), ("hf_unknown", 401)])
+async def test_body_is_refused_at_its_bound_and_that_of_a_stranger_at_once(
+    keyed: GatewayPath, key: str, status: int
+) -> None:
+    post = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: %b\r\n" % key.encode()
     async with await Http.open(keyed.url) as http:
-        http.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
-        assert (await http.response()).status == 413
+        http.send(post + b"content-length: 99999999999\r\n\r\n")
+        assert (await http.response()).status == status
     async with await Http.open(keyed.url) as http:
-        http.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        http.send(post + b"transfer-encoding: chunked\r\n\r\n")
         http.send(b"8000\r\n" + b"x" * 0x8000 + b"\r\n" + b"8001\r\n" + b"x" * 0x8001 + b"\r\n")
-        assert (await http.response()).status == 413
+        assert (await http.response()).status == status
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ async def test_path_with_line_breaks_cannot_forge_a_line_of_the_log(
     async def fails(*args: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(Router, "handle", fails)
+    monkeypatch.setattr(Router, "admit", lambda *_, **__: Admitted(CHAT, fails))
     target = "/v1/models%0d%0a2026-01-01%20INFO%20holdfast%20all%20is%20well"
     with caplog.at_level(logging.DEBUG, logger="holdfast"):
         assert (await ask(keyed.url, "GET", target, **bearer(KEY))).status == 500

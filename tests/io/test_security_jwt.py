@@ -172,6 +172,13 @@ PEM = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.Pu
 DER = RSA.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 STRANGER = ec.generate_private_key(ec.SECP256R1())
 
+
+def respelt(text: str) -> str:
+    """Change the bits of the last character that stand for no bit of the signature."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    return text[:-1] + letters[letters.index(text[-1]) ^ 1]
+
+
 FORGED = {
     "expired": lambda: token(exp=NOW - 3600),
     "not yet valid": lambda: token(nbf=NOW + 3600),
@@ -206,6 +213,9 @@ FORGED = {
     "time that is not finite": lambda: token(nbf=10**400),
     "too long": lambda: token(filler="x" * 9000),
     "not base64": lambda: "a.b.c",
+    "padding behind the signature": lambda: token() + "==",
+    "padding behind the claims": lambda: "{}.{}==.{}".format(*token().split(".")),
+    "signature written in another way": lambda: respelt(token()),
     "empty parts": lambda: "..",
     "header that is no object": lambda: f"{part(b'[]')}.{part(b'{}')}.x",
     "deep header": lambda: f"{part(b'[' * 3000)}.{part(b'{}')}.x",
@@ -382,6 +392,41 @@ async def test_gateway_serves_others_while_keys_are_fetched(make_fetching: MakeP
     assert (await waiting).status == 200
     async with await session as opened:
         await opened.create("r-1", chat({"tokens": 1}))
+
+
+async def test_body_is_left_in_the_socket_while_keys_are_fetched(make_fetching: MakePath, issuer: Issuer) -> None:
+    path = await make_fetching()
+    new = ec.generate_private_key(ec.SECP256R1())
+    issuer.body = jwks(*ALL_KEYS, public_jwk("ES256", new, kid="new"))
+    issuer.gate.clear()
+    forget_the_last_fetch(path)
+    body = json.dumps(chat({"tokens": 1}, stream=False)).encode()
+    body = body[:-1] + b" " * (8 << 20) + b"}"
+    headers = bearer(token(key=new, kid="new"))
+    waiting = asyncio.create_task(ask(path.url, "POST", "/v1/chat/completions", body, **headers))
+    await eventually(lambda: issuer.requests == 2, "the fetch")
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+        assert path.gateway.process.budget.used < 2 * 256_000  # what one read brings
+    assert not waiting.done()
+    issuer.gate.set()
+    assert (await waiting).status == 200
+
+
+async def test_client_that_leaves_while_keys_are_fetched_leaves_nothing(
+    make_fetching: MakePath, issuer: Issuer
+) -> None:
+    path = await make_fetching()
+    issuer.gate.clear()
+    forget_the_last_fetch(path)
+    headers = bearer(token(kid="new"))
+    asking = asyncio.create_task(ask(path.url, "POST", "/v1/chat/completions", b"x", **headers))
+    await eventually(lambda: issuer.requests == 2, "the fetch")
+    asking.cancel()
+    path.gateway.peers.abort()
+    await eventually(lambda: not path.gateway.peers)
+    issuer.gate.set()
+    await eventually(lambda: path.gateway.process.budget.used == 0)
 
 
 async def test_issuer_that_is_down_is_a_passing_failure(

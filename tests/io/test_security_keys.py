@@ -303,6 +303,12 @@ async def test_malformed_key_is_refused(stored: GatewayPath, store: KeyStore, bo
     assert store.list() == []
 
 
+async def test_large_request_for_a_key_is_refused_before_it_is_decoded(stored: GatewayPath) -> None:
+    body = b'{"models": [%b]}' % b",".join([b'"m"'] * 70_000)
+    response = await ask(stored.url, "POST", KEYS, body, **ADMIN)
+    assert (response.status, response.error["code"]) == (413, "payload_too_large")
+
+
 async def test_unknown_key_of_the_admin_api_is_not_found(stored: GatewayPath) -> None:
     for method, target in [("DELETE", f"{KEYS}/key_no"), ("POST", f"{KEYS}/key_no/rotate")]:
         assert (await ask(stored.url, method, target, **ADMIN)).status == 404
@@ -364,8 +370,8 @@ SECRET = "s3cret-" * 3
         (f'[keys.a]\nhash = "{ADMIN_HASH}"\n[auth]\nadmin_key = "{ADMIN_HASH}"', "keys.a.hash: is that of"),
         (f'[keys.a]\nhash = "{hash_key(SECRET * 2)}"\n[auth]\nadmin_key = "{SECRET * 2}"', "keys.a.hash: is"),
         (f'[auth]\ntoken_secret = "{SECRET}"', "auth.token_secret: expected at least 32"),
-        ('[server]\nallowed_origins = ["https://app.example/"]', "allowed_origins: expected scheme"),
-        ('[server]\nallowed_origins = ["app.example"]', "allowed_origins: expected scheme"),
+        ('[server]\nallowed_origins = ["https://app.example/"]', "allowed_origins[0]: expected scheme"),
+        ('[server]\nallowed_origins = ["app.example"]', "allowed_origins[0]: expected scheme"),
         ('[auth.jwt]\nissuer = "i"\naudience = "a"', "either jwks_url or jwks_file"),
         ('[auth.jwt]\nissuer = "i"\naudience = "a"\njwks_url = "http://idp.example/k"', "expected https"),
         ('[auth.jwt]\nissuer = "i"\naudience = "a"\njwks_url = "file:///etc/passwd"', "expected https"),

@@ -136,6 +136,12 @@ async def test_malformed_token_request_is_refused(path: GatewayPath, body: bytes
     assert (response.status, response.error["code"]) == (400, "invalid_request")
 
 
+async def test_large_token_request_is_refused_before_it_is_decoded(path: GatewayPath) -> None:
+    body = b'{"models": [%b]}' % b",".join([b'"m"'] * 70_000)
+    response = await ask(path.url, "POST", TOKENS, body, **bearer(KEY))
+    assert (response.status, response.error["code"]) == (413, "payload_too_large")
+
+
 # -- subjects ------------------------------------------------------------------------------------------
 
 
@@ -334,6 +340,15 @@ def test_forged_token_is_refused(
 def test_rubbish_is_no_token(made: tuple[ClientTokens, KeyTable, Clock, Principal], token: str) -> None:
     with pytest.raises(Unauthorized):
         made[0].read(token, None)
+
+
+def test_token_has_one_spelling(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:
+    tokens, _, _, caller = made
+    token = tokens.issue(caller, TokenRequest()).token
+    assert tokens.read(token, None).tenant == caller.tenant
+    for respelt in (token + "=", token + "==", token.replace(".", "=.", 1), token + ".", token + "\n"):
+        with pytest.raises(Unauthorized):
+            tokens.read(respelt, None)
 
 
 def test_changed_token_is_refused(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:

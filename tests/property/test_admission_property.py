@@ -100,7 +100,7 @@ def test_no_interleaving_exceeds_a_limit_or_leaves_anything_behind(steps: list[t
             key, model = list(KEYS)[number % 4], list(MODELS)[number // 4]
             asked = Asked(key, model)
             bounds = Bounds(amount, 1, 0, 40, "max_tokens")
-            request = Ask("chat", model, True, {}, b"", bounds, False)
+            request = Ask("chat", model, True, b"{}", bounds, False)
             before = admission.held
             try:
                 asked.ticket = admission.enter(KEYS[key], key, request)

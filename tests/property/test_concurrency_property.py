@@ -223,7 +223,7 @@ class World:
         return capacity.statistics().limit
 
     def ask(self, key: str, model: str) -> None:
-        request = Ask("chat", model, True, {}, b"", Bounds(None, 1, 0, 40, "max_tokens"), False)
+        request = Ask("chat", model, True, b"{}", Bounds(None, 1, 0, 40, "max_tokens"), False)
         asked = Asked(self, key, model)
         before = self.admission.held
         try:

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import EndBody, Position
+from holdfast.core.limits.budget import Budget
 from holdfast.errors import LogTrimmed
 from holdfast.streams.directory import Directory
 from holdfast.streams.memory_store import MemoryStore
@@ -27,8 +28,8 @@ from tests.support.reading import ACME, Reading
 from tests.support.stores import LateStore, Line
 
 GRACE = 10.0
-LOG_BYTES = 1500
-MEMORY = 4000
+LOG_BYTES = 30_000
+MEMORY = 40_000
 
 
 @dataclass
@@ -86,13 +87,14 @@ class StreamModel(RuleBasedStateMachine):
         self.timers = Timers(self.clock)
         self.line = Line()
         memory_store = MemoryStore(self.timers, is_shared=self.is_shared)
-        config = StreamsConfig(log_bytes=LOG_BYTES, memory_bytes=MEMORY, retention=5.0, retention_acknowledged=1.0)
+        config = StreamsConfig(log_bytes=LOG_BYTES, retention=5.0, retention_acknowledged=1.0)
+        budget = Budget(MEMORY)
         if self.is_shared:
             store = LateStore(memory_store, self.line)
             writer = StoreWriter(store, self.clock, lambda stream, error: None)
-            self.directory = Directory(config, self.timers, store, writer=writer)
+            self.directory = Directory(config, self.timers, store, budget, writer=writer)
         else:
-            self.directory = Directory(config, self.timers, memory_store)
+            self.directory = Directory(config, self.timers, memory_store, budget)
         self.ends: list[Stream] = []
         self.directory.on_ended(self.ends.append)
         self.number = 0
@@ -117,7 +119,7 @@ class StreamModel(RuleBasedStateMachine):
 
     # -- the provider --
 
-    @rule(which=st.integers(0, 1), sizes=st.lists(st.integers(1, 400), min_size=1, max_size=4))
+    @rule(which=st.integers(0, 1), sizes=st.lists(st.integers(1, 8000), min_size=1, max_size=4))
     def offer(self, which: int, sizes: list[int]) -> None:
         generated = self.streams[which]
         payloads = [b"%d:" % len(generated.offered) + b"x" * size for size in sizes]
@@ -175,7 +177,7 @@ class StreamModel(RuleBasedStateMachine):
     def read(self, number: int) -> None:
         _, client = self.pick(number)
         if client.reading is not None:
-            client.received += client.reading.cursor.read_payloads(300)
+            client.received += client.reading.cursor.read_payloads(6000)
 
     @rule(number=st.integers(0, 3))
     def acknowledge(self, number: int) -> None:
@@ -219,17 +221,19 @@ class StreamModel(RuleBasedStateMachine):
 
     @invariant()
     def memory_in_use_is_what_the_streams_hold(self) -> None:
-        memory = self.directory.memory
+        budget = self.directory.budget
         known = list(self.directory._streams.values())
-        assert memory.used == sum(stream.held for stream in known)
-        assert memory.running == sum(not stream.is_ended for stream in known)
-        assert all(stream in known and not stream.is_ended for stream in memory.waiting)
+        assert budget.used == sum(stream.charged for stream in known)
+        assert all(stream.charged >= stream.held for stream in known)
+        assert budget.running == sum(not stream.is_ended for stream in known)
+        assert all(stream in known and not stream.is_ended for stream in budget.waiting)
+        assert budget.reclaimable == sum(stream.charged for stream in known if stream.is_ended)
 
     @invariant()
     def who_waits_for_room_is_resumed_where_there_is_some(self) -> None:
         for generated in self.streams:
             if generated.source.is_paused and not generated.source.is_over:
-                assert generated.stream in self.directory.memory.waiting
+                assert generated.stream in self.directory.budget.waiting
 
     @invariant()
     def each_end_comes_once(self) -> None:
@@ -254,8 +258,8 @@ class StreamModel(RuleBasedStateMachine):
         self.clock.advance(30.0)
         self.line.settle()
         use = self.directory.statistics()
-        assert (use.streams, use.log_bytes, self.directory.memory.running) == (0, 0, 0)
-        assert not self.directory.memory.waiting
+        assert (use.streams, use.log_bytes, self.directory.budget.running) == (0, 0, 0)
+        assert not self.directory.budget.waiting
         assert self.timers.pending == 0
         self.timers.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +12,7 @@ from websockets.http11 import Response
 from websockets.protocol import Protocol, Side, State
 from websockets.uri import parse_uri
 
-from holdfast.core.websocket.connection import WebSocketConnection, text_frame
+from holdfast.core.websocket.connection import WebSocketConnection
 from holdfast.core.websocket.events import (
     BinaryMessage,
     CloseReceived,
@@ -22,6 +22,7 @@ from holdfast.core.websocket.events import (
     PongReceived,
     TextMessage,
 )
+from holdfast.core.websocket.frames import text_frame
 from holdfast.core.websocket.handshake import UpgradeAccepted, check_upgrade, switching_protocols
 
 MAX_MESSAGE = 300
@@ -83,6 +84,28 @@ def test_any_chunking_gives_the_same_events_and_answers(
     whole = receive([data], max_frame)
     assert receive(cut(data, points), max_frame) == whole
     assert receive([bytes([byte]) for byte in data], max_frame) == whole
+
+
+@given(
+    streams, st.lists(st.integers(0, 1 << 16), max_size=12), st.lists(st.integers(0, 3), min_size=1, max_size=9)
+)
+def test_any_cut_in_shares_gives_the_same_events_and_answers(
+    data: bytes, points: list[int], shares: list[int]
+) -> None:
+    """Whether a share of the frames is read at a time, and more bytes come meanwhile, or all at once."""
+    connection = WebSocketConnection(max_message=MAX_MESSAGE)
+    events: list[Event] = []
+    limits = cycle(shares)
+    for piece in cut(data, points):
+        limit = next(limits)
+        received = connection.receive_data(piece, limit)
+        # One that was cut off by the end of a piece is gone on with beside the share.
+        assert len(received) <= limit + 1
+        events += received
+    while connection.has_unread:
+        events += connection.receive_data(b"", 1)
+    events += connection.receive_eof()
+    assert (events, connection.data_to_send(), connection.close_code) == receive([data])
 
 
 @given(st.one_of(streams, st.binary(max_size=300)), st.lists(st.integers(0, 1 << 16), max_size=6))

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from holdfast.admission.principal import Principal
 from holdfast.core.entries import EndBody, Owner
+from holdfast.core.limits.budget import Budget
 from holdfast.core.limits.rate_limit import Concurrency, Lease
 from holdfast.core.log import Log
 from holdfast.core.moderation import ReadModeration
@@ -25,12 +26,12 @@ from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
 from holdfast.server.handshakes import Handshake
 from holdfast.server.listener.exchange import Exchange, Request
+from holdfast.server.listener.turns import Turns
 from holdfast.server.listener.websocket import Liveness
 from holdfast.server.peers import Peers
 from holdfast.server.services import Services, SurfaceLimits
 from holdfast.server.surfaces.holdfast_session import SessionProtocol, Sessions
 from holdfast.streams.directory import Directory
-from holdfast.streams.memory import LogMemory
 from holdfast.streams.store import Claim, Done
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
@@ -196,7 +197,7 @@ class ScriptedStreams:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
-        self._memory = LogMemory(1 << 30, lambda: False)
+        self.budget = Budget(1 << 30)
         self._waiting: deque[Callable[[], None]] = deque()
         self.is_late = False
         self.streams: dict[str, Stream] = {}
@@ -211,7 +212,7 @@ class ScriptedStreams:
         stream = Stream(
             origin=Claim(owner, f"request of {stream_id}", stream_id, "demo", b""),
             log=Log(stream_id, max_bytes=LIMITS.log_bytes),
-            memory=self._memory,
+            account=self.budget.account(owner.tenant),
             detach_grace=grace,
             timers=self._timers,
             on_end=lambda stream: None,
@@ -335,13 +336,17 @@ class Stage:
         loop = cast(asyncio.AbstractEventLoop, self.loop)
         self.timers = Timers(loop)
         self.flusher = Flusher(ReadModeration(max_hold=0.0), loop)
+        self.turns = Turns(loop, clock=loop.time)
         self.streams = ScriptedStreams(self.timers)
+        self.budget = self.streams.budget
         self.peers = Peers(self.timers, max_connections=100)
         self.events: list[Event] = []
         self.services = Services(
             launcher=cast(Launcher, self.streams),
             directory=cast(Directory, self.streams),
             timers=self.timers,
+            turns=self.turns,
+            budget=self.budget,
             flusher=self.flusher,
             sse=SseDelivery(self.timers, self.flusher, keep_alive=15.0),
             peers=self.peers,
@@ -368,9 +373,12 @@ class HttpClient:
     """What carries one exchange: `answer` is all that was written to it."""
 
     number = 7
+    address = "192.0.2.7"
+    is_limited = False
 
     def __init__(self, method: str = "GET", path: str = "/", *, headers: Any = (), body: bytes = b"") -> None:
         self.answer = bytearray()
+        self.refused = 0
         self.is_writable = True
         self.is_aborted = False
         self.is_finished = False

@@ -40,6 +40,10 @@ class Words:
     def waiting(self) -> int:
         return len(self.due)
 
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(map(len, self.due))
+
     def data_to_send(self) -> list[bytes]:
         due, self.due = self.due, []
         return due

@@ -176,6 +176,32 @@ def test_revoked_reader_of_a_form_without_errors_is_cut_off(stage: Stage) -> Non
     assert source.stream.reader_count == 0
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_reader_whose_log_goes_is_told_in_the_dialects_form(stage: Stage, has_begun: bool) -> None:
+    client, source = reading(stage)
+    if has_begun:
+        source.say(1)
+        stage.loop.turn()
+    client.is_writable = False
+    source.say(2)
+    source.end()
+    source.stream.forget(LogTrimmed("gone"))
+    assert client.status == (200 if has_begun else 410)
+    assert b'"code":"log_trimmed"' in client.body
+    assert client.is_finished
+    stage.loop.turn()
+    assert client.body.count(b"log_trimmed") == 1
+    assert stage.timers.pending == 0
+
+
+def test_reader_of_a_form_without_errors_whose_log_goes_is_cut_off(stage: Stage) -> None:
+    client, source = reading(stage, STREAMS_FRAMING)
+    source.end()
+    source.stream.forget(LogTrimmed("gone"))
+    assert client.is_aborted
+    assert not client.is_finished
+
+
 def test_queue_and_takeover_have_no_form(stage: Stage) -> None:
     client, source = reading(stage)
     source.stream.wait_at(3)
@@ -259,6 +285,17 @@ async def test_waiter_on_an_ended_stream_returns_at_once(stage: Stage) -> None:
     source.end()
     await Waiter(source.stream, client.exchange, wants_end=True).wait()
     assert source.stream.reader_count == 0
+
+
+async def test_waiter_whose_log_goes_behind_the_end_answers_all_the_same(stage: Stage) -> None:
+    source, client = stage.streams.make("st_a"), HttpClient()
+    waiter = Waiter(source.stream, client.exchange, wants_end=True)
+    source.say(1)
+    source.end()
+    source.stream.forget(LogTrimmed("gone"))
+    await waiter.wait()
+    assert waiter.read()[0] == b'{"n":1}'
+    assert len(waiter.read()) == 2
 
 
 async def test_waiters_client_that_leaves_ends_the_wait(stage: Stage) -> None:

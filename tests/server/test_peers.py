@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.errors import Overloaded, RateLimited
-from holdfast.server.peers import Peers
+from holdfast.server.peers import RESERVED, Peers
 from tests.server.stage import Stage
 
 
@@ -18,6 +18,8 @@ class ScriptedPeer:
         self.stream_count = 0
         self.address = address
         self.number = 0
+        self.is_limited = False
+        self.descriptor: int | None = None
         self.calls: list[str] = []
 
     def drain(self, window: float) -> None:
@@ -44,14 +46,84 @@ def stage() -> Stage:
 def test_connections_are_numbered_and_counted_until_they_are_gone(stage: Stage) -> None:
     peers = Peers(stage.timers, max_connections=2)
     first, second, third = (ScriptedPeer() for _ in range(3))
-    assert [peers.admit(first), peers.admit(second)] == [None, None]
-    assert isinstance(peers.admit(third), Overloaded)
+    assert [peers.admit(first), peers.admit(second), peers.admit(third)] == [None, None, None]
     assert [first.number, second.number, third.number] == [1, 2, 3]
+    assert [peer.is_limited for peer in (first, second, third)] == [False, False, True]
     peers.discard(third)
     peers.discard(third)
     peers.discard(first)
     assert len(peers) == 1
+    assert peers.admit(fourth := ScriptedPeer()) is None
+    assert not fourth.is_limited
+
+
+def test_oldest_idle_stranger_goes_first_where_all_slots_are_taken(stage: Stage) -> None:
+    peers = Peers(stage.timers, max_connections=3)
+    known, busy, idle = ScriptedPeer(is_busy=False), ScriptedPeer(), ScriptedPeer(is_busy=False)
+    for peer in (known, busy, idle):
+        peers.admit(peer)
+    peers.known(known)
+    peers.known(known)
+    peers.admit(first := ScriptedPeer(is_busy=False))
+    assert (known.calls, busy.calls, idle.calls) == ([], [], ["abort"])
+    peers.admit(second := ScriptedPeer(is_busy=False))
+    assert first.calls == ["abort"]
+    assert (len(peers), second.is_limited) == (3, False)
+
+
+def test_probes_get_in_while_all_slots_are_held(stage: Stage) -> None:
+    peers = Peers(stage.timers, max_connections=2)
+    for peer in (ScriptedPeer(), ScriptedPeer()):
+        peers.admit(peer)
+        peers.known(peer)
+    probes = [ScriptedPeer(is_busy=False) for _ in range(RESERVED)]
+    for probe in probes:
+        assert peers.admit(probe) is None
+        with pytest.raises(Overloaded):
+            peers.check_slot(probe)
+    assert all(probe.calls == [] for probe in probes)
+    assert peers.admit(another := ScriptedPeer()) is None
+    assert (another.is_limited, probes[0].calls, probes[1].calls) == (True, ["abort"], [])
+    assert len(peers) == 2 + RESERVED
+
+
+def test_who_is_refused_lingers_only_while_few_do(stage: Stage) -> None:
+    peers = Peers(stage.timers, max_connections=1)
+    for _ in range(1 + RESERVED):
+        assert peers.admit(ScriptedPeer()) is None
+    refused = [ScriptedPeer() for _ in range(RESERVED + 1)]
+    assert all(isinstance(peers.admit(peer), Overloaded) for peer in refused)
+    assert [peer.calls for peer in refused] == [[]] * RESERVED + [["abort"]]
+    for peer in refused:
+        peers.discard(peer)
+    assert len(peers) == 1 + RESERVED
+
+
+def test_last_descriptors_are_for_probes_and_said_once(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    peers = Peers(stage.timers, max_connections=100, max_descriptor=50)
+    first, second, third = ScriptedPeer(), ScriptedPeer(is_busy=False), ScriptedPeer()
+    first.descriptor, second.descriptor, third.descriptor = 49, 50, 51
+    for peer in (first, second, third):
+        assert peers.admit(peer) is None
+    assert [peer.is_limited for peer in (first, second, third)] == [False, True, True]
+    (warning,) = caplog.records
+    assert warning.message.startswith("50 descriptors are in use, nearly as many as may be (ulimit -n)")
+
+
+def test_open_connections_of_an_address_are_bounded_whatever_they_become(stage: Stage) -> None:
+    peers = Peers(stage.timers, max_connections=100, per_address=2)
+    first, second, other = ScriptedPeer(), ScriptedPeer(), ScriptedPeer(address="192.0.2.2")
+    assert [peers.admit(first), peers.admit(second), peers.admit(other)] == [None, None, None]
+    refused = ScriptedPeer()
+    assert isinstance(peers.admit(refused), RateLimited)
+    peers.discard(refused)
+    peers.discard(first)
+    peers.add(conversation := ScriptedPeer(), "192.0.2.1")
+    assert isinstance(peers.admit(ScriptedPeer()), RateLimited)
+    peers.discard(conversation)
     assert peers.admit(ScriptedPeer()) is None
+    v6 = [ScriptedPeer(address=f"2001:db8::{number}") for number in range(3)]
+    assert [type(peers.admit(peer)) for peer in v6] == [type(None), type(None), RateLimited]
 
 
 def test_arrivals_are_bounded_by_address(stage: Stage) -> None:

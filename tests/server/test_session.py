@@ -8,8 +8,9 @@ import pytest
 
 from holdfast.admission.principal import Principal, Scopes
 from holdfast.core.entries import Owner
+from holdfast.core.limits.budget import Kind
 from holdfast.core.session.server import MAX_HELD_MESSAGES, MAX_INVALID_MESSAGES
-from holdfast.errors import Overloaded
+from holdfast.errors import LogTrimmed, Overloaded
 from holdfast.observe.events import ConnectionEnded, ConnectionOpened
 from holdfast_tools.bench.frames import client_frame
 from tests.server.stage import TENANT, Client, Stage
@@ -364,16 +365,64 @@ def test_revoked_key_ends_its_sessions_and_leaves_their_streams(stage: Stage) ->
     assert other.close is None
 
 
-def test_client_that_never_reads_what_it_asks_for_is_dropped(stage: Stage) -> None:
+def test_client_whose_log_goes_before_it_has_the_end_is_told(stage: Stage) -> None:
+    client = welcomed(stage)
+    slow, quick = created(stage, client, credit=0), created(stage, client, "r-2")
+    for source in (slow, quick):
+        source.say(1)
+        source.end()
+    slow.stream.forget(LogTrimmed("gone"))
+    error, event, end = client.hear()
+    assert (error["type"], error["code"], error["stream"]) == ("error", "log_trimmed", slow.stream.id)
+    assert (event["stream"], end["type"]) == (quick.stream.id, "end")
+    client.say("credit", stream=slow.stream.id, bytes=100)
+    client.say("ack", streams={slow.stream.id: 0})
+    client.say("detach", stream=slow.stream.id)
+    assert client.types() == ["detached"]
+    assert client.close is None
+    assert client.session.outlet.streams == {}
+
+
+def stalled(stage: Stage) -> Client:
+    """A client that has a stream and takes nothing of it."""
     client = welcomed(stage)
     source = created(stage, client)
     client.transport.stall()
     source.say(*range(20_000))
     stage.loop.turn()
-    for number in range(4097):
+    return client
+
+
+def test_client_that_does_not_read_is_not_read_and_what_it_sent_is_heard_later(stage: Stage) -> None:
+    client = stalled(stage)
+    assert not client.transport.is_read
+    for number in range(500):
         client.say("ping", t=number)
     stage.loop.turn()
+    assert client.session.protocol.waiting == 0
+    client.transport.unstall()
+    messages = client.hear()
+    assert client.transport.is_read
+    assert [message["t"] for message in messages if message["type"] == "pong"] == list(range(500))
+
+
+def test_client_that_takes_nothing_is_dropped_and_its_memory_free(stage: Stage) -> None:
+    client = stalled(stage)
+    assert stage.budget.by_kind[Kind.OUTPUT] == len(client.transport.buffer)
+    stage.loop.pass_time(21.0)
+    assert not client.transport.is_aborted
+    stage.loop.pass_time(30.0)
     assert client.transport.is_aborted
+    client.hang_up()
+    assert stage.budget.by_kind[Kind.OUTPUT] == 0
+
+
+def test_client_that_reads_slowly_is_no_silent_one(stage: Stage) -> None:
+    client = stalled(stage)
+    for _ in range(10):
+        stage.loop.pass_time(15.0)
+        del client.transport.buffer[:10]
+    assert not client.transport.is_aborted
 
 
 # -- a process that goes -------------------------------------------------------------------------------

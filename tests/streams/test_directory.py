@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import EndBody, Owner
+from holdfast.core.limits.budget import Budget
 from holdfast.errors import HoldfastError, Overloaded, UnknownStream
 from holdfast.streams.directory import Directory
 from holdfast.streams.memory_store import MemoryStore
@@ -20,9 +21,10 @@ from tests.support.stores import LateStore, Line
 
 
 class Script:
-    def __init__(self, timers: Timers, **config: Any) -> None:
+    def __init__(self, timers: Timers, *, memory: int = 1 << 20, **config: Any) -> None:
         self.store = MemoryStore(timers)
-        self.directory = Directory(StreamsConfig(**config), timers, self.store)
+        self.budget = Budget(memory)
+        self.directory = Directory(StreamsConfig(**config), timers, self.store, self.budget)
 
     def claim(self, request_id: str | None = "r-1", owner: Owner = ACME) -> Claimed:
         claims: list[Claimed | HoldfastError] = []
@@ -110,32 +112,61 @@ def test_foreign_and_absent_streams_give_the_same_answer(script: Script) -> None
 def test_more_streams_than_may_be_kept_are_refused_and_ended_ones_go_first(timers: Timers) -> None:
     script = Script(timers, max_streams=2)
     first, second = script.add("r-1"), script.add("r-2")
-    with pytest.raises(Overloaded):
-        script.directory.check_room()
+    with pytest.raises(Overloaded, match="2 streams are running"):
+        script.directory.check_room("newcomer")
     first.seal(COMPLETED)
-    reading = Reading(first)
-    with pytest.raises(Overloaded):
-        script.directory.check_room()
-    first.release(reading.cursor)
-    script.directory.check_room()
+    reading = Reading(first, is_slow=True)
+    script.directory.check_room("newcomer")
+    assert reading.told == ["log_trimmed"]
     assert script.open(first.id, second.id)[1] is second
     assert script.directory.statistics().streams == 1
     assert script.claim("r-1").is_new
 
 
+def test_a_tenant_cannot_run_all_streams_that_may_be_kept(timers: Timers) -> None:
+    script = Script(timers, max_streams=10)
+    for number in range(8):
+        script.directory.check_room("acme")
+        script.add(f"r-{number}")
+    with pytest.raises(Overloaded, match="the tenant runs its share"):
+        script.directory.check_room("acme")
+    script.directory.check_room("other")
+
+
 def test_short_memory_refuses_new_streams_until_there_is_room(timers: Timers) -> None:
-    script = Script(timers, memory_bytes=1 << 17)
+    script = Script(timers, memory=1 << 17)
     stream = script.add()
     reading = Reading(stream, is_slow=True)
-    stream.offer([b"x" * (1 << 17)])
-    with pytest.raises(Overloaded):
-        script.directory.check_room()
+    stream.offer([b"x" * 100_000])
+    with pytest.raises(Overloaded, match="the tenant's share"):
+        script.directory.check_room("acme")
+    script.directory.check_room("other")
     stream.seal(COMPLETED)
-    with pytest.raises(Overloaded):
-        script.directory.check_room()
-    stream.release(reading.cursor)
-    script.directory.check_room()
-    assert script.directory.memory.used == 0
+    assert script.open(stream.id) == [stream]
+    script.directory.check_room("acme")  # now it can go, read or not
+    assert reading.told == ["entries", "end", "log_trimmed"]
+    assert isinstance(script.open(stream.id)[0], UnknownStream)
+    assert script.budget.used == 0
+
+
+def test_ended_logs_that_one_tenant_reads_on_refuse_nobody(timers: Timers) -> None:
+    script = Script(timers, memory=1 << 20)
+    readings = []
+    for number in range(19):
+        script.directory.check_room("acme")
+        stream = script.add(f"r-{number}")
+        readings.append(Reading(stream, is_slow=True, credit=0))
+        stream.offer([b"x" * 60_000])
+        stream.seal(COMPLETED)
+    for number in range(19):
+        script.directory.check_room("other")
+        stream = script.add(f"o-{number}", Owner("other"))
+        Reading(stream)
+        stream.offer([b"x" * 60_000])
+        stream.seal(COMPLETED)
+    assert readings[0].told[-1] == "log_trimmed"
+    one, other = script.budget.account("acme"), script.budget.account("other")
+    assert abs(one.used - other.used) < 130_000
 
 
 def test_acknowledged_stream_goes_early(timers: Timers, clock: Clock) -> None:
@@ -183,7 +214,7 @@ def test_statistics_count_streams_and_bytes(script: Script) -> None:
     ended.seal(COMPLETED)
     use = script.directory.statistics()
     assert (use.streams, use.running, use.created, use.ended) == (2, 1, 2, 1)
-    assert use.log_bytes == running.held + ended.held
+    assert use.log_bytes == running.charged + ended.held
     assert script.directory.largest_log == running.log.bytes
 
 
@@ -197,14 +228,14 @@ def test_closed_directory_holds_nothing(script: Script, timers: Timers) -> None:
     script.directory.aclose()
     use = script.directory.statistics()
     assert (use.streams, use.running, use.log_bytes) == (0, 0, 0)
-    assert (script.directory.memory.running, script.directory.memory.waiting) == (0, set())
+    assert (script.directory.budget.running, script.directory.budget.waiting) == (0, set())
     assert timers.pending == 0
     assert script.claim("r-1").is_new
 
 
 def test_many_unknown_ids_cost_one_round_trip(timers: Timers) -> None:
     line = Line()
-    directory = Directory(StreamsConfig(), timers, LateStore(MemoryStore(timers, is_shared=True), line))
+    directory = Directory(StreamsConfig(), timers, LateStore(MemoryStore(timers, is_shared=True), line), Budget(1))
     answers: list[list[Stream | HoldfastError]] = []
     directory.open(ACME, [f"st_{number}" for number in range(50)], answers.append)
     assert (len(line), answers) == (50, [])  # all of them asked before the first is answered

@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import START, EndBody, Owner, Position
+from holdfast.core.limits.budget import Budget
 from holdfast.errors import AheadOfLog, HoldfastError, Overloaded, UnknownStream
 from holdfast.streams.directory import Directory
 from holdfast.streams.memory_store import MemoryStore
@@ -46,7 +47,7 @@ class Process:
         self.store = store
         self._clock = clock
         writer = StoreWriter(store, clock, lambda stream, error: stream.show_end(EndBody("incomplete")))
-        self.directory = Directory(config, timers, store, writer=writer)
+        self.directory = Directory(config, timers, store, Budget(1 << 30), writer=writer)
 
     def create(self, request_id: str = "r-1", owner: Owner = ACME) -> Stream:
         claims: list[Claimed | HoldfastError] = []
@@ -162,7 +163,7 @@ def test_stream_is_followed_once_for_all_its_readers(script: Script) -> None:
     assert len({id(stream) for answer in answers for stream in answer}) == 1
     script.offer(b"1")
     assert script.edge.open(script.stream.id).log.next == 2
-    assert script.edge.directory.memory.used == script.stream.log.bytes
+    assert script.edge.directory.budget.used == script.stream.charged
 
 
 def test_foreign_stream_of_another_process_is_unknown_and_not_followed(script: Script) -> None:
@@ -312,9 +313,9 @@ def test_stream_that_nobody_reads_here_is_followed_no_more(script: Script, clock
     clock.pass_by(60.0)
     directory = script.edge.directory
     assert directory.statistics().streams == 0
-    assert (directory.memory.used, directory.memory.running) == (0, 0)
+    assert (directory.budget.used, directory.budget.running) == (0, 0)
     script.offer(b"1")
-    assert directory.memory.used == 0
+    assert directory.budget.used == 0
     assert not script.stream.is_ended  # whether it goes on is the owner's matter
     again = Reading(script.edge.open(script.stream.id), Position(0))
     assert again.entries == [b"1"]
@@ -335,7 +336,7 @@ def test_followed_stream_is_forgotten_here_and_stays_the_owners(script: Script, 
     script.edge.open(script.stream.id)
     script.edge.directory.aclose()
     script.settle()
-    assert script.edge.directory.memory.used == 0
+    assert script.edge.directory.budget.used == 0
     assert Reading(script.edge.open(script.stream.id)).end == COMPLETED
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import EndBody, Position
+from holdfast.core.limits.budget import Budget
 from holdfast.core.log import ENTRY_OVERHEAD
 from holdfast.errors import HoldfastError, UnknownEpoch
 from holdfast.streams.directory import Directory
@@ -29,9 +30,9 @@ class Script:
         self.lost: list[tuple[StoredStream, HoldfastError]] = []
         store = LateStore(self.memory_store, self.line)
         writer = StoreWriter(store, clock, lambda stream, error: self.lost.append((stream, error)))
-        config = StreamsConfig(log_bytes=log_bytes, memory_bytes=memory)
-        self.directory = Directory(config, timers, store, writer=writer)
-        self.memory = self.directory.memory
+        config = StreamsConfig(log_bytes=log_bytes)
+        self.budget = Budget(memory)
+        self.directory = Directory(config, timers, store, self.budget, writer=writer)
         self.turn = clock.settle
         self.answer = self.line.settle
         self.stream = self.add("r-1")
@@ -117,10 +118,10 @@ def test_end_alone_is_stored_before_it_is_seen(script: Script) -> None:
 def test_nothing_is_accepted_behind_the_end_also_while_it_is_not_visible(script: Script) -> None:
     script.stream.offer([b"0"])
     script.stream.seal(EndBody("cancelled"))
-    held = script.memory.used
+    held = script.budget.used
     script.stream.offer([b"1"])
     script.stream.seal(COMPLETED)
-    assert (script.stream.accepted, script.memory.used) == (1, held)
+    assert (script.stream.accepted, script.budget.used) == (1, held)
     script.turn()
     script.answer()
     assert (list(script.stored().payloads), script.stream.end) == ([b"0"], EndBody("cancelled"))
@@ -130,10 +131,18 @@ def test_memory_counts_an_entry_once_from_its_acceptance_on(script: Script) -> N
     stream = script.stream
     stream.offer([b"x" * 100, b"y"])
     held = 101 + 2 * ENTRY_OVERHEAD
-    assert script.memory.used == stream.held == held
+    assert stream.held == held
+    assert script.budget.used == stream.charged >= held
     script.turn()
     script.answer()
-    assert script.memory.used == stream.held == stream.log.bytes == held
+    assert stream.held == stream.log.bytes == held
+    assert script.budget.used == stream.charged >= held
+    stream.offer([b"x" * 10_000])
+    grown = stream.held
+    assert script.budget.used == stream.charged >= grown
+    script.turn()
+    script.answer()
+    assert script.budget.used == stream.charged >= stream.held == grown
 
 
 def test_pending_entries_hold_the_source_back(clock: Clock, timers: Timers) -> None:
@@ -151,7 +160,7 @@ def test_pending_entries_hold_the_source_back(clock: Clock, timers: Timers) -> N
 def test_pending_entries_make_memory_short(clock: Clock, timers: Timers) -> None:
     script = Script(clock, timers, memory=1 << 17)
     script.stream.offer([b"x" * (1 << 17)])
-    assert script.memory.is_short
+    assert script.stream.account.is_short
     assert script.stream.is_full
 
 
@@ -175,10 +184,10 @@ def test_refused_batch_ends_the_writing_and_is_told_once(script: Script) -> None
     assert len(script.lost) == 1
     assert reading.entries == list(script.stored().payloads) == [b"0"]
     assert script.stream.accepted > 1  # so that its source does not ask again
-    assert script.memory.used == script.stream.log.bytes
+    assert script.budget.used == script.stream.log.bytes
     stream.show_end(EndBody("incomplete"))
     assert reading.end == EndBody("incomplete")
-    assert script.memory.used == script.stream.log.bytes
+    assert script.budget.used == script.stream.log.bytes
 
 
 def test_what_a_refused_batch_took_of_the_memory_others_may_have(clock: Clock, timers: Timers) -> None:
@@ -193,7 +202,7 @@ def test_what_a_refused_batch_took_of_the_memory_others_may_have(clock: Clock, t
     assert other.is_full
     script.turn()
     script.answer()
-    assert not script.memory.is_short
+    assert not script.stream.account.is_short
     assert source.told == ["resume"]
 
 
@@ -204,7 +213,7 @@ def test_forgotten_stream_leaves_no_byte_and_no_claim(script: Script, clock: Clo
     script.answer()
     clock.pass_by(StreamsConfig().retention)
     script.answer()
-    assert script.memory.used == script.memory.running == 0
+    assert script.budget.used == script.budget.running == 0
     found: list[object] = []
     script.memory_store.find(script.stream.id, found.append)
     assert found == [None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.core.entries import EndBody, Position, encode_end
+from holdfast.core.limits.budget import Kind
 from holdfast.core.log import ENTRY_OVERHEAD
 from holdfast.errors import AheadOfLog, LogTrimmed, UnknownEpoch
 from tests.support.clock import Clock
@@ -46,11 +47,11 @@ def test_first_end_counts_and_nothing_follows_it(world: World) -> None:
     stream = world.stream()
     stream.offer([b"0"])
     stream.seal(COMPLETED)
-    used = world.memory.used
+    used = world.budget.used
     stream.seal(EndBody("failed"))
     stream.offer([b"1"])
     assert world.ended == [stream]
-    assert (stream.end, stream.log.next, world.memory.used) == (COMPLETED, 2, used)
+    assert (stream.end, stream.log.next, world.budget.used) == (COMPLETED, 2, used)
 
 
 def test_source_is_let_go_at_the_end(world: World) -> None:
@@ -102,13 +103,13 @@ def test_full_log_holds_the_source_until_a_reader_advances(world: World) -> None
     slow = Reading(stream, is_slow=True)
     stream.offer([b"x" * 60])
     assert stream.is_full
-    assert world.memory.waiting == {stream}
+    assert world.budget.waiting == {stream}
     stream.resume_source()
     assert source.told == []
     slow.advance()
     assert source.told == ["resume"]
-    assert not world.memory.waiting
-    assert stream.log.bytes == world.memory.used == 0
+    assert not world.budget.waiting
+    assert stream.log.bytes == stream.charged == world.budget.used == 0
 
 
 def test_slowest_reader_decides_and_its_leaving_makes_room(world: World) -> None:
@@ -141,24 +142,69 @@ def test_ended_stream_waits_for_no_room(world: World) -> None:
     stream.seal(EndBody("cancelled"))
     stream.offer([b"y" * 60])
     assert not stream.is_full
-    assert not world.memory.waiting
+    assert not world.budget.waiting
 
 
-def test_short_memory_holds_every_source_at_its_share(world: World) -> None:
-    world.memory.limit = 1 << 17
+def test_short_memory_holds_every_source_at_the_least_share(world: World) -> None:
+    world.budget.configure(1 << 17)
     first, second = world.stream(number=1), world.stream(number=2)
     sources = [ScriptedSource(first), ScriptedSource(second)]
     slow = Reading(first, is_slow=True)
     Reading(second)
     first.offer([b"x" * 70_000, b"y" * 70_000])
-    assert world.memory.is_short
+    assert world.account.is_short
     assert first.is_full
     second.offer([b"z"])
-    assert not second.is_full  # within its share
+    assert not second.is_full  # so little it may always hold
     slow.advance()
-    assert not world.memory.is_short
+    assert not world.account.is_short
     assert sources[0].told == ["resume"]
-    assert world.memory.used == first.log.bytes + second.log.bytes
+    assert world.budget.used == first.charged + second.charged
+
+
+def test_short_memory_drops_what_all_readers_have(world: World) -> None:
+    world.budget.configure(1 << 17)
+    stream = world.stream()
+    Reading(stream)
+    world.account.add(Kind.BODIES, 1 << 17)
+    for _ in range(10):
+        stream.offer([b"x" * 5000])
+    assert stream.log.first >= 9
+    assert stream.charged <= 2 * 8192
+
+
+def test_memory_is_charged_in_grains_and_exactly_at_the_end(world: World) -> None:
+    stream = world.stream()
+    charged = []
+    for _ in range(100):
+        stream.offer([b"x" * 100])
+        charged.append(stream.charged)
+        assert stream.charged == world.budget.used >= stream.held
+    assert len(set(charged)) == 4
+    stream.seal(COMPLETED)
+    assert stream.charged == world.budget.used == stream.held
+
+
+# -- a log that is let go of --
+
+
+def test_readers_of_a_forgotten_stream_are_told_and_may_take_what_is_left(world: World) -> None:
+    stream = world.stream()
+    first, second = Reading(stream, is_slow=True), Reading(stream, is_slow=True)
+    stream.offer([b"0"])
+    stream.seal(COMPLETED)
+    stream.forget(LogTrimmed("gone"))
+    assert (first.told[-1], second.told[-1]) == ("log_trimmed", "log_trimmed")
+    assert (stream.reader_count, stream.log.cursors, world.budget.used) == (0, set(), 0)
+    stream.release(first.cursor)
+    stream.lose(second.cursor)
+
+
+def test_readers_of_a_stream_that_goes_with_its_process_are_told_nothing(world: World) -> None:
+    stream = world.stream()
+    reading = Reading(stream)
+    stream.forget()
+    assert (reading.told, stream.log.cursors) == ([], set())
 
 
 # -- who leaves --
@@ -280,7 +326,7 @@ def test_no_timer_and_no_byte_is_left_behind_the_end(world: World, clock: Clock)
     stream.lose(Reading(stream).cursor)
     stream.seal(COMPLETED)
     assert world.timers.pending == 0
-    assert world.memory.used == stream.held == 1 + len(encode_end(COMPLETED)) + 2 * ENTRY_OVERHEAD
+    assert world.budget.used == stream.held == 1 + len(encode_end(COMPLETED)) + 2 * ENTRY_OVERHEAD
 
 
 def test_onlooker_does_not_take_the_place_of_a_lost_reader(world: World) -> None:

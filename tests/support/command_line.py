@@ -40,10 +40,14 @@ def run(*arguments: str, stdin: str = "", cwd: Path | None = None) -> subprocess
 class Server:
     """A command that serves, from its first line until it is told to stop."""
 
-    def __init__(self, *arguments: str, cwd: Path, last_line: str, **variables: str) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, last_line: str, nofile: int | str | None = None, **variables: str
+    ) -> None:
+        """`nofile` is how many descriptors it may have open, or `soft:hard`."""
+        limit = [] if nofile is None else ["prlimit", f"--nofile={nofile}"]
         self._errors = (cwd / "stderr.txt").open("w+")
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*limit, *COMMAND, *arguments],
             cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -110,6 +114,8 @@ class Server:
         self._errors.close()
 
 
-def serve(*arguments: str, cwd: Path, **variables: str) -> Server:
+def serve(*arguments: str, cwd: Path, nofile: int | str | None = None, **variables: str) -> Server:
     """A gateway on a free port."""
-    return Server("serve", "--port", "0", *arguments, cwd=cwd, last_line="Ctrl-C stops", **variables)
+    return Server(
+        "serve", "--port", "0", *arguments, cwd=cwd, last_line="Ctrl-C stops", nofile=nofile, **variables
+    )

@@ -61,6 +61,12 @@ def content(payloads: list[Any]) -> str:
 # -- HTTP ----------------------------------------------------------------------------------------------
 
 
+def own_code(error: Any) -> str:
+    """Our own code of an error in OpenAI's shape, whose `code` may be the provider's."""
+    code: str = error.get("holdfast_code", error["code"])
+    return code
+
+
 @dataclass
 class Response:
     status: int
@@ -74,8 +80,13 @@ class Response:
     def error(self) -> Any:
         """The error of an answer in OpenAI's shape."""
         error = self.json()["error"]
-        assert set(error) == {"message", "type", "code", "param"}
+        assert set(error) - {"holdfast_code", "provider_request_id"} == {"message", "type", "code", "param"}
         return error
+
+    @property
+    def code(self) -> str:
+        """Our own code of the error."""
+        return own_code(self.error)
 
 
 @dataclass

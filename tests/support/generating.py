@@ -13,6 +13,8 @@ from holdfast.admission.queue import Admission
 from holdfast.config import RetryConfig, StreamsConfig
 from holdfast.config.limits import LimitsConfig, QueueConfig
 from holdfast.config.providers import RetryBudgetConfig, TimeoutsConfig
+from holdfast.core.limits.budget import Budget
+from holdfast.core.masking import Masking
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.dialect import Dialect
 from holdfast.dialects.endpoint import Endpoint
@@ -84,9 +86,14 @@ class Gateway:
         admission: dict[str, Any] | None = None,
         models: Mapping[str, int | None] | None = None,
         store: LogStore | None = None,
+        memory: int = 1 << 30,
         observer: Observer | None = None,
+        masking: Masking | None = None,
+        total: float = 300.0,
     ) -> None:
         self.clock = clock
+        self._masking = masking
+        self._total = total
         self.timers = Timers(clock)
         self.upstreams: dict[str, ScriptedUpstream] = {}
         self.targets: dict[str, Target] = {}
@@ -98,8 +105,9 @@ class Gateway:
         writer = None
         if self.store.is_shared:
             writer = StoreWriter(self.store, clock, lambda stream, error: stream.cancel("lost"))
+        self.budget = Budget(memory)
         self.directory = Directory(
-            msgspec.convert(streams or {}, StreamsConfig), self.timers, self.store, writer=writer
+            msgspec.convert(streams or {}, StreamsConfig), self.timers, self.store, self.budget, writer=writer
         )
         self.admission = Admission(
             msgspec.convert(admission or {}, LimitsConfig),
@@ -125,14 +133,14 @@ class Gateway:
             "large",
             Endpoint(base_url="http://provider/v1", api=api),
             upstream,
-            TimeoutsConfig(first_byte=30.0, idle=10.0, total=300.0),
+            TimeoutsConfig(first_byte=30.0, idle=10.0, total=self._total),
             Health(budget=RetryBudgetConfig(floor=100)),
             capacity=capacity,
         )
         return target
 
     def route(self, *providers: str) -> Route:
-        return Route([self.targets[name] for name in providers], self._retry)
+        return Route([self.targets[name] for name in providers], self._retry, masking=self._masking)
 
     # -- what a surface does --
 
@@ -181,7 +189,7 @@ class Gateway:
             if target.capacity is not None:
                 held[f"slots of {name}"] = target.capacity.statistics().in_flight
         held["unfinished"] = self.directory.unfinished
-        held["running"] = self.directory.memory.running
+        held["running"] = self.budget.running
         held["generations"] = len(self.launcher._generations)
         held["pumps"] = len(self.launcher._pumps)
         return {name: count for name, count in held.items() if count}

@@ -16,6 +16,7 @@ from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig, StreamsConfig
 from holdfast.core.entries import EndBody
 from holdfast.core.log import Cursor
+from holdfast.errors import HoldfastError
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 from holdfast_tools.simulate import SimulatedProvider
@@ -73,6 +74,8 @@ class Running:
     def position_changed(self, cursor: Cursor) -> None: ...
 
     def epoch_changed(self, cursor: Cursor) -> None: ...
+
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None: ...
 
     async def first(self) -> Self:
         async with asyncio.timeout(DEADLINE):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from holdfast.core.entries import START, EndBody, Owner, Position
+from holdfast.core.limits.budget import Budget
 from holdfast.core.log import Cursor, Log
-from holdfast.streams.memory import LogMemory
+from holdfast.errors import HoldfastError
 from holdfast.streams.store import Claim
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
@@ -67,6 +68,9 @@ class Reading:
     def epoch_changed(self, cursor: Cursor) -> None:
         self.told.append(("epoch", cursor.log.epoch))
 
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        self.told.append(error.code)
+
 
 class ScriptedSource:
     """Notes what the stream tells it, and does nothing."""
@@ -90,15 +94,16 @@ class World:
 
     def __init__(self, timers: Timers, *, memory: int = 1 << 20) -> None:
         self.timers = timers
-        self.memory = LogMemory(memory, evict=lambda: False)
+        self.budget = Budget(memory)
+        self.account = self.budget.account(ACME.tenant)
         self.ended: list[Stream] = []
 
     def stream(self, *, log_bytes: int = 1 << 16, grace: float = 60.0, number: int = 1) -> Stream:
-        self.memory.running += 1
+        self.account.log_begins()
         return Stream(
             origin=Claim(ACME, f"r-{number}", f"st_{number}", "demo", b"digest"),
             log=Log(f"st_{number}", max_bytes=log_bytes),
-            memory=self.memory,
+            account=self.account,
             detach_grace=grace,
             timers=self.timers,
             on_end=self.ended.append,

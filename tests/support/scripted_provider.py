@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import msgspec
 
 from holdfast.app import Gateway
 from holdfast.config import Config, ModelConfig, ProviderConfig, ServerConfig
 from holdfast.core.entries import EndBody
+from holdfast.errors import HoldfastError
 from holdfast.streams.stream import Stream
 from holdfast.upstream.statistics import HealthStatistics, PoolStatistics
 from tests.support.launching import launch
@@ -100,12 +101,18 @@ class ScriptedProvider:
         return True
 
 
+class Served(Protocol):
+    """A provider on a port of this machine."""
+
+    port: int
+
+
 class ScriptedWorld:
     """A gateway whose model `demo` asks scripted providers, along the route."""
 
     def __init__(
         self,
-        *providers: ScriptedProvider,
+        *providers: Served,
         retry: dict[str, Any] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
@@ -157,6 +164,8 @@ class _Reader:
     def position_changed(self, cursor: object) -> None: ...
 
     def epoch_changed(self, cursor: object) -> None: ...
+
+    def forgotten(self, cursor: object, error: HoldfastError) -> None: ...
 
 
 async def ended(stream: Stream) -> EndBody:

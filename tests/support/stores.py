@@ -84,6 +84,9 @@ class LateStore:
         self._later(lambda: listening.begin(lambda: self._store.listen(stream, listening.receive)))
         return listening
 
+    def free_request(self, stream: str) -> None:
+        self._later(lambda: self._store.free_request(stream))
+
     def release(self, stream: str, *, keep: float) -> None:
         self._later(lambda: self._store.release(stream, keep=keep))
 

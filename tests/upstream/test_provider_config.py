@@ -47,7 +47,10 @@ def test_tables_within_a_provider_and_a_model_are_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"provider": 'http2 = "maybe"'}, "providers.a.http2: invalid enum value 'maybe'"),
+        (
+            {"provider": 'http2 = "maybe"'},
+            "providers.a.http2: expected one of auto, prior-knowledge, off; got 'maybe'",
+        ),
         ({"provider": 'client_key = "k.pem"'}, "providers.a.client_key: needs client_cert"),
         (
             {"provider": "min_warm = 2\nmax_connections = 1"},
@@ -77,10 +80,14 @@ def test_tables_within_a_provider_and_a_model_are_read() -> None:
         ),
         ({"provider": 'proxy = "socks5://user:secret@p:1"'}, "providers.a.proxy: expected http://"),
         ({"provider": 'proxy = "http://user:secret@p:port"'}, "providers.a.proxy: expected http://"),
-        ({"route": '[{ target = "b/x" }]'}, r'models."m".route\[0\]: there is no provider \'b\''),
+        (
+            {"provider": 'headers = { Accept-Encoding = "gzip" }'},
+            "headers.Accept-Encoding: belongs to the connection",
+        ),
+        ({"route": '[{ target = "b/x" }]'}, r"models.m.route\[0\]: there is no provider \'b\'"),
         ({"route": '[{ target = "a/x", weight = 0 }]'}, r"models.m.route\[0\].weight: expected `float` > 0.0"),
-        ({"route": '["a"]'}, r'models."m".route\[0\]: expected "provider/model"'),
-        ({"model": "retry = { initial = 9 }"}, 'models."m".retry.maximum: expected at least `initial`'),
+        ({"route": '["a"]'}, r'models.m.route\[0\]: expected "provider/model"'),
+        ({"model": "retry = { initial = 9 }"}, "models.m.retry.maximum: expected at least `initial`"),
     ],
 )
 def test_setting_that_cannot_be_used_is_named(changes: dict[str, str], message: str) -> None:
@@ -98,7 +105,7 @@ def test_adaptive_limit_is_off_and_begins_within_its_bounds(settings: str, first
 
 
 def test_model_name_that_cannot_be_printed_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"models.'m\\nx': expected a printable name"):
+    with pytest.raises(ConfigError, match=r'models."m\\nx": expected a printable name'):
         parse(PROVIDER.format(provider="", route='["a/x"]', model="") + '[models."m\\nx"]\nroute = ["a/x"]')
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from holdfast.admission.auth import Authenticator
 from holdfast.admission.client_tokens import ClientTokens
-from holdfast.admission.jwks import Jwks, file_fetcher, url_fetcher
+from holdfast.admission.jwks import TIMEOUT, Document, FileDocument, Jwks, url_document
 from holdfast.admission.jwt_verifier import JwtVerifier
 from holdfast.admission.key_store import KeyStore
 from holdfast.admission.key_watcher import KeyWatcher
@@ -16,13 +16,15 @@ from holdfast.admission.origins import OriginRules
 from holdfast.config import Config
 from holdfast.config.auth import JwtConfig
 from holdfast.errors import ConfigError
+from holdfast.observe.freshness import Freshness
 from holdfast.timers import Timers
 
 
 class Access:
     """Decides who may call. Call `start`, and in the end `aclose`, each once.
 
-    `on_removed` is called with the secrets that cease to be good. `clock` gives Unix seconds.
+    `on_removed` is called with the secrets that cease to be good, `freshness` is told how old the store and the
+    issuer's keys are. `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Access:
         timers: Timers,
         *,
         on_removed: Callable[[set[SecretId]], None],
+        freshness: Freshness,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
@@ -41,7 +44,7 @@ class Access:
         self.table.replace("config", KeySet(config_keys(config.keys), clock()))
         self.client_tokens = ClientTokens(auth.token_secret, self.table, clock=clock)
         self._jwt = auth.jwt
-        self.jwks = None if auth.jwt is None else _jwks(auth.jwt, timers)
+        self.jwks = None if auth.jwt is None else _jwks(auth.jwt, timers, freshness, clock)
         verifier = None
         if auth.jwt is not None and self.jwks is not None:
             verifier = JwtVerifier(auth.jwt, self.jwks, clock=clock)
@@ -55,7 +58,11 @@ class Access:
             clock=clock,
         )
         self.store = None if auth.key_store is None else KeyStore(auth.key_store)
-        self.watcher = None if self.store is None else KeyWatcher(self.store, self.table, timers, clock=clock)
+        self.watcher = (
+            None
+            if self.store is None
+            else KeyWatcher(self.store, self.table, timers, freshness=freshness, clock=clock)
+        )
 
     def configure(self, config: Config) -> None:
         """Use the keys and origins of another configuration. Whatever a removed key has opened is ended."""
@@ -70,10 +77,14 @@ class Access:
     async def start(self) -> None:
         """Read the key store and the issuer's keys. Raises `ConfigError` if a file cannot be used."""
         if self.watcher is not None:
-            self.watcher.start()
-        if self.jwks is not None:
+            await self.watcher.start()
+        if self.jwks is None or self._jwt is None:
+            return
+        if self._jwt.jwks_file is None:
             await self.jwks.start()
-            if self._jwt is not None and self._jwt.jwks_file is not None and not self.jwks.has_keys:
+        else:
+            await self.jwks.start(wait=TIMEOUT)
+            if not self.jwks.has_keys:
                 raise ConfigError(f"auth.jwt.jwks_file: {self._jwt.jwks_file} cannot be used; see the log")
 
     async def aclose(self) -> None:
@@ -83,10 +94,11 @@ class Access:
             await self.jwks.aclose()
 
 
-def _jwks(config: JwtConfig, timers: Timers) -> Jwks:
+def _jwks(config: JwtConfig, timers: Timers, freshness: Freshness, clock: Callable[[], float]) -> Jwks:
+    document: Document
     if config.jwks_url is not None:
-        fetch, source = url_fetcher(config.jwks_url), config.jwks_url
+        document, source = url_document(config.jwks_url, timers), config.jwks_url
     else:
         source = config.jwks_file or ""
-        fetch = file_fetcher(source)
-    return Jwks(fetch, source=source, max_age=config.refresh, timers=timers)
+        document = FileDocument(source)
+    return Jwks(document, source=source, max_age=config.refresh, timers=timers, freshness=freshness, clock=clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -41,6 +42,8 @@ _CREDENTIAL_PARAMETERS = frozenset(
 )
 #: The prefixes of our own credentials, which are refused anywhere in a query.
 _PREFIXES = ("hf_", _CLIENT_TOKEN, TOKEN_SUBPROTOCOL)
+#: What a key looks like.
+_KEY = re.compile(r"hf_[A-Za-z0-9_-]{43}")
 _USED = frozenset({b"authorization", b"x-api-key", b"origin", b"host"})
 
 _LOCAL = Principal("local")
@@ -130,6 +133,24 @@ class Authenticator:
         if key is None:
             raise Unauthorized("the key is not known here")
         return key.principal
+
+    def describe(self, headers: Iterable[tuple[bytes, bytes]], subprotocols: Iterable[str] = ()) -> str:
+        """Say of which kind a request's credential is, for the audit log: never the secret.
+
+        Only of what looks like one of our random keys there is the beginning of its hash, which the key store and
+        the configuration hold as well; a hash of something shorter could be guessed.
+        """
+        try:
+            credential = _credential(_fields(headers)) or _token_of(subprotocols)
+        except InvalidRequest:
+            return "contradicting"
+        if not credential:
+            return "none"
+        if credential.startswith(_CLIENT_TOKEN):
+            return "client token"
+        if _KEY.fullmatch(credential):
+            return f"key {hash_key(credential)[:15]}"
+        return "jwt" if credential.count(".") == 2 else "unknown"
 
     def _is_admin_key(self, credential: str) -> bool:
         """Compare in constant time, and digests, so that the time taken tells nothing about the key."""

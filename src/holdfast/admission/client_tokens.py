@@ -15,17 +15,21 @@ import jwt
 import msgspec
 from msgspec import Meta
 
+from holdfast.admission.compact import is_compact
 from holdfast.admission.keys import KeyTable
 from holdfast.admission.principal import SUBJECT_PREFIX, Principal, Scopes, is_name
-from holdfast.errors import Forbidden, InvalidRequest, Unauthorized
+from holdfast.errors import Forbidden, InvalidRequest, PayloadTooLarge, Unauthorized
 
 PREFIX = "hft_"
 #: The longest life of a token, and its default life, in seconds.
 MAX_LIFE = 3600
 DEFAULT_LIFE = 300
+#: The largest body of a request about credentials, in bytes.
+MAX_BODY = 256 * 1024
 _ISSUER = "holdfast"
 _TYPE = "holdfast-client+jwt"
 _ALGORITHM = "HS256"
+_INVALID = "the client token is not valid here: its "
 
 
 class TokenRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -63,8 +67,15 @@ class _Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: str | None = None
 
 
+def check_size(raw: bytes) -> None:
+    """Raise `PayloadTooLarge` for a body that would be many small values, decoded one by one."""
+    if len(raw) > MAX_BODY:
+        raise PayloadTooLarge(f"the body is larger than {MAX_BODY} bytes")
+
+
 def parse_token_request(raw: bytes) -> TokenRequest:
-    """Parse the body of a request for a token. Raises `InvalidRequest`, which names the field."""
+    """Parse the body of a request for a token. Raises `InvalidRequest` that names the field, `PayloadTooLarge`."""
+    check_size(raw)
     try:
         request = msgspec.json.decode(raw or b"{}", type=TokenRequest)
     except msgspec.ValidationError as exc:
@@ -137,9 +148,12 @@ class ClientTokens:
 
     def read(self, token: str, origin: str | None) -> Principal:
         """Return the token's principal. Raises `Unauthorized`, or `Forbidden` for a page of another origin."""
+        compact = token.removeprefix(PREFIX)
+        if not is_compact(compact):
+            raise Unauthorized(_INVALID + "format is wrong")
         try:
             decoded = jwt.decode_complete(
-                token.removeprefix(PREFIX),
+                compact,
                 self._key,
                 algorithms=[_ALGORITHM],
                 issuer=_ISSUER,
@@ -176,4 +190,4 @@ class ClientTokens:
 
 def _invalid(exc: Exception) -> Unauthorized:
     what = "signature is wrong" if isinstance(exc, jwt.InvalidSignatureError) else "format is wrong"
-    return Unauthorized(f"the client token is not valid here: its {what}")
+    return Unauthorized(_INVALID + what)

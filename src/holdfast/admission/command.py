@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from holdfast.admission.key_store import KeyRecord, KeyStore, NewKey
+from holdfast.admission.key_rows import KeyRecord
+from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.keys import create_key
 from holdfast.config.limits import LimitConfig
 from holdfast.errors import HoldfastError, InvalidRequest
@@ -51,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long the present secret stays good, at most 30 days (default: 3600)",
     )
     rotate.set_defaults(run=_rotate)
+    backup = actions.add_parser(
+        "backup",
+        help="copy a store, also while it is in use",
+        description="Write a consistent copy of a store, readable for its owner alone, also while it is in use.",
+    )
+    _add_store(backup)
+    backup.add_argument("target", type=Path, help="file to write; there must be none of that name")
+    backup.set_defaults(run=_backup)
 
 
 def _add_create(actions: _Actions) -> None:
@@ -153,6 +162,8 @@ def _list(args: argparse.Namespace) -> int:
 
 def _row(record: KeyRecord) -> tuple[str, str, str, str, str]:
     state = "in force"
+    if record.problem is not None:
+        state = f"left out: {record.problem}"
     if record.revoked is not None:
         state = f"revoked {_date(record.revoked)}"
     elif record.previous_expires is not None:
@@ -180,6 +191,17 @@ def _rotate(args: argparse.Namespace) -> int:
         return _fail(exc.message)
     _show_key(key)
     print(f"\n{record.id} ({record.name}): the secret before ends in {args.grace:g} s", file=sys.stderr)
+    return 0
+
+
+def _backup(args: argparse.Namespace) -> int:
+    try:
+        store = _open(args)
+        store.backup(args.target)
+        count = len(KeyStore(args.target).list())
+    except HoldfastError as exc:
+        return _fail(exc.message)
+    print(f"{args.target}: a copy of {count} keys", file=sys.stderr)
     return 0
 
 

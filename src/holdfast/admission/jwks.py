@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import logging
-import urllib.request
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jwt
 import msgspec
 
+from holdfast.admission.worker import Worker
 from holdfast.errors import Overloaded
+from holdfast.observe.audit import audit
+from holdfast.observe.freshness import Freshness, Source
 from holdfast.timers import Deadline, Timers
+from holdfast.upstream.fetch import Fetcher
 
 logger = logging.getLogger("holdfast")
 
 #: The least seconds between two fetches that unknown key ids cause, since anyone can make up key ids.
 MIN_INTERVAL = 10.0
-#: The bounds of one fetch, in seconds and bytes.
-_TIMEOUT = 5.0
+#: While fetches fail, the next one comes after so many seconds, or after `max_age` where that is less.
+RETRY_INTERVAL = 10.0
+#: Keys that could not be fetched again for so many times `max_age` are forgotten: the issuer may have withdrawn
+#: them, and nobody would know.
+MAX_STALE = 12
+#: The bounds of one fetch from its start to the last byte, in seconds and bytes.
+TIMEOUT = 5.0
 _MAX_SIZE = 512 * 1024
 _MAX_KEYS = 100
-_MIN_RSA_BITS = 2048
+#: A larger key makes each verification slow, a smaller one is weak.
+_RSA_BITS = range(2048, 8192 + 1)
+#: How many seconds the start of the gateway waits for the first keys. The fetch itself goes on.
+_START_WAIT = 1.0
 
 #: The key type of each algorithm and, where there are several, the curve (RFC 7518 section 3.1, RFC 8037).
 _KINDS = {"RS256": ("RSA", None), "ES256": ("EC", "P-256"), "EdDSA": ("OKP", "Ed25519")}
@@ -38,8 +49,11 @@ class KeysPending(Exception):
         self._task = task
 
     async def wait(self) -> None:
-        """Wait for the end of the fetch, whether it succeeds or not. Cancellation-safe: the fetch goes on."""
-        await asyncio.wait([self._task])
+        """Wait for the end of the fetch, whether it succeeds or not; not longer than `TIMEOUT`.
+
+        Cancellation-safe: the fetch goes on.
+        """
+        await asyncio.wait([self._task], timeout=TIMEOUT)
 
     @staticmethod
     def refusal() -> Overloaded:
@@ -47,44 +61,70 @@ class KeysPending(Exception):
         return Overloaded("the keys of the token issuer are being fetched", retry_after=1.0)
 
 
-class Jwks:
-    """The keys of one issuer, as last fetched. Use it from the loop's thread only; `fetch` runs in another one."""
+class Document(Protocol):
+    """Where the keys come from."""
 
-    def __init__(self, fetch: Callable[[], bytes], *, source: str, max_age: float, timers: Timers) -> None:
-        self._fetch = fetch
+    async def fetch(self) -> bytes:
+        """Fetch it within a bound of time. Raises `OSError`, `TimeoutError` included, or `ValueError`."""
+
+    async def aclose(self) -> None: ...
+
+
+class Jwks:
+    """The keys of one issuer, as last fetched. Use it from the loop's thread only.
+
+    Keys are refreshed each `max_age` seconds, and a refresh replaces them all: one that the issuer has withdrawn
+    is refused from then on. `freshness` is told of each success and failure. `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        document: Document,
+        *,
+        source: str,
+        max_age: float,
+        timers: Timers,
+        freshness: Freshness,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._document = document
         self._source = source
         self._max_age = max_age
         self._timers = timers
+        self._freshness = freshness
+        self._clock = clock
         self._keys: list[tuple[str | None, str, jwt.PyJWK]] = []
         self._has_keys = False
         self._fetched = float("-inf")
         self._task: asyncio.Task[None] | None = None
-        self._timer: Deadline | None = None
+        self._refreshing: Deadline | None = None
+        self._forgetting: Deadline | None = None
         self._is_closed = False
-        self._is_failing = False
 
     @property
     def has_keys(self) -> bool:
-        """Whether a key set was ever fetched."""
+        """Whether there is a key set that is not too old."""
         return self._has_keys
 
-    async def start(self) -> None:
-        """Fetch once. A failure is only logged: the gateway must start even if the issuer is down."""
-        await asyncio.wait([self._refresh()])
+    async def start(self, *, wait: float = _START_WAIT) -> None:
+        """Begin to fetch, and wait a moment for the keys. The gateway must start even if the issuer is down."""
+        await asyncio.wait([self._refresh()], timeout=wait)
 
     async def aclose(self) -> None:
         self._is_closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._refreshing, self._forgetting):
+            if timer is not None:
+                timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        await self._document.aclose()
 
     def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         """Return the key with this id; without an id, the only key for the algorithm. None if there is none.
 
         Raises `KeysPending` if the keys are being fetched, or a fetch has just been started, and `Overloaded` if
-        no key set was ever fetched.
+        there is no key set: none was ever fetched, or the last one is too old.
         """
         found = [key for name, fits, key in self._keys if fits == algorithm and (kid is None or name == kid)]
         if len(found) == 1:
@@ -104,28 +144,54 @@ class Jwks:
         return self._task
 
     async def _run(self) -> None:
+        wait = self._max_age
         try:
-            raw = await asyncio.to_thread(self._fetch)
-            self._keys = parse_jwks(raw)
+            keys = parse_jwks(await self._document.fetch())
         except (OSError, ValueError) as exc:
-            if not self._is_failing:
-                logger.error(
-                    "%s: the keys cannot be fetched, so the old ones stay in use: %r", self._source, str(exc)
-                )
-            self._is_failing = True
+            wait = min(wait, RETRY_INTERVAL)
+            self._failed(str(exc))
         else:
-            self._has_keys, self._is_failing = True, False
+            self._take(keys)
         finally:
             self._task = None
             if not self._is_closed:
-                if self._timer is not None:
-                    self._timer.cancel()
-                # So a key that the issuer has withdrawn is refused after `max_age` at the latest.
-                self._timer = self._timers.after(self._max_age, self._refresh_again)
+                if self._refreshing is not None:
+                    self._refreshing.cancel()
+                self._refreshing = self._timers.after(wait, self._refresh_again)
+
+    def _take(self, keys: list[tuple[str | None, str, jwt.PyJWK]]) -> None:
+        before, after = _names(self._keys), _names(keys)
+        if before != after or not self._has_keys:
+            audit("issuer_keys_changed", added=sorted(after - before), withdrawn=sorted(before - after) or None)
+        self._keys, self._has_keys = keys, True
+        if self._freshness.taken(Source.ISSUER_KEYS, self._clock()):
+            logger.warning("%s: the issuer's keys can be fetched again", self._source)
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        self._forgetting = self._timers.after(MAX_STALE * self._max_age, self._forget)
+
+    def _failed(self, why: str) -> None:
+        if self._freshness.failed(Source.ISSUER_KEYS, "the keys cannot be fetched", self._clock(), detail=why):
+            meanwhile = "the old ones stay in use for now" if self._has_keys else "its tokens are refused"
+            logger.error("%s: the issuer's keys cannot be fetched, %s: %r", self._source, meanwhile, why)
+
+    def _forget(self) -> None:
+        """Refuse tokens rather than trust keys that may have been withdrawn long ago."""
+        audit("issuer_keys_forgotten", withdrawn=sorted(_names(self._keys)), seconds=MAX_STALE * self._max_age)
+        self._keys, self._has_keys = [], False
+        logger.error(
+            "%s: the issuer's keys could not be fetched for %g s and are forgotten: its tokens are refused",
+            self._source,
+            MAX_STALE * self._max_age,
+        )
 
     def _refresh_again(self) -> None:
         if not self._is_closed:
             self._refresh()
+
+
+def _names(keys: list[tuple[str | None, str, jwt.PyJWK]]) -> set[str]:
+    return {f"{algorithm} {kid or 'without an id'}" for kid, algorithm, _ in keys}
 
 
 def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:
@@ -149,7 +215,7 @@ def parse_jwks(raw: bytes) -> list[tuple[str | None, str, jwt.PyJWK]]:
             key = jwt.PyJWK(entry, algorithm=algorithm)
         except (jwt.PyJWTError, ValueError, TypeError, KeyError):
             continue
-        if algorithm == "RS256" and key.key.key_size < _MIN_RSA_BITS:
+        if algorithm == "RS256" and key.key.key_size not in _RSA_BITS:
             continue
         kid = entry.get("kid")
         keys.append((kid if isinstance(kid, str) else None, algorithm, key))
@@ -166,23 +232,23 @@ def _algorithm(entry: object) -> str | None:
     return None
 
 
-def url_fetcher(url: str) -> Callable[[], bytes]:
-    """Return a function that fetches a URL. It blocks, and raises `OSError` or `ValueError`."""
-    opener = urllib.request.build_opener(_NoRedirects)
+def url_document(url: str, timers: Timers) -> Document:
+    """Return the key set at a URL. The configuration check ensures https, or http on this machine."""
+    return Fetcher(url, timers, timeout=TIMEOUT, max_size=_MAX_SIZE)
 
-    def fetch() -> bytes:
-        # The configuration check ensures that the scheme is https, or http on this machine.
-        request = urllib.request.Request(url, headers={"accept": "application/json", "user-agent": "holdfast"})  # noqa: S310
-        try:
-            with opener.open(request, timeout=_TIMEOUT) as response:
-                raw: bytes = response.read(_MAX_SIZE + 1)
-        except http.client.HTTPException as exc:
-            raise ValueError(f"the answer is not valid HTTP: {exc!r}") from exc
-        if len(raw) > _MAX_SIZE:
-            raise ValueError(f"the key set is larger than {_MAX_SIZE} bytes")
-        return raw
 
-    return fetch
+class FileDocument:
+    """The key set in a file. A thread reads it, since the disk may be slow or gone."""
+
+    def __init__(self, path: str) -> None:
+        self._read = file_fetcher(path)
+        self._worker = Worker("jwks")
+
+    async def fetch(self) -> bytes:
+        return await self._worker.run(self._read, timeout=TIMEOUT)
+
+    async def aclose(self) -> None:
+        self._worker.close()
 
 
 def file_fetcher(path: str) -> Callable[[], bytes]:
@@ -192,14 +258,7 @@ def file_fetcher(path: str) -> Callable[[], bytes]:
         with Path(path).open("rb") as file:
             raw = file.read(_MAX_SIZE + 1)
         if len(raw) > _MAX_SIZE:
-            raise ValueError(f"the key set is larger than {_MAX_SIZE} bytes")
+            raise ValueError(f"it is larger than {_MAX_SIZE} bytes")
         return raw
 
     return fetch
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: it could lead from https to http, or into the gateway's own network."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None

@@ -11,6 +11,7 @@ from typing import Any
 
 import jwt
 
+from holdfast.admission.compact import is_compact
 from holdfast.admission.jwks import Jwks
 from holdfast.admission.principal import SUBJECT_PREFIX, Principal, Scopes, is_name
 from holdfast.config.auth import JwtConfig
@@ -38,6 +39,8 @@ class JwtVerifier:
         """
         if len(token) > _MAX_LENGTH:
             raise Unauthorized(f"the token is longer than {_MAX_LENGTH} characters")
+        if not is_compact(token):
+            raise Unauthorized("the token is not a valid JWT")
         try:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError) as exc:

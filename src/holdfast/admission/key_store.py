@@ -2,13 +2,20 @@
 
 All calls block on the disk. A gateway makes them in a thread, and looks keys up in its `KeyTable`. The file holds
 hashes, never keys.
+
+Its journal is a rollback journal, not a write-ahead log: all that is committed is in the one file, and a network
+file system can hold it. A log would keep the newest keys beside the file while a gateway runs, and copies would
+lack them. What a log is good at, many writers, a key store does not have.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sqlite3
+import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -16,10 +23,13 @@ from pathlib import Path
 
 import msgspec
 
-from holdfast.admission.keys import Key, create_key, parse_hash
-from holdfast.admission.principal import Principal, Scopes, is_name
+from holdfast.admission.key_rows import BadKey, KeyRecord, encode, read_active, read_record
+from holdfast.admission.keys import create_key
+from holdfast.admission.principal import is_name
 from holdfast.config.limits import LimitConfig
 from holdfast.errors import ConfigError, InternalError, InvalidRequest, NotFound
+
+logger = logging.getLogger("holdfast")
 
 #: The longest time that the previous secret may stay valid after a rotation, in seconds.
 MAX_GRACE = 30 * 86400.0
@@ -47,31 +57,6 @@ CREATE TABLE secrets (
     UNIQUE (key_id, generation)
 ) STRICT;
 """
-
-_ACTIVE = """
-SELECT secrets.hash, secrets.generation, secrets.expires,
-    keys.id, keys.tenant, keys.models, keys.max_tokens, keys.limits
-FROM secrets JOIN keys ON keys.id = secrets.key_id WHERE keys.revoked IS NULL
-"""
-
-
-class KeyRecord(msgspec.Struct, frozen=True):
-    """The public part of a key. Times are in Unix seconds.
-
-    `previous_expires` is set while the secret before the last rotation is still valid.
-    """
-
-    id: str
-    name: str
-    tenant: str
-    models: list[str] | None
-    max_tokens: int | None
-    limits: LimitConfig | None
-    generation: int
-    created: float
-    rotated: float | None
-    previous_expires: float | None
-    revoked: float | None
 
 
 class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,21 +91,34 @@ class KeyStore:
         self._clock = clock
 
     def prepare(self, *, create: bool = True) -> None:
-        """Create the file, or only check it if `create` is false. Raises `ConfigError` if it cannot be used."""
+        """Create the file, or only check it if `create` is false. Raises `ConfigError` if it cannot be used.
+
+        A file that everybody may read or write ceases to be one.
+        """
         try:
             if create:
                 # Created here and not by SQLite, which would give it the permissions of the umask.
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             elif not self.path.is_file():
                 raise ConfigError(f"{self.path}: there is no such key store; `holdfast keys create` makes one")
+            _close_to_others(self.path)
             with closing(self.connect()) as connection:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
+                _use_rollback_journal(connection)
                 if version == 0:
-                    connection.execute("PRAGMA journal_mode = WAL")
                     self._make_tables(connection)
-                elif version != _VERSION:
-                    raise ConfigError(f"{self.path}: is a key store of another version of Holdfast ({version})")
+                else:
+                    check_version(connection, self.path)
         except (OSError, sqlite3.Error) as exc:
+            raise ConfigError(f"{self.path}: cannot be used as a key store: {exc}") from exc
+
+    def inspect(self) -> list[BadKey]:
+        """Read the file and change nothing; return the keys that are left out. Raises `ConfigError`."""
+        try:
+            with closing(self.connect()) as connection:
+                check_version(connection, self.path)
+                return read_active(connection)[1]
+        except sqlite3.Error as exc:
             raise ConfigError(f"{self.path}: cannot be used as a key store: {exc}") from exc
 
     @staticmethod
@@ -139,8 +137,10 @@ class KeyStore:
         connection = sqlite3.connect(
             uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
-        # In WAL mode any lower level may lose the last commits, such as a revocation, when the power fails.
-        connection.execute("PRAGMA synchronous = FULL")
+        # Any lower level may lose the last commit, such as a revocation, when the power fails.
+        connection.execute("PRAGMA synchronous = EXTRA")
+        # What is no UTF-8 spoils its own row, not the whole query: surrogates are not printable.
+        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         return connection
 
     @contextmanager
@@ -171,30 +171,54 @@ class KeyStore:
                     key_id,
                     new.name,
                     new.tenant or new.name,
-                    _encode(new.models),
+                    encode(new.models),
                     new.max_tokens,
-                    _encode(new.limits),
+                    encode(new.limits),
                     now,
                 ),
             )
             connection.execute("INSERT INTO secrets VALUES (?, ?, 1, ?, NULL)", (hashed, key_id, now))
-            record = self._record(connection, key_id)
+            record = read_record(connection, key_id, self._clock())
         return record, key
+
+    def backup(self, target: Path) -> None:
+        """Write a consistent copy of the file, also while others write. Raises `InvalidRequest` if there is one.
+
+        The copy appears under its name when it is complete and on the disk.
+        """
+        if target.exists():
+            raise InvalidRequest(f"{target} exists already; a backup overwrites nothing")
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            try:
+                with self._using() as source, closing(sqlite3.connect(part, isolation_level=None)) as copy:
+                    source.backup(copy)
+                    _use_rollback_journal(copy)
+                    (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
+                    if verdict != "ok":
+                        raise InternalError(f"the key store is damaged: {verdict}")
+                part.rename(target)
+            finally:
+                part.unlink(missing_ok=True)
+            _sync_directory(target.parent)
+        except OSError as exc:
+            raise InternalError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
 
     def list(self) -> list[KeyRecord]:
         """Return all keys, including revoked ones, in the order in which they were created."""
         with self._using() as connection:
             ids = [row[0] for row in connection.execute("SELECT id FROM keys ORDER BY created, id")]
-            return [self._record(connection, key_id) for key_id in ids]
+            return [read_record(connection, key_id, self._clock()) for key_id in ids]
 
     def revoke(self, key_id: str) -> KeyRecord:
         """Revoke a key for good. Idempotent. Raises `NotFound`."""
         with self._writing() as connection:
-            self._record(connection, key_id)
+            read_record(connection, key_id, self._clock())
             connection.execute(
                 "UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL", (self._clock(), key_id)
             )
-            return self._record(connection, key_id)
+            return read_record(connection, key_id, self._clock())
 
     def rotate(self, key_id: str, *, grace: float) -> tuple[KeyRecord, str]:
         """Give a key a new secret. The previous one stays valid for `grace` seconds; older ones end at once.
@@ -206,7 +230,7 @@ class KeyStore:
         key, hashed = create_key()
         now = self._clock()
         with self._writing() as connection:
-            record = self._record(connection, key_id)
+            record = read_record(connection, key_id, self._clock())
             if record.revoked is not None:
                 raise NotFound("this key is revoked; create another one")
             connection.execute(
@@ -216,62 +240,54 @@ class KeyStore:
             connection.execute(
                 "INSERT INTO secrets VALUES (?, ?, ?, ?, NULL)", (hashed, key_id, record.generation + 1, now)
             )
-            return self._record(connection, key_id), key
-
-    def _record(self, connection: sqlite3.Connection, key_id: str) -> KeyRecord:
-        row = connection.execute(
-            "SELECT id, name, tenant, models, max_tokens, limits, created, revoked FROM keys WHERE id = ?",
-            (key_id,),
-        ).fetchone()
-        if row is None:
-            raise NotFound(f"there is no key {key_id[:100]!r}")
-        now = self._clock()
-        generation, rotated, previous = 1, None, None
-        for number, created, expires in connection.execute(
-            "SELECT generation, created, expires FROM secrets WHERE key_id = ? ORDER BY generation", (key_id,)
-        ):
-            if expires is None:
-                generation, rotated = number, created if number > 1 else None
-            elif expires > now:
-                previous = expires
-        return KeyRecord(
-            id=row[0],
-            name=row[1],
-            tenant=row[2],
-            models=_decode_models(row[3]),
-            max_tokens=row[4],
-            limits=_decode_limits(row[5]),
-            generation=generation,
-            created=row[6],
-            rotated=rotated,
-            previous_expires=previous if row[7] is None else None,
-            revoked=row[7],
-        )
+            return read_record(connection, key_id, self._clock()), key
 
 
-def read_active(connection: sqlite3.Connection) -> list[Key]:
-    """Return the valid keys, for a `KeyTable`. Raises `sqlite3.Error`, or `ValueError` for a row without sense."""
-    keys = []
-    for hashed, generation, expires, key_id, tenant, models, max_tokens, limits in connection.execute(_ACTIVE):
-        allowed = _decode_models(models)
-        principal = Principal(
-            tenant=tenant,
-            key_id=key_id,
-            scopes=Scopes(models=None if allowed is None else frozenset(allowed), max_tokens=max_tokens),
-            limits=_decode_limits(limits),
-            generation=generation,
-        )
-        keys.append(Key(parse_hash(hashed), principal, expires))
-    return keys
+def check_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `ConfigError` for a file of another version of Holdfast, or of another program."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != _VERSION:
+        raise ConfigError(f"{path}: is a key store of another version of Holdfast ({version})")
 
 
-def _encode(value: object) -> str | None:
-    return None if value is None else msgspec.json.encode(value).decode()
+def _use_rollback_journal(connection: sqlite3.Connection) -> None:
+    """See above. A file that an older version has made with a log keeps it until nobody else has it open."""
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] == "delete":
+        return
+    connection.execute(
+        "PRAGMA busy_timeout = 0"
+    )  # nobody is waited for: the next one who opens the file tries too
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT * 1000:.0f}")
 
 
-def _decode_models(text: str | None) -> list[str] | None:
-    return None if text is None else msgspec.json.decode(text, type=list[str])
+def _close_to_others(path: Path) -> None:
+    """Take the permissions from everybody else; those of a group may be meant. Say what cannot be mended."""
+    if sys.platform == "win32":
+        return
+    mode = path.stat().st_mode
+    if mode & stat.S_IRWXO:
+        try:
+            path.chmod(0o600)
+        except OSError as exc:
+            logger.warning("%s: everybody may use this key store (mode %04o): %s", path, mode & 0o7777, exc)
+        else:
+            logger.warning("%s: everybody could use this key store (mode %04o); now 0600", path, mode & 0o7777)
+    folder = path.absolute().parent
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        logger.warning("%s: everybody may replace the key store in this folder (mode %04o)", folder, mode & 0o7777)
 
 
-def _decode_limits(text: str | None) -> LimitConfig | None:
-    return None if text is None else msgspec.json.decode(text, type=LimitConfig)
+def _sync_directory(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

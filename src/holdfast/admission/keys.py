@@ -77,16 +77,27 @@ class KeySet:
         self.limits = {key.id[0]: limits for key in good if (limits := key.principal.limits) is not None}
         self.next_expiry = min((key.expires for key in good if key.expires is not None), default=float("inf"))
 
+    def without(self, key_id: str) -> KeySet:
+        """Return these keys but for the secrets of one."""
+        left = KeySet((), 0.0)
+        left.by_digest = {digest: key for digest, key in self.by_digest.items() if key.id[0] != key_id}
+        left.by_id = {secret: key for secret, key in self.by_id.items() if secret[0] != key_id}
+        left.limits = {name: limits for name, limits in self.limits.items() if name != key_id}
+        left.next_expiry = self.next_expiry
+        return left
+
 
 class KeyTable:
     """The valid keys of all sources. Use it from the loop's thread only.
 
-    `on_removed` is called with the ids of secrets that have become invalid, for whatever reason.
+    `on_removed` is called with the ids of secrets that have become invalid, for whatever reason; `on_limits` when
+    the limits of a key that stays may have changed.
     """
 
     def __init__(self) -> None:
         self._sources: dict[str, KeySet] = {}
         self.on_removed: Callable[[set[SecretId]], None] | None = None
+        self.on_limits: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return sum(len(keys.by_digest) for keys in self._sources.values())
@@ -129,6 +140,8 @@ class KeyTable:
             removed = before.by_id.keys() - keys.by_id.keys()
             if removed and self.on_removed is not None:
                 self.on_removed(removed)
+            if self.on_limits is not None and before.limits != keys.limits:
+                self.on_limits()
 
     def expire(self, now: float) -> None:
         """Remove the keys that have expired."""

@@ -140,7 +140,7 @@ class Limiter:
 
         A request that does not bound its answer is taken to stay within the limits that it is within itself.
         """
-        prompt = bounds.size // _BYTES_PER_TOKEN + bounds.media * _MEDIA_TOKENS + 1
+        prompt = self.tokens_of(bounds.size) + bounds.media * _MEDIA_TOKENS
         answer = bounds.max_output
         if answer is not None and bounds.unclear in (None, bounds.choices_field):
             return prompt, prompt + answer * bounds.choices
@@ -149,14 +149,23 @@ class Limiter:
         limits = [account.tokens.limit for account in accounts if account.tokens is not None]
         return prompt, max(min([prompt + answer * bounds.choices, *limits]), prompt)
 
-    def check(self, accounts: BothAccounts, tokens: int, output_field: str, now: float) -> None:
-        """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it."""
+    @staticmethod
+    def tokens_of(size: int) -> int:
+        """Estimate how many tokens a request of so many bytes has."""
+        return size // _BYTES_PER_TOKEN + 1
+
+    def check(self, accounts: BothAccounts, tokens: int, output_field: str | None, now: float) -> None:
+        """Raises `RateLimited` where a limit is used up, `InvalidRequest` where a request alone is beyond it.
+
+        `output_field` is what the caller could make smaller, None where that is the request alone.
+        """
         for account in accounts:
             limits = account.limits
             if account.tokens is not None and tokens > account.tokens.limit:
+                smaller = "" if output_field is None else f", or a smaller `{output_field}`"
                 raise InvalidRequest(
                     f"the request may take about {tokens} tokens, and the {account.kind} may use "
-                    f"{account.tokens.limit} per minute; send less, or a smaller `{output_field}`",
+                    f"{account.tokens.limit} per minute; send less{smaller}",
                     param=output_field,
                 )
             if account.requests is not None and (wait := account.requests.retry_after(now)) > 0:
@@ -182,7 +191,7 @@ class Limiter:
         return reservations
 
     def connect(self, tenant: str, key: str | None, now: float) -> list[Lease]:
-        """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
+        """Count a connection that lasts; the leases are to be released with it. Raises `RateLimited`."""
         accounts = self.accounts(tenant, key, now)
         for account in accounts:
             if account.connections.is_full:

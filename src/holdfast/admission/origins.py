@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
 
 from holdfast.config import is_loopback
 from holdfast.core.http.request import Headers
@@ -18,6 +17,11 @@ _EXPOSED = (
 )
 #: How many seconds a browser may cache a preflight's answer; Chromium caps it at two hours.
 _MAX_AGE = b"600"
+#: A host as in `Host` and in an origin: a name, an IPv4 address, or an IPv6 address in brackets (RFC 3986 section
+#: 3.2.2); then perhaps a port. No user, path or backslash: what reads them otherwise could be told another host.
+_AUTHORITY = re.compile(r"(?:([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
+#: What precedes the host of an origin (RFC 6454 section 6.1). Applications in a window have schemes of their own.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FIELD_NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{0,2048}")
 
 
@@ -58,12 +62,20 @@ def _check_local(origin: str | None, host: str | None) -> None:
     for name, value in (("origin", origin), ("host", host)):
         if value is None:
             continue
-        try:
-            hostname = urlsplit(value if name == "origin" else f"//{value}").hostname or ""
-        except ValueError:  # an unmatched bracket
-            hostname = ""
+        hostname = _hostname_of_origin(value) if name == "origin" else _hostname(value)
         if not (is_loopback(hostname) or hostname.endswith(".localhost")):
             raise Forbidden(f"without configured keys only this machine may call; the {name} is {value[:100]!r}")
+
+
+def _hostname_of_origin(origin: str) -> str:
+    scheme = _SCHEME.match(origin)
+    return "" if scheme is None else _hostname(origin[scheme.end() :])
+
+
+def _hostname(authority: str) -> str:
+    """Return the host's name or address in lower case; nothing for what is no host."""
+    match = _AUTHORITY.fullmatch(authority)
+    return "" if match is None else (match[1] or match[2]).lower()
 
 
 def cors_headers(origin: str | None) -> Headers:

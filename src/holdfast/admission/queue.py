@@ -228,6 +228,19 @@ class Admission:
         self.refused = 0
         self.expired = 0
 
+    def check_size(self, tenant: str, key: str | None, least_text: int) -> None:
+        """Check what is known of a request before it is decoded: that it has so many bytes of text, or more.
+
+        Raises what `enter` would: `RateLimited` or `InvalidRequest`.
+        """
+        now = self._timers.now()
+        accounts = self.limiter.accounts(tenant, key, now)
+        try:
+            self.limiter.check(accounts, self.limiter.tokens_of(least_text), None, now)
+        except RateLimited:
+            self.refused += 1
+            raise
+
     def enter(self, tenant: str, key: str | None, ask: Ask) -> Ticket:
         """Admit a request, or give it a slot in the queue.
 
@@ -259,10 +272,13 @@ class Admission:
                 queue.pause(tenant)  # it may wait for another model, and had room until now
         return ticket
 
-    def configure(self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None]) -> None:
+    def configure(
+        self, limits: LimitsConfig, queue: QueueConfig, models: Mapping[str, int | None], *, admits: bool = True
+    ) -> None:
         """Use new settings from now on. Running and waiting requests stay; every one that fits now is admitted.
 
-        Models that are gone are kept for what still runs on them.
+        Without `admits` that is left to `admit_waiting`, for whoever has more to change before. Models that are
+        gone are kept for what still runs on them.
         """
         self.limiter.configure(limits)
         self.queue.max_waiting = queue.max_waiting
@@ -275,10 +291,11 @@ class Admission:
                 self.queue.pause(account.name)
             else:
                 self.queue.resume(account.name)
-        self.admit_waiting()
+        if admits:
+            self.admit_waiting()
 
     def connect(self, tenant: str, key: str | None) -> list[Lease]:
-        """Count a WebSocket; the leases are to be released with it. Raises `RateLimited`."""
+        """Count a connection that lasts; the leases are to be released with it. Raises `RateLimited`."""
         return self.limiter.connect(tenant, key, self._timers.now())
 
     def rates(self, tenant: str, key: str | None) -> list[RateLeft]:

@@ -30,9 +30,15 @@ class Chunk(msgspec.Struct, frozen=True):
 
 
 class StreamQueued(msgspec.Struct, frozen=True):
-    """The request waits at the gateway; `position` 0 is next."""
+    """The request waits at the gateway; `position` 0 is next.
+
+    After a failure with `code` it waits for its attempt number `attempt`, which begins in `retry_in` seconds.
+    """
 
     position: int
+    retry_in: float | None = None
+    attempt: int | None = None
+    code: str | None = None
 
 
 class StreamEnd(msgspec.Struct, frozen=True):

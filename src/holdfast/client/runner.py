@@ -10,7 +10,7 @@ from typing import Protocol
 
 from holdfast.client.config import WebSocketConfig
 from holdfast.client.conversation import Conversation
-from holdfast.client.events import ConnectionState
+from holdfast.client.events import ConnectionState, StreamQueued
 from holdfast.client.link import CLOSE_TIMEOUT, LinkFailed, open_link
 from holdfast.client.streams import Reader
 from holdfast.core.backoff import Backoff
@@ -302,7 +302,7 @@ class Runner:
             case session_events.StreamQueued():
                 reader = self._readers.get(event.stream)
                 if reader is not None:
-                    reader.queued(event.position)
+                    reader.queued(StreamQueued(event.position, event.retry_in, event.attempt, event.code))
             case session_events.Welcomed():
                 self._welcome(event)
             case session_events.GoawayReceived():

@@ -82,8 +82,8 @@ class Reader:
         self.is_left = False
         self.is_drained = False
         self.buffered = 0
-        #: The position in the gateway's queue, None once the caller knows it.
-        self.position: int | None = None
+        #: What the request waits for at the gateway, None once the caller knows it.
+        self.position: StreamQueued | None = None
         #: Resolved when nothing more will come.
         self.watchers: list[asyncio.Future[None]] = []
         #: The client before `start`, then the connection that has taken the stream.
@@ -123,7 +123,7 @@ class Reader:
         if self.stream is not None and size:
             self.carrier.consume(self.stream, size)
 
-    def queued(self, position: int) -> None:
+    def queued(self, position: StreamQueued) -> None:
         self.position = position
         self._wake()
 
@@ -385,7 +385,7 @@ class EventStream(_Handle):
         if await reader.ready(wants_position=True):
             if reader.position is not None:
                 position, reader.position = reader.position, None
-                return StreamQueued(position)
+                return position
             return reader.take_chunk()
         if self._is_done or reader.end is None or reader.is_left:
             raise StopAsyncIteration

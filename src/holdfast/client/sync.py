@@ -298,7 +298,7 @@ class SyncEventStream(_SyncHandle):
                 position, batch = self._client._call(_news_of(self._reader))
                 self._batch.extend(batch)
                 if position is not None:
-                    return StreamQueued(position)
+                    return position
             if self._batch and not self._is_closed:
                 payload = self._next_payload()
                 chunk = Chunk(self._seq, json_of(payload), text_of(payload))
@@ -318,7 +318,7 @@ async def _batch_of(reader: Reader) -> list[bytes]:
     return reader.take_all() if await reader.ready() else []
 
 
-async def _news_of(reader: Reader) -> tuple[int | None, list[bytes]]:
+async def _news_of(reader: Reader) -> tuple[StreamQueued | None, list[bytes]]:
     if not await reader.ready(wants_position=True):
         return None, []
     position, reader.position = reader.position, None

@@ -4,7 +4,12 @@
     units       durations, sizes and counts
     gateway     `Config`, the whole file
     load        reads a file, and replaces `env:NAME` by that environment variable
+    shape       the types, applied so that every part that does not fit is told
     checks      what types cannot say: references, URLs, that an open port has keys
+    advice      what can be used, but is surely not meant
+    problems    what is wrong, with its line in the file
+    lines       in which line of the file a setting begins
+    names       how the place of a setting is written
 
 Every field is documented where it is defined; `docs/reference/configuration.md` is generated from these classes.
 Durations are in seconds and sizes in bytes.
@@ -16,10 +21,11 @@ from holdfast.config.auth import AuthConfig, KeyConfig
 from holdfast.config.checks import check, check_proxy, is_loopback
 from holdfast.config.gateway import Config
 from holdfast.config.limits import AdaptiveConcurrencyConfig, LimitsConfig, QueueConfig
-from holdfast.config.load import load, parse
+from holdfast.config.load import Loaded, examine, load, parse, read_text, survey
 from holdfast.config.logging import LoggingConfig
 from holdfast.config.models import ModelConfig, RetryConfig, TargetConfig
 from holdfast.config.providers import BreakerConfig, ProbeConfig, ProviderConfig, RetryBudgetConfig, TimeoutsConfig
+from holdfast.config.secrets import secrets_of
 from holdfast.config.server import ServerConfig
 from holdfast.config.streams import StreamsConfig
 
@@ -30,6 +36,7 @@ __all__ = [
     "Config",
     "KeyConfig",
     "LimitsConfig",
+    "Loaded",
     "LoggingConfig",
     "ModelConfig",
     "ProbeConfig",
@@ -43,7 +50,11 @@ __all__ = [
     "TimeoutsConfig",
     "check",
     "check_proxy",
+    "examine",
     "is_loopback",
     "load",
     "parse",
+    "read_text",
+    "secrets_of",
+    "survey",
 ]

@@ -48,7 +48,7 @@ class JwtConfig(Struct, forbid_unknown_fields=True, frozen=True):
         Seconds,
         Meta(
             description="How often the keys are fetched again. A token with an unknown key makes that happen "
-            "sooner."
+            "sooner. Keys that could not be fetched for 12 times as long are forgotten."
         ),
     ] = 300.0
     tenant_claim: Annotated[
@@ -73,7 +73,8 @@ class AuthConfig(Struct, forbid_unknown_fields=True, frozen=True):
         str | None,
         Meta(
             description="Key of the admin, or its hash, `sha256:` and 64 hex digits; use `env:NAME`. The admin "
-            "may read and cancel everybody's streams, see `/v1/pool` and `/v1/limits`, and administer the keys."
+            "may read and cancel everybody's streams, see `/v1/limits` and, then as the only one, `/v1/pool`, and "
+            "administer the keys."
         ),
     ] = None
     token_secret: Annotated[

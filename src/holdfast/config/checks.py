@@ -5,68 +5,103 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from collections.abc import Collection, Iterator
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
-from holdfast.config.auth import AuthConfig
+from holdfast.config.auth import AuthConfig, KeyConfig
 from holdfast.config.gateway import Config
+from holdfast.config.models import ModelConfig
+from holdfast.config.names import Path
+from holdfast.config.problems import Problem, refuse, suggestion
 from holdfast.config.providers import ProviderConfig
+from holdfast.config.server import ServerConfig
+from holdfast.config.shape import of_validation
+from holdfast.core.http.connection import OWN_FIELDS
 from holdfast.dialects.table import DIALECTS, Dialects
 from holdfast.errors import ConfigError
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+#: RFC 9110 sections 5.1 and 5.5.
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NOT_IN_A_FIELD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+#: What frames a message is the connection's own matter (RFC 9110 section 7.6.1, RFC 9112 section 6).
+_FRAMING = frozenset({*(name.decode() for name in OWN_FIELDS), "te", "keep-alive", "accept-encoding"})
 
 
 def check(config: Config, *, source: str = "configuration", dialects: Dialects = DIALECTS) -> None:
     """Check what types cannot say: references, URLs, hashes, and that an open port has keys.
 
-    `dialects` are the APIs that a provider may name. Raises `ConfigError`.
+    `dialects` are the APIs that a provider may name. Raises `ConfigError` with every problem, one a line.
     """
+    refuse(find_problems(config, dialects), source)
+
+
+def find_problems(
+    config: Config, dialects: Dialects = DIALECTS, *, broken: Collection[Path] = ()
+) -> Iterator[Problem]:
+    """Find everything that cannot work. Settings that are `broken` were left out of the configuration.
+
+    What is wrong only because of them is not told: they are.
+    """
+    gone = {path[:2] for path in broken}
+    callers_are_broken = any(path[:1] in (("keys",), ("auth",)) for path in broken)
+    for problem in _all_problems(config, dialects, gone, callers_are_broken=callers_are_broken):
+        if not any(problem.path[: len(path)] == path for path in broken):
+            yield problem
+
+
+def _all_problems(
+    config: Config, dialects: Dialects, gone: Collection[Path], *, callers_are_broken: bool
+) -> Iterator[Problem]:
     for name, provider in config.providers.items():
-        _check_provider(f"{source}: providers.{name}", provider, dialects)
+        for problem in _provider(provider, dialects):
+            yield problem.within(("providers", name))
     for name, model in config.models.items():
-        if not name.isprintable():
-            raise ConfigError(f"{source}: models.{name!r}: expected a printable name")
-        for index, entry in enumerate(model.targets):
-            provider_name, slash, target_model = entry.target.partition("/")
-            where = f'{source}: models."{name}".route[{index}]'
-            if not slash or not target_model:
-                raise ConfigError(f'{where}: expected "provider/model", got {entry.target!r}')
-            if provider_name not in config.providers:
-                known = ", ".join(sorted(config.providers)) or "none is configured"
-                raise ConfigError(f"{where}: there is no provider {provider_name!r} ({known})")
-        if model.retry.maximum < model.retry.initial:
-            raise ConfigError(f'{source}: models."{name}".retry.maximum: expected at least `initial`')
+        for problem in _model(name, model, config, gone):
+            yield problem.within(("models", name))
     for name, key in config.keys.items():
-        # The subjects of an issuer's tokens have names with this prefix.
-        if not f"{name}{key.tenant or ''}".isprintable() or name.startswith("sub:"):
-            raise ConfigError(
-                f"{source}: keys.{name!r}: expected printable names, and none that begins with `sub:`"
-            )
-        if not _HASH.fullmatch(key.hash):
-            raise ConfigError(
-                f"{source}: keys.{name}.hash: expected `sha256:` and 64 hex digits (see `holdfast keys create`)"
-            )
-        if _is_hash_of(key.hash, config.auth.admin_key):
-            # Whoever has it would be the admin, and the admin asks for no generation.
-            raise ConfigError(f"{source}: keys.{name}.hash: is that of auth.admin_key; a caller needs its own key")
-    server = config.server
-    for origin in server.allowed_origins:
-        if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ConfigError(
-                f"{source}: server.allowed_origins: expected scheme://host[:port] in lower case, got {origin!r}"
-            )
-    if (server.tls_cert is None) != (server.tls_key is None):
-        raise ConfigError(f"{source}: server.tls_cert and server.tls_key go together")
-    _check_auth(f"{source}: auth", config.auth)
-    if not config.has_callers and not is_loopback(server.host):
-        raise ConfigError(
-            f"{source}: server.host is {server.host!r}, but there are no [keys], so anyone who reaches the port "
-            "could spend your provider's money. Run `holdfast keys create` and add what it prints, or listen on "
-            "127.0.0.1."
+        for problem in _key(name, key, config.auth):
+            yield problem.within(("keys", name))
+    for problem in _server(config.server):
+        yield problem.within(("server",))
+    for problem in _auth(config.auth):
+        yield problem.within(("auth",))
+    if not config.has_callers and not callers_are_broken and not is_loopback(config.server.host):
+        yield Problem(
+            ("server", "host"),
+            f"is {config.server.host!r}, but there are no [keys], so anyone who reaches the port could spend your "
+            "provider's money. Run `holdfast keys create` and add what it prints, or listen on 127.0.0.1.",
         )
+
+
+def _model(name: str, model: ModelConfig, config: Config, gone: Collection[Path]) -> Iterator[Problem]:
+    if not name.isprintable():
+        yield Problem((), "expected a printable name")
+    for index, entry in enumerate(model.targets):
+        provider, slash, target_model = entry.target.partition("/")
+        where: Path = ("route", index)
+        if not slash or not target_model:
+            yield Problem(where, f'expected "provider/model", got {entry.target!r}')
+        elif provider not in config.providers and ("providers", provider) not in gone:
+            known = ", ".join(sorted(config.providers)) or "none is configured"
+            hint = suggestion(provider, config.providers)
+            yield Problem(where, f"there is no provider {provider!r} ({known}){hint}")
+    if model.retry.maximum < model.retry.initial:
+        yield Problem(("retry", "maximum"), "expected at least `initial`")
+
+
+def _key(name: str, key: KeyConfig, auth: AuthConfig) -> Iterator[Problem]:
+    # The subjects of an issuer's tokens have names with this prefix.
+    if not f"{name}{key.tenant or ''}".isprintable() or name.startswith("sub:"):
+        yield Problem((), "expected printable names, and none that begins with `sub:`")
+    if not _HASH.fullmatch(key.hash):
+        yield Problem(("hash",), "expected `sha256:` and 64 hex digits (see `holdfast keys create`)")
+    elif _is_hash_of(key.hash, auth.admin_key):
+        # Whoever has it would be the admin, and the admin asks for no generation.
+        yield Problem(("hash",), "is that of auth.admin_key; a caller needs its own key")
 
 
 def _is_hash_of(hashed: str, key: str | None) -> bool:
@@ -74,68 +109,145 @@ def _is_hash_of(hashed: str, key: str | None) -> bool:
     return key is not None and hashed in (key, f"sha256:{hashlib.sha256(key.encode()).hexdigest()}")
 
 
-def _check_auth(where: str, auth: AuthConfig) -> None:
+def _server(server: ServerConfig) -> Iterator[Problem]:
+    if server.memory_bytes < 4 * server.max_body:
+        yield Problem(
+            ("memory_bytes",),
+            f"expected at least four times server.max_body ({4 * server.max_body}), got {server.memory_bytes}",
+        )
+    for index, origin in enumerate(server.allowed_origins):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            yield Problem(
+                ("allowed_origins", index), f"expected scheme://host[:port] in lower case, got {origin!r}"
+            )
+    if (server.tls_cert is None) != (server.tls_key is None):
+        has, lacks = ("tls_key", "tls_cert") if server.tls_cert is None else ("tls_cert", "tls_key")
+        yield Problem((has,), f"server.tls_cert and server.tls_key go together: there is no {lacks}")
+
+
+def _auth(auth: AuthConfig) -> Iterator[Problem]:
     """Check `[auth]`. The messages show no values, since most of them are secrets."""
     if auth.token_secret is not None and len(auth.token_secret) < 32:
-        raise ConfigError(f"{where}.token_secret: expected at least 32 characters, such as `openssl rand -hex 32`")
-    if auth.admin_key is not None and not _HASH.fullmatch(auth.admin_key) and len(auth.admin_key) < 32:
-        raise ConfigError(f"{where}.admin_key: expected at least 32 characters (see `holdfast keys create`)")
+        yield Problem(("token_secret",), "expected at least 32 characters, such as `openssl rand -hex 32`")
+    if auth.admin_key is not None and not _HASH.fullmatch(auth.admin_key):
+        if len(auth.admin_key) < 32:
+            yield Problem(("admin_key",), "expected at least 32 characters (see `holdfast keys create`)")
+        elif (reason := why_not_a_field(auth.admin_key)) is not None:
+            yield Problem(("admin_key",), f"{reason}, so nobody could send it")
     if auth.jwt is not None:
         if (auth.jwt.jwks_url is None) == (auth.jwt.jwks_file is None):
-            raise ConfigError(f"{where}.jwt: expected either jwks_url or jwks_file")
+            yield Problem(("jwt",), "expected either jwks_url or jwks_file")
         if auth.jwt.jwks_url is not None:
-            url = urlsplit(auth.jwt.jwks_url)
-            if not url.hostname or (
-                url.scheme != "https" and not (url.scheme == "http" and is_loopback(url.hostname))
-            ):
-                raise ConfigError(f"{where}.jwt.jwks_url: expected https://host/path, or http on this machine")
+            url = split_url(auth.jwt.jwks_url)
+            if url is None or (url.scheme != "https" and not (url.scheme == "http" and is_loopback(_host(url)))):
+                yield Problem(("jwt", "jwks_url"), "expected https://host/path, or http on this machine")
         if not auth.jwt.audience:
-            raise ConfigError(f"{where}.jwt.audience: expected at least one audience")
+            yield Problem(("jwt", "audience"), "expected at least one audience")
 
 
-def _check_provider(where: str, provider: ProviderConfig, dialects: Dialects) -> None:
-    url = urlsplit(provider.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or url.username:
-        raise ConfigError(
-            f"{where}.base_url: expected http(s)://host[:port]/path without user, query or fragment, got "
-            f"{provider.base_url.split('?')[0]!r}"
+def _provider(provider: ProviderConfig, dialects: Dialects) -> Iterator[Problem]:
+    url = split_url(provider.base_url)
+    if url is None or url.scheme not in ("http", "https") or url.query or url.fragment or url.username:
+        yield Problem(
+            ("base_url",),
+            "expected http(s)://host[:port]/path without user, query, fragment or spaces, and a port of at most "
+            f"65535, got {_shown(provider.base_url)!r}",
         )
-    _check_api(where, provider, dialects)
+    yield from _api(provider, dialects)
+    yield from _credentials(provider)
     if provider.client_key is not None and provider.client_cert is None:
-        raise ConfigError(f"{where}.client_key: needs client_cert as well")
+        yield Problem(("client_key",), "needs client_cert as well")
     if provider.min_warm > provider.max_connections:
-        raise ConfigError(f"{where}.min_warm: expected at most max_connections, {provider.max_connections}")
+        yield Problem(("min_warm",), f"expected at most max_connections, {provider.max_connections}")
     if provider.breaker.max_open_for < provider.breaker.open_for:
-        raise ConfigError(f"{where}.breaker.max_open_for: expected at least open_for")
+        yield Problem(("breaker", "max_open_for"), "expected at least open_for")
     adaptive = provider.adaptive_concurrency
     if adaptive.enabled and provider.max_concurrency is not None:
-        raise ConfigError(f"{where}.max_concurrency: does not go with adaptive_concurrency; set its `max` instead")
+        yield Problem(("max_concurrency",), "does not go with adaptive_concurrency; set its `max` instead")
     if not adaptive.min <= adaptive.first <= adaptive.max:
         key = "max" if adaptive.max < adaptive.min else "initial"
         expected = f"at least min, {adaptive.min}" if key == "max" else f"from {adaptive.min} to {adaptive.max}"
-        raise ConfigError(f"{where}.adaptive_concurrency.{key}: expected {expected}")
-    if provider.proxy not in (None, "off"):
-        check_proxy(provider.proxy, f"{where}.proxy")
+        yield Problem(("adaptive_concurrency", key), f"expected {expected}")
+    if provider.proxy not in (None, "off") and not _is_proxy(provider.proxy or ""):
+        yield Problem(("proxy",), _PROXY)
+    if provider.probe is not None and not _is_target(provider.probe.path):
+        yield Problem(("probe", "path"), "expected a path in ASCII without spaces")
 
 
-def _check_api(where: str, provider: ProviderConfig, dialects: Dialects) -> None:
+def _api(provider: ProviderConfig, dialects: Dialects) -> Iterator[Problem]:
     if provider.api not in dialects.names:
-        raise ConfigError(f"{where}.api: expected one of {', '.join(dialects.names)}, got {provider.api!r}")
+        hint = suggestion(provider.api, dialects.names)
+        yield Problem(("api",), f"expected one of {', '.join(dialects.names)}, got {provider.api!r}{hint}")
+        return
     try:
         dialects.get(provider.api).options(provider.options)
     except msgspec.ValidationError as exc:
-        raise ConfigError(place(str(exc), f"{where}.options")) from exc
+        yield of_validation(exc).within(("options",))
+
+
+def _credentials(provider: ProviderConfig) -> Iterator[Problem]:
+    """Check what is sent as a header. The values may be secret."""
+    if provider.api_key is not None and (reason := why_not_a_field(provider.api_key)) is not None:
+        yield Problem(("api_key",), f"{reason}, so every request with it would fail")
+    for name, value in provider.headers.items():
+        if not _FIELD_NAME.fullmatch(name):
+            yield Problem(("headers", name), "is not the name of a header")
+        elif name.lower() in _FRAMING:
+            yield Problem(("headers", name), "belongs to the connection and cannot be set")
+        elif (reason := why_not_a_field(value)) is not None:
+            yield Problem(("headers", name), f"{reason}, so every request with it would fail")
+
+
+def why_not_a_field(value: str) -> str | None:
+    """Say why a text cannot be the value of a header (RFC 9110 section 5.5); None where it can."""
+    if value.endswith(("\n", "\r")):
+        return "ends with a line end"
+    if _NOT_IN_A_FIELD.search(value):
+        return "has a control character"
+    if value != value.strip():
+        return "begins or ends with a space"
+    return None
+
+
+def split_url(text: str) -> SplitResult | None:
+    """Split a URL; None where there is no host, or something in it that no URL has."""
+    # `urlsplit` drops line ends and tabs without a word.
+    if not text.isprintable() or " " in text or not text.isascii():
+        return None
+    try:
+        url = urlsplit(text)
+        has_host, _ = bool(url.hostname), url.port
+    except ValueError:  # the port, or an IPv6 address
+        return None
+    return url if has_host else None
+
+
+def _host(url: SplitResult) -> str:
+    return url.hostname or ""
+
+
+def _shown(url: str) -> str:
+    """A URL without what may be secret in it."""
+    start, at, end = url.split("?")[0].rpartition("@")
+    return (f"...@{end}" if at else start + end)[:200]
+
+
+def _is_target(path: str) -> bool:
+    return path.isascii() and path.isprintable() and " " not in path
+
+
+_PROXY = "expected http://[user:password@]host:port"
+
+
+def _is_proxy(proxy: str) -> bool:
+    url = split_url(proxy)
+    return url is not None and url.scheme == "http" and url.port != 0
 
 
 def check_proxy(proxy: str, where: str) -> None:
     """Raise `ConfigError` unless a proxy's URL can be used. It never shows the URL: it may hold a password."""
-    url = urlsplit(proxy)
-    try:
-        is_valid = url.scheme == "http" and bool(url.hostname) and url.port != 0
-    except ValueError:  # the port
-        is_valid = False
-    if not is_valid:
-        raise ConfigError(f"{where}: expected http://[user:password@]host:port")
+    if not _is_proxy(proxy):
+        raise ConfigError(f"{where}: {_PROXY}")
 
 
 def is_loopback(host: str) -> bool:
@@ -146,13 +258,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def place(message: str, path: str) -> str:
-    """Rewrite msgspec's "... - at `$.server.port`" as "server.port: ...", in the file's own terms."""
-    text, _, place = message.partition(" - at `$")
-    place = (path + place.rstrip("`")).lstrip(".")
-    unknown = re.fullmatch(r"Object contains unknown field `(.+)`", text)
-    if unknown:
-        return f"{place}{'.' if place else ''}{unknown[1]}: there is no such key"
-    return f"{place}: {text[:1].lower()}{text[1:]}" if place else text

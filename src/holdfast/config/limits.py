@@ -32,7 +32,9 @@ class LimitConfig(Struct, forbid_unknown_fields=True, frozen=True):
             "wait, is refused; a request beyond a tenant's limit waits in the queue."
         ),
     ] = None
-    connections: Annotated[_Limit, Meta(description="Open WebSockets.")] = None
+    connections: Annotated[
+        _Limit, Meta(description="Open WebSockets, and HTTP requests whose answer is streamed or waited for.")
+    ] = None
     priority: Annotated[
         _PriorityName | None,
         Meta(

@@ -21,4 +21,4 @@ class LoggingConfig(Struct, forbid_unknown_fields=True, frozen=True):
             "WebSocket."
         ),
     ] = "info"
-    content: Annotated[bool, Meta(description="Also log prompts and answers.")] = False
+    content: Annotated[bool, Meta(description="Also log prompts and answers, up to 64 KiB and 16 KiB.")] = False

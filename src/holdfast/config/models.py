@@ -28,6 +28,13 @@ class RetryConfig(Struct, forbid_unknown_fields=True, frozen=True):
             "left, the request fails."
         ),
     ] = 30.0
+    max_total_wait: Annotated[
+        Grace,
+        Meta(
+            description="One request waits for so long at most, all its delays together. Where the next one would "
+            "be too long, the request fails at once, and the caller is told the provider's `Retry-After`."
+        ),
+    ] = 20.0
     at_most_once: Annotated[
         bool,
         Meta(

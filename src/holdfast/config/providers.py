@@ -15,12 +15,20 @@ class TimeoutsConfig(Struct, forbid_unknown_fields=True, frozen=True):
 
     connect: Annotated[Seconds, Meta(description="For TCP, TLS and the HTTP/2 preface.")] = 10.0
     pool: Annotated[Seconds, Meta(description="For the wait for a free connection.")] = 30.0
-    first_byte: Annotated[Seconds, Meta(description="From the request to the first byte of a streamed body.")] = (
-        300.0
-    )
+    first_byte: Annotated[
+        Seconds,
+        Meta(
+            description="From the request to the first byte of a streamed body. Until there is something to show, "
+            "a silence may be as long."
+        ),
+    ] = 300.0
     idle: Annotated[
-        Seconds, Meta(description="Between two reads of a streamed body; comments count as reads.")
+        Seconds,
+        Meta(description="Between two reads of a streamed body that has begun to show something; comments count."),
     ] = 120.0
+    answer: Annotated[
+        Seconds, Meta(description="From the request to the end of an answer that is not streamed.")
+    ] = 600.0
     total: Annotated[Seconds, Meta(description="From the request to the end.")] = 1800.0
 
 
@@ -30,7 +38,8 @@ class BreakerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     failures: Annotated[
         Count,
         Meta(
-            description="The breaker opens after so many failures in a row. A request's answers of 500 count once."
+            description="The breaker opens after so many failures in a row. One request counts once, and so does "
+            "the loss of a connection, however many requests it had; an answer that has begun does not count."
         ),
     ] = 5
     error_rate: Annotated[
@@ -43,6 +52,13 @@ class BreakerConfig(Struct, forbid_unknown_fields=True, frozen=True):
         Meta(description="After this, one trial request is sent. The time doubles with each trial that fails."),
     ] = 5.0
     max_open_for: Annotated[Seconds, Meta(description="The longest such time.")] = 60.0
+    refused_for: Annotated[
+        Seconds,
+        Meta(
+            description="The breaker opens at once, for so long, where the provider refuses the gateway's own "
+            "credential (401, 403) or says that its quota is used up (`insufficient_quota`)."
+        ),
+    ] = 60.0
 
 
 class ProbeConfig(Struct, forbid_unknown_fields=True, frozen=True):
@@ -80,7 +96,9 @@ class ProviderConfig(Struct, forbid_unknown_fields=True, frozen=True):
         str | None,
         Meta(description="Sent as its API wants it, `chat` as `Authorization: Bearer`; use `env:NAME`."),
     ] = None
-    headers: Annotated[dict[str, str], Meta(description="Further request headers.")] = {}
+    headers: Annotated[
+        dict[str, str], Meta(description="Further request headers; they replace those that the gateway sends.")
+    ] = {}
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     http2: Annotated[
         Literal["auto", "prior-knowledge", "off"],

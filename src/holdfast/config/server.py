@@ -25,12 +25,30 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
     ] = []
     tls_cert: Annotated[str | None, Meta(description="PEM file with the certificate chain; enables TLS.")] = None
     tls_key: Annotated[str | None, Meta(description="PEM file with the private key.")] = None
-    max_body: Annotated[Size, Meta(description="The largest HTTP body, and the largest WebSocket message.")] = (
-        16 * 1024 * 1024
-    )
-    max_connections: Annotated[Count, Meta(description="Open connections; further ones are refused with 503.")] = (
-        20_000
-    )
+    max_body: Annotated[
+        Size,
+        Meta(
+            description="The largest HTTP body, and the largest WebSocket message. An image of 6 MB fits into the "
+            "default. At worst a request stops the event loop for 3 ms for each MiB."
+        ),
+    ] = 8 * 1024 * 1024
+    memory_bytes: Annotated[
+        Size,
+        Meta(
+            description="All that clients can make the gateway hold: logs, requests, bodies and messages in "
+            "flight, answers that sockets have not taken. One tenant alone may hold three quarters, callers "
+            "without a credential a sixteenth together. Ended logs of the largest user are dropped first; who is "
+            "over is paused or refused as `overloaded`, nobody else. At least four times `max_body`."
+        ),
+    ] = 1024 * 1024 * 1024
+    max_connections: Annotated[
+        Count,
+        Meta(
+            description="Open connections. Where all are taken, the oldest idle one without a credential is "
+            "closed for a new one; where there is none, 16 more may ask `/healthz` and `/readyz`, and others "
+            "are refused with 503. No more than two thirds of what `ulimit -n` allows are used."
+        ),
+    ] = 20_000
     max_connections_per_second_per_address: Annotated[
         Count | None,
         Meta(
@@ -38,9 +56,19 @@ class ServerConfig(Struct, forbid_unknown_fields=True, frozen=True):
             "Do not set it behind a load balancer, whose address all connections share. Default: no limit."
         ),
     ] = None
+    max_connections_per_address: Annotated[
+        Count | None,
+        Meta(
+            description="Open connections from one IPv4 address or IPv6 /64; further ones get 429. Do not set it "
+            "behind a load balancer, whose address all connections share. Default: no limit."
+        ),
+    ] = None
     header_timeout: Annotated[
         Seconds,
-        Meta(description="From the connection, or from the first byte of a further request, to a complete head."),
+        Meta(
+            description="From the connection, its TLS handshake included, or from the first byte of a further "
+            "request, to a complete head."
+        ),
     ] = 10.0
     body_timeout: Annotated[Seconds, Meta(description="From a complete head to a complete body.")] = 60.0
     keep_alive_timeout: Annotated[Seconds, Meta(description="An idle HTTP connection is closed after this.")] = (

@@ -19,14 +19,12 @@ class StreamsConfig(Struct, forbid_unknown_fields=True, frozen=True):
             "none, the provider waits."
         ),
     ] = 8 * 1024 * 1024
-    memory_bytes: Annotated[
-        Size,
+    max_streams: Annotated[
+        Count,
         Meta(
-            description="The largest size of all logs together. Ended streams are dropped first; then new "
-            "requests are refused as `overloaded`."
+            description="How many streams are kept, running and ended ones. One tenant alone may run four fifths."
         ),
-    ] = 512 * 1024 * 1024
-    max_streams: Annotated[Count, Meta(description="How many streams are kept, running and ended ones.")] = 100_000
+    ] = 100_000
     retention: Annotated[Grace, Meta(description="How long an ended stream can still be read.")] = 600.0
     retention_acknowledged: Annotated[
         Grace, Meta(description="How long it can be read once its creator has acknowledged its end.")

@@ -8,6 +8,7 @@
     pool          which connections to a provider are opened, lent and closed; `pool_member` is one of them
     retry, breaker, backoff   whether, where and when a failed request is tried again
     sse           Server-Sent Events, read and written
+    json_object   the members of a JSON object, to the letter
     sliding, timing_wheel, moderation   counting in a window, many deadlines, how often a busy loop reads
 
 The shells (`upstream`, `streams`, `generation`, `server`, `client`) do what the core decides. A peer's fault is a

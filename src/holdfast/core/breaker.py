@@ -49,16 +49,19 @@ class Permit:
 #   state     | what it permits       | moved by                                                       | to
 #   ----------+-----------------------+----------------------------------------------------------------+----------
 #   CLOSED    | every try             | fail() or probe_failed(), where it is one failure too many     | OPEN
+#   CLOSED    |                       | refuse(): at once, and for as long as that says                | OPEN
 #   OPEN      | no try until `_until` | acquire() after `_until`: the try that it permits is the trial | HALF_OPEN
 #   OPEN      |                       | probe_succeeded()                                              | CLOSED
 #   OPEN      |                       | probe_failed(): `_until` is put off                            | OPEN
 #   HALF_OPEN | one trial at a time   | answered() or succeed() of the trial, probe_succeeded()        | CLOSED
 #   HALF_OPEN |                       | fail() of the trial, which doubles the time; probe_failed()    | OPEN
+#   HALF_OPEN |                       | refuse() of the trial                                          | OPEN
 #   HALF_OPEN |                       | release() of the trial, or `_trial_until`: the next one may go | HALF_OPEN
 #
 # The holder of a permit reports its try; the active probe, which needs no permit, reports what it has found.
 #
 # Invariants:
+# - after refuse(), probes move nothing until a try has succeeded: they say nothing about a credential or a quota.
 # - `_trial` is a permit only in HALF_OPEN, and only the last one that was given there.
 # - `_number` grows whenever the breaker opens or closes. A permit with an earlier number moves nothing: a try that
 #   began before the change says nothing about the endpoint after it.
@@ -76,6 +79,7 @@ class Breaker:
         "_trial",
         "_trial_until",
         "_until",
+        "is_refused",
         "opened",
         "state",
     )
@@ -90,6 +94,8 @@ class Breaker:
         self._trial: Permit | None = None
         self._trial_until = 0.0
         self.state = BreakerState.CLOSED
+        #: It was opened by `refuse`, and no try has succeeded since.
+        self.is_refused = False
         #: How often it has opened.
         self.opened = 0
 
@@ -141,6 +147,14 @@ class Breaker:
         elif permit.number == self._number and self.state is BreakerState.CLOSED:
             self._count_failure(now)
 
+    def refuse(self, permit: Permit, now: float, duration: float) -> bool:
+        """The endpoint refuses whatever is asked of it: no try for `duration` seconds. Whether that is news."""
+        if permit is not self._trial and (permit.number != self._number or self.state is not BreakerState.CLOSED):
+            return False
+        self._open(now, duration)
+        self.is_refused = True
+        return True
+
     def release(self, permit: Permit) -> None:
         """The try says nothing about the endpoint: it was cancelled, or it failed on our side."""
         if permit is self._trial:
@@ -150,6 +164,8 @@ class Breaker:
 
     def probe_succeeded(self, now: float) -> None:
         """A health check succeeded."""
+        if self.is_refused:
+            return
         if self.state is not BreakerState.CLOSED:
             self._close()
         else:
@@ -157,6 +173,8 @@ class Breaker:
 
     def probe_failed(self, now: float) -> None:
         """A health check failed. While the breaker is not closed, this puts off the next trial."""
+        if self.is_refused:
+            return
         if self.state is BreakerState.CLOSED:
             self._count_failure(now)
         else:
@@ -174,16 +192,18 @@ class Breaker:
         ):
             self._open(now)
 
-    def _open(self, now: float) -> None:
+    def _open(self, now: float, duration: float | None = None) -> None:
         if self.state is BreakerState.CLOSED:
             self.opened += 1
         self.state = BreakerState.OPEN
-        self._until = now + self._duration
+        self.is_refused = False
+        self._until = now + (self._duration if duration is None else duration)
         self._trial = None
         self._number += 1
 
     def _close(self) -> None:
         self.state = BreakerState.CLOSED
+        self.is_refused = False
         self._trial = None
         self._failures = 0
         self._counts.clear()

@@ -5,7 +5,7 @@ These records are stored and sent to clients; PROTOCOL.md has their fields.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -50,7 +50,11 @@ START = Position()
 
 
 class ErrorBody(msgspec.Struct, omit_defaults=True):
-    """What went wrong. `retry_after` is in seconds; `status` is the provider's HTTP status, if it gave one."""
+    """What went wrong. `retry_after` is in seconds.
+
+    `status` is the provider's HTTP status, `provider_code` and `provider_type` what it calls the error, and
+    `provider_request_id` what it calls the request, each where it has said so; `param` may be the provider's too.
+    """
 
     code: str
     message: str
@@ -58,6 +62,13 @@ class ErrorBody(msgspec.Struct, omit_defaults=True):
     retry_after: float | None = None
     param: str | None = None
     status: int | None = None
+    provider_code: str | None = None
+    provider_type: str | None = None
+    provider_request_id: str | None = None
+
+
+#: The largest count that is taken from a provider: every client can read it exactly (RFC 7493 section 2.2).
+MAX_COUNT: Final = 2**53 - 1
 
 
 class Usage(msgspec.Struct, omit_defaults=True):
@@ -76,14 +87,15 @@ class Usage(msgspec.Struct, omit_defaults=True):
 
     @property
     def billed(self) -> int:
-        """The sum that limits count, also where the provider does not say it."""
-        return self.total_tokens or self.prompt_tokens + self.completion_tokens
+        """The sum that limits count, also where the provider does not say it. It is a count, whatever it says."""
+        return min(max(self.total_tokens or self.prompt_tokens + self.completion_tokens, 0), MAX_COUNT)
 
 
 class AttemptRecord(msgspec.Struct, omit_defaults=True):
     """One try at a provider. `error` is a code of the table, None where the try succeeded.
 
     `unconfirmed`: it failed before the first entry, and the provider may have processed the request all the same.
+    `provider_request_id` is what the provider calls it.
     """
 
     provider: str
@@ -93,6 +105,7 @@ class AttemptRecord(msgspec.Struct, omit_defaults=True):
     status: int | None = None
     error: str | None = None
     unconfirmed: bool = False
+    provider_request_id: str | None = None
 
 
 class EndBody(msgspec.Struct, omit_defaults=True):
@@ -127,12 +140,20 @@ def error_body(error: HoldfastError) -> ErrorBody:
         retryable=error.retryable,
         retry_after=error.retry_after,
         param=error.param,
-        status=getattr(error, "status", None),
+        status=error.status,
+        provider_code=error.provider_code,
+        provider_type=error.provider_type,
+        provider_request_id=error.provider_request_id,
     )
 
 
 def error_of(body: ErrorBody) -> HoldfastError:
     """Make the exception for an error that came over the wire: the reverse of `error_body`."""
-    return from_wire(
+    error = from_wire(
         body.code, body.message, retryable=body.retryable, retry_after=body.retry_after, status=body.status
     )
+    error.param = body.param
+    error.provider_code = body.provider_code
+    error.provider_type = body.provider_type
+    error.provider_request_id = body.provider_request_id
+    return error

@@ -23,12 +23,14 @@ class RetryLimits(Struct, frozen=True):
     """Times in seconds. `max_attempts` counts all tries of one request, over the whole route.
 
     After a `Retry-After` above `max_retry_after` that target is not tried again: another is, or the request fails.
+    No request waits longer than `max_total_wait` in sum: a delay that would be too much is not begun.
     """
 
     max_attempts: int = 4
     initial: float = 0.25
     maximum: float = 8.0
     max_retry_after: float = 30.0
+    max_total_wait: float = 20.0
 
 
 class RetryBudget:
@@ -113,11 +115,21 @@ class _Target:
 class RoutePlan:
     """Plans the tries of one request.
 
-    For each try, call `next`, wait for its delay, call `begin`, and report a failure by one of `failed`,
-    `exclude`, `unprocessed` and `stale_connection`. No try begins after `deadline`.
+    For each try, call `next`, wait for its delay, say so by `waited`, call `begin`, and report a failure by one of
+    `failed`, `exclude`, `unprocessed` and `stale_connection`. No try begins after `deadline`.
     """
 
-    __slots__ = ("_deadline", "_free", "_has_met_stale", "_limits", "_order", "_rng", "_targets", "attempts")
+    __slots__ = (
+        "_deadline",
+        "_free",
+        "_has_met_stale",
+        "_limits",
+        "_order",
+        "_patience",
+        "_rng",
+        "_targets",
+        "attempts",
+    )
 
     def __init__(self, order: Sequence[int], limits: RetryLimits, rng: UniformRandom, *, deadline: float) -> None:
         self._order = order
@@ -125,6 +137,7 @@ class RoutePlan:
         self._rng = rng
         self._deadline = deadline
         self._targets = {index: _Target(limits) for index in order}
+        self._patience = limits.max_total_wait  # seconds that it may still wait
         self._free = limits.max_attempts  # how many unprocessed tries do not count
         self._has_met_stale = False
         self.attempts = 0
@@ -147,9 +160,14 @@ class RoutePlan:
             delay = max(0.0, record.ready_at - now)
             if not is_repetition:
                 return Step(index, delay, False)
-            if now + delay < self._deadline and (best is None or delay < best.delay):
+            is_bearable = delay <= self._patience and now + delay < self._deadline
+            if is_bearable and (best is None or delay < best.delay):
                 best = Step(index, delay, True)
         return best
+
+    def waited(self, seconds: float) -> None:
+        """The request has waited for a try, whether or not that begins now."""
+        self._patience -= seconds
 
     def begin(self, step: Step) -> None:
         """The try begins."""
@@ -192,6 +210,11 @@ class RoutePlan:
 
 _SECONDS: Final = re.compile(rb"\d{1,10}(?:\.\d{1,6})?")
 _MAX_DATE_LENGTH: Final = 64
+
+
+def parse_milliseconds(value: bytes) -> float | None:
+    """Parse a `retry-after-ms` header, as OpenAI's SDKs do, into seconds. Returns None for anything else."""
+    return float(value) / 1000 if _SECONDS.fullmatch(value) else None
 
 
 def parse_retry_after(value: bytes, wall_time: float) -> float | None:

@@ -35,6 +35,8 @@ class EventSplitter:
     the data of an event, or a single line of any kind, exceeds `max_event` bytes. If events came before it in the
     same piece, they are returned, and the next call raises: so call `eof` when the bytes end. All other bytes are
     accepted, since the standard ignores unknown fields. The time is linear in the number of bytes.
+
+    `names` are those of the events that the last `feed` or `eof` returned, one for each; empty if none had any.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class EventSplitter:
         "_partial",
         "_skip_lf",
         "_whole_limit",
+        "names",
     )
 
     def __init__(self, max_event: int = 16 * 1024 * 1024) -> None:
@@ -62,6 +65,7 @@ class EventSplitter:
         self._at_start = True  # a byte order mark may still come
         self._skip_lf = False  # the last byte was CR: an LF that follows belongs to the same line end
         self._is_broken = False
+        self.names: Sequence[bytes] = ()
         # The longest piece that the fast paths may take: `max_event` between two events, else 0.
         self._whole_limit = 0
 
@@ -79,12 +83,15 @@ class EventSplitter:
             and _CR not in chunk
         ):
             body = chunk[6:-2]
+            self.names = ()
             if _LF not in body:
                 return [body]
             payloads = body.split(b"\n\ndata: ")
             if body.count(b"\n") == 2 * len(payloads) - 2:
                 return payloads
-        return [event.data for event in self.feed_events(chunk)]
+        events = self.feed_events(chunk)
+        self.names = [event.event for event in events] if any(event.event for event in events) else ()
+        return [event.data for event in events]
 
     def feed_events(self, chunk: bytes) -> list[SseEvent]:
         """Return each event that `chunk` completes, with its name and id."""
@@ -111,6 +118,7 @@ class EventSplitter:
         if self._partial:
             self._receive_field(bytes(self._partial))
             self._partial.clear()
+        self.names = (self._event,) if self._event else ()
         return (self._data or b"") + self._more_data
 
     def _receive(self, chunk: bytes) -> list[SseEvent]:

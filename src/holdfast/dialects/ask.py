@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 
@@ -35,16 +33,16 @@ class RateLeft(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """One request of a client. `body` is all of it, unknown fields included.
+    """One request of a client. `body` is all of it as it came, in UTF-8.
 
-    `digest` is the SHA-256 of the request as it came: it tells a repetition from another request under the same
-    id. `wants_usage` says whether the caller asked to be told the usage.
+    `wants_usage` says whether the caller asked to be told the usage. `hops` are the gateways that the request has
+    passed: see `core.hops`.
     """
 
     dialect: str
     model: str
     stream: bool
-    body: dict[str, Any]
-    digest: bytes
+    body: bytes
     bounds: Bounds
     wants_usage: bool
+    hops: bytes = b""

@@ -6,40 +6,25 @@ answer that is not streamed is one entry, the completion. Its reference is OpenA
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from holdfast.core.entries import EndBody, Usage
+from holdfast.core.entries import EndBody
 from holdfast.core.http.request import Headers, HttpRequest
-from holdfast.core.sse import EventSplitter, EventTooLarge, write_entries, write_event
-from holdfast.dialects.ask import Ask, Bounds, RateLeft
+from holdfast.core.sse import write_entries, write_event
+from holdfast.dialects import chat_requests as requests
+from holdfast.dialects.ask import Ask, RateLeft
+from holdfast.dialects.chat_answers import CompletionReader, StreamReader
+from holdfast.dialects.chat_errors import told_in
+from holdfast.dialects.chat_judgement import judged
 from holdfast.dialects.dialect import AnswerReader, header_text
 from holdfast.dialects.failure import end_error, end_http_status
-from holdfast.errors import (
-    HoldfastError,
-    InvalidRequest,
-    UpstreamError,
-    UpstreamMalformed,
-    UpstreamStatus,
-    UpstreamTruncated,
-)
+from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
 
 _DONE = b"[DONE]"
-#: Both bound the answer; which of them a provider reads is the provider's matter, so the larger one counts.
-_OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")
-#: Parts of a message whose encoded size says nothing about their tokens.
-_MEDIA = frozenset({"image_url", "input_audio", "file", "image", "document"})
-
-
-class _Known(msgspec.Struct):
-    model: str
-    messages: list[dict[str, Any]]
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
 
 
 class ChatOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -55,199 +40,6 @@ class ChatOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             "a provider that never sends one."
         ),
     ] = True
-
-
-class _Choice(msgspec.Struct, gc=False):
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-    prompt_tokens_details: Any = None
-    completion_tokens_details: Any = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _ErrorDetail(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: str | int | None = None
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorDetail | str | None = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_error_decoder = msgspec.json.Decoder(_ErrorBody)
-
-
-class StreamReader:
-    """Reads one streamed answer.
-
-    `receive` gives entries. After it, `is_finished` says that the terminal event came, and `error` what was wrong.
-    """
-
-    __slots__ = (
-        "_has_answer",
-        "_hide_usage",
-        "_requires_finish_reason",
-        "_splitter",
-        "error",
-        "finish_reason",
-        "is_finished",
-        "units",
-        "usage",
-    )
-    content_type = b"text/event-stream"
-
-    def __init__(self, *, max_event: int, hide_usage: bool, requires_finish_reason: bool = True) -> None:
-        self._splitter = EventSplitter(max_event=max_event)
-        self._hide_usage = hide_usage
-        self._requires_finish_reason = requires_finish_reason
-        self._has_answer = False
-        self.units = 0
-        self.is_finished = False
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.error: UpstreamError | None = None
-
-    def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
-        """Take body bytes, return the entries that they complete. What came before an error is returned too."""
-        if self.is_finished or self.error is not None:
-            return []
-        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        try:
-            payloads = self._splitter.feed(body)
-        except EventTooLarge as exc:
-            self.error = UpstreamMalformed(str(exc))
-            return []
-        entries = []
-        for payload in payloads:
-            if payload == _DONE:
-                if self._has_answer and self.finish_reason is None and self._requires_finish_reason:
-                    # Servers exist that stop an answer for a newer request and still say that it is done.
-                    self.error = UpstreamTruncated("the provider ended the answer without a finish reason")
-                else:
-                    self.is_finished = True
-                break
-            # Entries are spliced into messages as they are, so each must be one JSON object in valid UTF-8.
-            # The decoder skips over most of it, and refuses anything that could break out of its envelope.
-            try:
-                if not payload.isascii():
-                    payload.decode()
-                chunk = _decode_chunk(payload)
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-                self.error = UpstreamMalformed(f"the provider sent an event that is not a chat chunk: {exc}")
-                break
-            choices = chunk.choices
-            if chunk.error is not None:
-                self.error = UpstreamError(_error_text(payload) or "the provider reported an error")
-                break
-            if choices:
-                self._has_answer = True
-                if choices[0].finish_reason is not None:
-                    self.finish_reason = choices[0].finish_reason
-            if chunk.usage is not None:
-                self.usage = _usage(chunk.usage)
-                if self._hide_usage and not choices:
-                    continue
-            # Leading and trailing white space is no part of the entry: both sides count credit in its bytes.
-            entries.append(payload.strip())
-        self.units += len(entries)
-        return entries
-
-    def end(self) -> list[bytes]:
-        """The body is over: without the terminal event the answer is truncated, whatever was received."""
-        if self.is_finished or self.error is not None:
-            return []
-        try:
-            self._splitter.eof()
-        except EventTooLarge as exc:  # events came before it in the last piece
-            self.error = UpstreamMalformed(str(exc))
-        else:
-            self.error = UpstreamTruncated()
-        return []
-
-
-class CompletionReader:
-    """Reads one answer that is not streamed: a single JSON object, kept to the letter as one entry."""
-
-    __slots__ = ("_chunks", "_max_size", "_size", "error", "finish_reason", "is_finished", "units", "usage")
-    content_type = b"application/json"
-
-    def __init__(self, *, max_size: int) -> None:
-        self._chunks: list[bytes] = []
-        self._max_size = max_size
-        self._size = 0
-        self.units = 0
-        self.is_finished = False
-        self.finish_reason: str | None = None
-        self.usage: Usage | None = None
-        self.error: UpstreamError | None = None
-
-    def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
-        self._chunks += chunks
-        self._size += sum(map(len, chunks))
-        if self._size > self._max_size:
-            self._chunks.clear()
-            self.error = UpstreamMalformed(f"the provider's answer is larger than {self._max_size} bytes")
-        return []
-
-    def end(self) -> list[bytes]:
-        """The body is over: return it as an entry where it is a completion, else set `error`."""
-        if self.error is not None:
-            return []
-        body = b"".join(self._chunks).strip()
-        try:
-            body.decode()
-            completion = _decode_chunk(body)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-            self.error = UpstreamMalformed(f"the provider's answer is not a chat completion: {exc}")
-            return []
-        if completion.error is not None:
-            self.error = UpstreamError(_error_text(body) or "the provider reported an error")
-            return []
-        if completion.usage is not None:
-            self.usage = _usage(completion.usage)
-        if completion.choices:
-            self.finish_reason = completion.choices[0].finish_reason
-        self.units = 1
-        self.is_finished = True
-        return [body]
-
-
-def _usage(usage: _Usage) -> Usage:
-    return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        usage.total_tokens,
-        cached_tokens=_detail(usage.prompt_tokens_details, "cached_tokens"),
-        reasoning_tokens=_detail(usage.completion_tokens_details, "reasoning_tokens"),
-    )
-
-
-def _detail(details: object, name: str) -> int:
-    """Read how the tokens divide where a provider says it as OpenAI does; an answer is not malformed for it."""
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if type(value) is int else 0
-
-
-def _error_text(body: bytes) -> str | None:
-    try:
-        error = _error_decoder.decode(body).error
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
-    if isinstance(error, str):
-        return error[:1000]
-    return error.message[:1000] if error is not None and error.message else None
 
 
 class ChatFraming:
@@ -268,7 +60,7 @@ class ChatFraming:
     def end(self, stream: bytes, epoch: int, seq: int, payload: bytes, end: EndBody) -> bytes:
         id_ = b"%d-%d" % (epoch, seq)
         if end.status == "completed":
-            return write_event(_DONE, id=id_)
+            return write_event(b"[DONE]", id=id_)
         return write_event(error_body(end_error(end), end_http_status(end)), id=id_)
 
     def failure(self, error: HoldfastError) -> bytes | None:
@@ -276,9 +68,18 @@ class ChatFraming:
 
 
 def error_body(error: HoldfastError, status: int) -> bytes:
-    """Write an error in the shape of OpenAI's API, so that its SDKs read it."""
+    """Write an error in the shape of OpenAI's API, so that its SDKs read it: the provider's code is its `code`."""
     kind = "invalid_request_error" if status < 500 and status != 429 else "api_error"
-    detail = {"message": error.message, "type": kind, "code": error.code, "param": error.param}
+    detail = {
+        "message": error.message,
+        "type": error.provider_type or kind,
+        "code": error.provider_code or error.code,
+        "param": error.param,
+    }
+    if error.provider_code is not None:
+        detail["holdfast_code"] = error.code
+    if error.provider_request_id is not None:
+        detail["provider_request_id"] = error.provider_request_id
     return msgspec.json.encode({"error": detail})
 
 
@@ -289,38 +90,13 @@ class ChatDialect:
     framing = ChatFraming()
 
     def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
-        try:
-            body = msgspec.json.decode(raw)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
-            raise InvalidRequest(f"the body is not valid JSON: {exc}") from exc
-        if not isinstance(body, dict):
-            raise InvalidRequest("the body must be a JSON object")
-        try:
-            known = msgspec.convert(body, _Known)
-        except msgspec.ValidationError as exc:
-            text, _, place = str(exc).partition(" - at `$.")
-            place = place.rstrip("`")
-            if text.startswith("Object missing required field `"):
-                place = text.split("`")[1]
-                raise InvalidRequest(f"`{place}` is missing", param=place) from exc
-            raise InvalidRequest(f"`{place}`: {text[:1].lower()}{text[1:]}", param=place) from exc
-        if not known.messages:
-            raise InvalidRequest("`messages` must hold at least one message", param="messages")
-        if not known.model:
-            raise InvalidRequest("`model` must name a model", param="model")
-        options = known.stream_options or {}
-        return Ask(
-            dialect=self.name,
-            model=known.model,
-            stream=bool(known.stream) if stream is None else stream,
-            body=body,
-            digest=hashlib.sha256(raw.encode() if isinstance(raw, str) else raw).digest(),
-            bounds=_bounds(body, known.messages, len(raw)),
-            wants_usage=bool(options.get("include_usage")),
-        )
+        return requests.read_request(self.name, raw, stream=stream)
+
+    def least_text(self, raw: bytes) -> int:
+        return requests.least_text(raw)
 
     def prompt_of(self, ask: Ask) -> object:
-        return ask.body["messages"]
+        return requests.prompt_of(ask)
 
     def error_body(self, error: HoldfastError, status: int) -> bytes:
         return error_body(error, status)
@@ -343,65 +119,35 @@ class ChatDialect:
         return [(b"authorization", b"Bearer " + key.encode())]
 
     def request(self, ask: Ask, model: str, options: ChatOptions, *, path: str, stream_id: str) -> HttpRequest:
-        body = dict(ask.body)
-        body["model"] = model
-        body["stream"] = ask.stream
-        if not ask.stream:
-            body.pop("stream_options", None)
-        elif options.stream_usage:
-            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         headers = [
             (b"content-type", b"application/json"),
             (b"accept", b"text/event-stream" if ask.stream else b"application/json"),
             # Without its prefix: servers exist that refuse an `x-request-id` that is no UUID.
             (b"x-request-id", stream_id.removeprefix("st_").encode()),
         ]
-        return HttpRequest("POST", f"{path}/chat/completions", headers, msgspec.json.encode(body))
+        body = requests.write_request(ask, model, with_usage=options.stream_usage)
+        return HttpRequest("POST", f"{path}/chat/completions", headers, body)
 
     def reader(self, ask: Ask, options: ChatOptions, *, max_entry: int) -> AnswerReader:
         if not ask.stream:
-            return CompletionReader(max_size=max_entry)
+            return CompletionReader(max_size=max_entry, choices=ask.bounds.choices)
         return StreamReader(
             max_event=max_entry,
             hide_usage=not ask.wants_usage,
             requires_finish_reason=options.requires_finish_reason,
+            choices=ask.bounds.choices,
         )
 
     def request_id(self, headers: Headers) -> str | None:
         return header_text(headers, b"x-request-id")
 
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
-        text = _error_text(body) or f"the provider answered with status {status}"
-        return UpstreamStatus(text, status=status, retry_after=retry_after, body=body)
+        told = told_in(body)
+        text = (told and told.message) or f"the provider answered with status {status}"
+        return UpstreamStatus(text, status=status, retry_after=retry_after, body=body, told=told)
 
-
-def _bounds(body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], size: int) -> Bounds:
-    asked = {name: body[name] for name in _OUTPUT_FIELDS if body.get(name) is not None}
-    choices = body.get("n")
-    counts = [*asked.items(), *([] if choices is None else [("n", choices)])]
-    unclear = next((name for name, value in counts if not _is_count(value)), None)
-    clear = {name: value for name, value in asked.items() if _is_count(value)}
-    largest = max(clear, key=lambda name: clear[name], default="max_tokens")
-    media = 0
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and part.get("type") in _MEDIA:
-                media += 1
-                size -= len(msgspec.json.encode(part))
-    return Bounds(
-        max_output=clear.get(largest),
-        choices=choices if type(choices) is int and choices > 0 else 1,
-        media=media,
-        size=max(size, 0),
-        output_field=largest,
-        choices_field="n",
-        unclear=unclear,
-    )
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value > 0
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        return judged(error)
 
 
 def _duration(seconds: float) -> str:

@@ -20,10 +20,12 @@ class AnswerReader(Protocol):
     """Reads one answer of a provider: bytes of the body in, entries of the log out.
 
     However the bytes are split, the entries are the same. After each call `is_finished` says that the answer is
-    complete, and `error` what was wrong with it; what came before an error is still returned.
+    complete, and `error` what was wrong with it; what came before an error is still returned. `is_answered` says
+    that all of it is there but for what a caller can do without, such as the usage or the terminal event: `end`
+    completes it then.
     """
 
-    content_type: bytes
+    is_answered: bool
     is_finished: bool
     error: UpstreamError | None
     finish_reason: str | None
@@ -31,11 +33,20 @@ class AnswerReader(Protocol):
     #: About how many tokens the entries hold: what counts where the provider does not say the usage.
     units: int
 
+    def begin(self, content_type: bytes) -> None:
+        """The head of a good answer has come: its content type, b"" without one. May set `error`."""
+
     def receive(self, chunks: Sequence[bytes]) -> list[bytes]:
-        """Take body bytes, and return the entries that they complete."""
+        """Take body bytes, and return the entries that they complete.
+
+        What shows a caller nothing yet may be held back: before the first entry, another provider can be asked.
+        """
 
     def end(self) -> list[bytes]:
-        """The body is over: return what was held back, or set `error` where the answer is not complete."""
+        """The body is over, or is not waited for where `is_answered`.
+
+        Return what was held back, or set `error` where the answer is not complete.
+        """
 
 
 class SseFraming(Framing, Protocol):
@@ -66,7 +77,14 @@ class Dialect(Protocol):
     def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
         """Check a request and keep it whole. `stream` overrides the request's own choice.
 
-        Raises `InvalidRequest` that names the field and what was expected.
+        It takes time in proportion to the size, and little memory: callers may pay for neither yet. Raises
+        `InvalidRequest` that names the field and what was expected.
+        """
+
+    def least_text(self, raw: bytes) -> int:
+        """Return how many bytes of a request are certainly no encoded media, without decoding it.
+
+        A large request is refused for it before anything else of it is looked at, so it is 0 in doubt.
         """
 
     def prompt_of(self, ask: Ask) -> object:
@@ -100,6 +118,12 @@ class Dialect(Protocol):
 
     def status_error(self, status: int, body: bytes, *, retry_after: float | None) -> UpstreamStatus:
         """Make the error for an answer with an error status; the provider's own message is kept."""
+
+    def judged(self, error: UpstreamError) -> UpstreamError:
+        """Say what an error of this API means: give it its status, or make it `UpstreamRefused`.
+
+        That is what becomes of a word about the gateway's own credential or quota. Its text stays out of it.
+        """
 
 
 def header_text(headers: Headers, name: bytes, *, limit: int = 256) -> str | None:

@@ -23,7 +23,18 @@ class Generation:
     | ended | none | cancelled, expired in the queue, or the pump's end |
     """
 
-    __slots__ = ("_clock", "_observer", "_queued", "_start", "_waits_since", "ask", "caller", "stream", "ticket")
+    __slots__ = (
+        "_clock",
+        "_observer",
+        "_queued",
+        "_start",
+        "_waits_since",
+        "ask",
+        "caller",
+        "size",
+        "stream",
+        "ticket",
+    )
 
     def __init__(
         self, stream: Stream, ask: Ask, caller: Caller, ticket: Ticket, timers: Timers, observer: Observer
@@ -32,6 +43,8 @@ class Generation:
         self.ask = ask
         self.caller = caller
         self.ticket = ticket
+        #: Bytes of the request that the stream's account is charged with.
+        self.size = 0
         self._clock = timers.now
         self._observer = observer
         # Seconds that it has waited in the queue before, and since when it waits now.

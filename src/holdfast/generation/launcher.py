@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.core.entries import EndBody, error_body
+from holdfast.core.limits.budget import Kind
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import Dialect
 from holdfast.errors import (
@@ -33,17 +36,22 @@ from holdfast.streams.store import Claimed, Done
 from holdfast.streams.stream import Stream
 from holdfast.timers import Timers
 
+#: A request of more bytes is first judged by its size and its caller's rates alone. A smaller one is decoded in no
+#: more time than that takes.
+_LARGE = 64 * 1024
+
 
 class Terms(Struct, frozen=True):
     """What a surface decides about a generation, beside what the request says.
 
     `detach_grace` is in seconds: how long it goes on without a reader. `stream` overrides the request's own
-    choice. `connection` and `session` are for the log.
+    choice. `hops` are the gateways that the request has passed. `connection` and `session` are for the log.
     """
 
     detach_grace: float
     request_id: str | None = None
     stream: bool | None = None
+    hops: bytes = b""
     keeps_running: bool = False
     connection: int | None = None
     session: str | None = None
@@ -67,17 +75,13 @@ class _Request(NamedTuple):
     dialect: Dialect
     ask: Ask
     terms: Terms
+    digest: bytes
+    #: As it came, in bytes or characters.
+    size: int
 
     @property
     def caller(self) -> Caller:
-        principal, terms = self.principal, self.terms
-        return Caller(principal.tenant, principal.key_id, terms.connection, terms.session)
-
-    @property
-    def digest(self) -> bytes:
-        """The same bytes ask for something else of another API, or over a session, where they are streamed."""
-        ask = self.ask
-        return b"%b %b %b" % (ask.digest, ask.dialect.encode(), b"stream" if ask.stream else b"whole")
+        return _caller(self.principal, self.terms)
 
 
 class Launcher:
@@ -119,7 +123,7 @@ class Launcher:
         self,
         principal: Principal,
         dialect: Dialect,
-        raw: bytes | str,
+        raw: bytes,
         terms: Terms,
         done: Done[Started | HoldfastError],
     ) -> None:
@@ -130,13 +134,53 @@ class Launcher:
         `RateLimited`, `QueueFull`, `Overloaded`, `Draining`, ...); then nothing was sent to a provider, and
         nothing is held.
         """
+        refusal = self._refusal(principal, dialect, raw) if len(raw) > _LARGE else None
+        if refusal is None:
+            self._decode(principal, dialect, raw, terms, done)
+            return
+
+        def answer(claimed: Claimed | HoldfastError | None) -> None:
+            if isinstance(claimed, Claimed):
+                self._decode(principal, dialect, raw, terms, done)
+                return
+            self._observer.observe(RequestRefused(_caller(principal, terms), None, terms.request_id, refusal))
+            done(refusal.with_traceback(None))
+
+        if terms.request_id is None:
+            answer(None)
+        else:
+            self._directory.find_claim(principal.owner, terms.request_id, answer)
+
+    def _refusal(self, principal: Principal, dialect: Dialect, raw: bytes) -> HoldfastError | None:
+        """Say why a new request is refused, as far as that is known before it is decoded."""
+        try:
+            principal.check_expiry(self._clock())
+            if self.is_draining:
+                raise Draining(retry_after=1.0)
+            self._admission.check_size(principal.tenant, principal.key_id, dialect.least_text(raw))
+        except HoldfastError as exc:
+            return exc
+        return None
+
+    def _decode(
+        self,
+        principal: Principal,
+        dialect: Dialect,
+        raw: bytes,
+        terms: Terms,
+        done: Done[Started | HoldfastError],
+    ) -> None:
         try:
             ask = dialect.parse(raw, stream=terms.stream)
             principal.authorize(ask.model, ask.bounds, self._clock())
+            if terms.hops:
+                ask = msgspec.structs.replace(ask, hops=terms.hops)
         except HoldfastError as exc:
             done(exc)
             return
-        request = _Request(principal, dialect, ask, terms)
+        # Without a name of the caller's own nobody can send it again.
+        digest = b"" if terms.request_id is None else _digest(raw, ask)
+        request = _Request(principal, dialect, ask, terms, digest, len(raw))
 
         def answer(claimed: Claimed | HoldfastError) -> None:
             result: Started | HoldfastError
@@ -174,10 +218,17 @@ class Launcher:
         route = self._route(ask)
         if self.is_draining:
             raise Draining(retry_after=1.0)
-        self._directory.check_room()
-        ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        account = self._directory.check_room(claimed.claim.owner.tenant)
+        if not account.take(Kind.REQUESTS, request.size):
+            raise account.refusal(request.size)
+        try:
+            ticket = self._admission.enter(caller.tenant, caller.key, ask)
+        except BaseException:
+            account.free(Kind.REQUESTS, request.size)
+            raise
         stream = self._directory.add(claimed, detach_grace=request.terms.detach_grace)
         generation = Generation(stream, ask, caller, ticket, self._timers, self._observer)
+        generation.size = request.size
         self._generations[stream] = generation
         self._observer.observe(
             RequestStarted(
@@ -253,7 +304,7 @@ class Launcher:
 
     def _forget(self, stream: Stream) -> None:
         """The stream has its end, and its provider is let go of."""
-        del self._generations[stream]
+        stream.account.free(Kind.REQUESTS, self._generations.pop(stream).size)
         if self._watches:
             self._count_down(stream)
 
@@ -297,3 +348,13 @@ class Launcher:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
         self._directory.aclose()
+
+
+def _caller(principal: Principal, terms: Terms) -> Caller:
+    return Caller(principal.tenant, principal.key_id, terms.connection, terms.session)
+
+
+def _digest(raw: bytes, ask: Ask) -> bytes:
+    """The same bytes ask for something else of another API, or over a session, where they are streamed."""
+    how = b"stream" if ask.stream else b"whole"
+    return b"%b %b %b" % (hashlib.sha256(raw).digest(), ask.dialect.encode(), how)

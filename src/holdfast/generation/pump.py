@@ -10,6 +10,7 @@ import asyncio
 import logging
 from typing import Final
 
+from holdfast.core.breaker import Permit
 from holdfast.core.entries import AttemptRecord, EndBody, EndStatus, Usage, error_body
 from holdfast.core.retry import RoutePlan, Step
 from holdfast.errors import (
@@ -23,19 +24,25 @@ from holdfast.errors import (
     QueueTimeout,
     UpstreamConnectError,
     UpstreamError,
+    UpstreamRefused,
     UpstreamReset,
     UpstreamStatus,
     UpstreamTimeout,
+    UpstreamTruncated,
 )
 from holdfast.generation.attempt import Attempt
 from holdfast.generation.generation import Generation
 from holdfast.generation.route import Route, Target
 from holdfast.observe.events import AttemptEnded, Observer
+from holdfast.streams.stream import Retrying
 from holdfast.timers import Timers
 from holdfast.upstream.capacity import ProviderLease
-from holdfast.upstream.health import is_overload, may_be_of_the_request
+from holdfast.upstream.health import Health, is_failure, is_overload, may_be_of_the_request
 
 logger = logging.getLogger("holdfast")
+
+#: Readers are told of delays from so many seconds on.
+_TOLD_DELAY: Final = 0.5
 
 _NOT_SENT_AGAIN: Final = (
     "; the provider may have processed the request, so it was not sent again (retry.at_most_once)"
@@ -62,6 +69,7 @@ class Pump:
         "_attempts",
         "_crowded",
         "_expired",
+        "_failed_at",
         "_generation",
         "_is_suspect",
         "_lease",
@@ -87,6 +95,8 @@ class Pump:
         self._lease: ProviderLease | None = None
         # It got a 500 before.
         self._is_suspect = False
+        # Who has failed it: one request counts once.
+        self._failed_at: set[Health] = set()
         # The targets that would do, were they not at their limit.
         self._crowded: tuple[Target, ...] = ()
         # Why the queue was left without a slot.
@@ -107,8 +117,14 @@ class Pump:
     # -- the stream's side --
 
     def cancel(self, reason: str) -> None:
-        """End the stream at once, and let go of the provider in the next turn of the loop."""
-        self._stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason))))
+        """End the stream at once, and let go of the provider in the next turn of the loop.
+
+        The end names the attempt that is under way: who gives up wants to know whom the request has waited for.
+        """
+        attempts = list(self._attempts)
+        if self._attempt is not None:
+            attempts.append(self._record_of(self._attempt, "cancelled"))
+        self._stream.seal(EndBody("cancelled", error=error_body(Cancelled(reason)), attempts=attempts))
         # A task that is cancelled before its first step keeps this object, as an exception's traceback does.
         task, self._task = self._task, None
         if task is not None:
@@ -149,7 +165,7 @@ class Pump:
         self._lease = self._ticket.take_lease()
         while (step := await self._next_step(plan)) is not None:
             if step.delay:
-                await asyncio.sleep(step.delay)
+                await self._wait(plan, step.delay, error)
                 if not self._can_try(step.index, step.is_repetition):
                     continue
             target = route.targets[step.index]
@@ -164,7 +180,7 @@ class Pump:
             )
             plan.begin(step)
             attempt, error = await self._try_target(target, deadline)
-            if error is None or stream.accepted > 0 or not _may_repeat(error):
+            if error is None or stream.accepted > 0 or not _may_help(error):
                 self._finish(attempt, error)
                 return
             if route.at_most_once and self._attempts[-1].unconfirmed:
@@ -177,6 +193,14 @@ class Pump:
         if reason is None:
             reason = CircuitOpen(retry_after=route.retry_after(timers.now()))
         self._seal("failed", reason)
+
+    async def _wait(self, plan: RoutePlan, delay: float, error: UpstreamError | None) -> None:
+        """Wait before the next try, and have the readers told where it takes long."""
+        if delay >= _TOLD_DELAY and error is not None:
+            self._stream.retry_in(Retrying(len(self._attempts) + 1, delay, error.code))
+        await asyncio.sleep(delay)
+        self._stream.retry_in(None)
+        plan.waited(delay)
 
     async def _next_step(self, plan: RoutePlan) -> Step | None:
         """Choose the next try; where what is left of the route is at its limit, wait for a slot there."""
@@ -221,7 +245,10 @@ class Pump:
 
     def _note_failure(self, plan: RoutePlan, index: int, error: UpstreamError) -> None:
         now = self._timers.now()
-        if isinstance(error, UpstreamReset) and not error.processed:
+        if not error.same_endpoint_retry or isinstance(error, (UpstreamRefused, UpstreamTruncated)):
+            # It would be refused again; or the endpoint has taken an empty answer for an answer, and would again.
+            plan.exclude(index)
+        elif isinstance(error, UpstreamReset) and not error.processed:
             plan.unprocessed(index, now)
         elif isinstance(error, UpstreamReset) and error.is_stale:
             plan.stale_connection(index, now)
@@ -247,40 +274,64 @@ class Pump:
             health.breaker.release(permit)
             raise
         self._attempt = attempt
+        health.begin_wait(attempt, timers.now())
         try:
             error = await attempt.run(permit)
         except BaseException:
             health.breaker.release(permit)
-            self._record(target, attempt, None, "cancelled", unconfirmed=False)
+            self._record(attempt, None, "cancelled", unconfirmed=False)
             raise
         finally:
             self._attempt = None
+            health.end_wait(attempt)
             self.units = attempt.reader.units
-        # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
-        # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
-        is_500 = may_be_of_the_request(error)
-        health.record(permit, error, timers.now(), is_suspect=is_500 and self._is_suspect)
-        self._is_suspect |= is_500
+        if error is not None:
+            error.provider_request_id = error.provider_request_id or attempt.provider_request_id
+            self._route.masking.mask_error(error)
+        self._judge(target, permit, error, has_answered=attempt.has_answered)
         # After the breaker knows: whoever waits for this slot is admitted, or told that it is of no use.
         self._release(is_overload=is_overload(error, has_answered=attempt.has_answered), is_complete=error is None)
         unconfirmed = self._stream.accepted == 0 and _may_be_processed(error, attempt.status)
         code = None if error is None else error.code
-        self._record(target, attempt, error, code, unconfirmed=unconfirmed)
+        self._record(attempt, error, code, unconfirmed=unconfirmed)
         return attempt, error
 
-    def _record(
-        self, target: Target, attempt: Attempt, error: UpstreamError | None, code: str | None, *, unconfirmed: bool
-    ) -> None:
-        stream = self._stream
-        record = AttemptRecord(
-            provider=target.provider,
-            model=target.model,
-            started_ms=round((attempt.started - stream.created) * 1000),
+    def _judge(self, target: Target, permit: Permit, error: UpstreamError | None, *, has_answered: bool) -> None:
+        """Have the endpoint's health know how the attempt has ended. One request counts once against it."""
+        health = target.health
+        # A request that has got a 500 before may get one everywhere, through its own fault: only the first one
+        # counts, so that one caller's bad request cannot open the breakers of the whole route for all.
+        is_500 = may_be_of_the_request(error)
+        is_counted = health in self._failed_at and not permit.is_trial
+        health.record(
+            permit,
+            error,
+            self._timers.now(),
+            is_suspect=is_counted or (is_500 and self._is_suspect),
+            has_answered=has_answered,
+        )
+        self._is_suspect |= is_500
+        if is_failure(error, has_answered=has_answered):
+            self._failed_at.add(health)
+
+    def _record_of(self, attempt: Attempt, code: str | None, *, unconfirmed: bool = False) -> AttemptRecord:
+        request_id = attempt.provider_request_id
+        return AttemptRecord(
+            provider=attempt.target.provider,
+            model=attempt.target.model,
+            started_ms=round((attempt.started - self._stream.created) * 1000),
             duration_ms=round((self._timers.now() - attempt.started) * 1000),
             status=attempt.status,
             error=code,
             unconfirmed=unconfirmed,
+            provider_request_id=None if request_id is None else self._route.masking.mask(request_id),
         )
+
+    def _record(
+        self, attempt: Attempt, error: UpstreamError | None, code: str | None, *, unconfirmed: bool
+    ) -> None:
+        stream = self._stream
+        record = self._record_of(attempt, code, unconfirmed=unconfirmed)
         self._attempts += (record,)
         self._observer.observe(
             AttemptEnded(
@@ -292,7 +343,7 @@ class Pump:
                 attempt.reader.usage,
                 attempt.reader.units,
                 attempt.first_entry,
-                attempt.provider_request_id,
+                record.provider_request_id,
             )
         )
 
@@ -318,11 +369,11 @@ class Pump:
         )
 
 
-def _may_repeat(error: UpstreamError) -> bool:
-    """Whether another try may do better: not where the request itself was refused."""
-    if isinstance(error, UpstreamStatus):
-        return error.status in (408, 429) or error.status >= 500
-    return error.retryable
+def _may_help(error: UpstreamError) -> bool:
+    """Whether another try may do better, here or elsewhere: not where the request itself was refused."""
+    if error.is_own_bound:
+        return False
+    return error.retryable or not error.same_endpoint_retry or isinstance(error, UpstreamRefused)
 
 
 def _may_be_processed(error: UpstreamError | None, status: int | None) -> bool:
@@ -330,7 +381,9 @@ def _may_be_processed(error: UpstreamError | None, status: int | None) -> bool:
 
     An answer that refuses the request is taken at its word. After a 200 the provider has certainly begun.
     """
-    if error is None or isinstance(error, (UpstreamStatus, UpstreamConnectError, ConnectTimeout, PoolTimeout)):
+    if error is None or isinstance(
+        error, (UpstreamStatus, UpstreamRefused, UpstreamConnectError, ConnectTimeout, PoolTimeout)
+    ):
         return False
     if isinstance(error, UpstreamReset) and not error.processed:
         return False

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from holdfast.config import RetryConfig, TimeoutsConfig
+from holdfast.core.masking import Masking
 from holdfast.core.retry import RetryLimits, RoutePlan, order_route
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.upstream.call import Upstream
@@ -80,7 +81,12 @@ class Route(Choice):
     """A model's targets and how often a request is tried on them."""
 
     def __init__(
-        self, targets: Sequence[Target], retry: RetryConfig | None = None, *, rng: random.Random | None = None
+        self,
+        targets: Sequence[Target],
+        retry: RetryConfig | None = None,
+        *,
+        rng: random.Random | None = None,
+        masking: Masking | None = None,
     ) -> None:
         super().__init__(targets, rng or random.SystemRandom())
         retry = retry or RetryConfig()
@@ -89,7 +95,10 @@ class Route(Choice):
             initial=retry.initial,
             maximum=retry.maximum,
             max_retry_after=retry.max_retry_after,
+            max_total_wait=retry.max_total_wait,
         )
+        #: What takes secrets out of what providers say.
+        self.masking = masking or Masking()
         #: A request that an endpoint may have processed is asked of none again.
         self.at_most_once = retry.at_most_once
 

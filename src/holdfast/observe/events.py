@@ -33,11 +33,12 @@ class Caller(Struct, frozen=True):
 class RequestRefused(Struct, frozen=True):
     """Limits, queue, room or model refused a request: nothing was started or sent to a provider.
 
-    It is not told of a request that does not parse, or that its credential does not allow.
+    It is not told of a request that does not parse, or that its credential does not allow. `model` is None for one
+    that was refused before it was decoded.
     """
 
     caller: Caller
-    model: str
+    model: str | None
     request_id: str | None
     error: HoldfastError
 

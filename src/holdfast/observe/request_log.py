@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from holdfast.errors import UpstreamError, UpstreamStatus
+from holdfast.core.entries import ErrorBody
+from holdfast.errors import UpstreamError, UpstreamRefused, UpstreamStatus
 from holdfast.observe.events import (
     AttemptEnded,
     Caller,
@@ -57,13 +58,19 @@ class RequestLog:
             "status": end.status,
             "finish_reason": end.finish_reason,
             "error": None if error is None else error.code,
+            **_said(error),
             "duration": round(event.duration, 3),
+            "queued": round(event.queued, 3) or None,
             "entries": event.entries,
             "prompt_tokens": None if usage is None else usage.prompt_tokens,
             "completion_tokens": None if usage is None else usage.completion_tokens,
             "attempts": len(end.attempts),
             "provider": None if last is None else last.provider,
+            "provider_request": None if last is None else last.provider_request_id,
         }
+        if last is not None and last.error == "cancelled":
+            # Who has given up wants to know whom the request was waiting for, and how long.
+            fields["waited"] = last.duration_ms / 1000
         if self.content:
             fields["answer"] = b"\n".join(event.answer(_MAX_CONTENT)).decode("utf-8", "replace")
         _write(_requests, logging.INFO, "request ended", fields)
@@ -90,10 +97,26 @@ def _attempt_failed(event: AttemptEnded, error: UpstreamError) -> None:
         "model": record.model,
         "error": error.code,
         "http_status": record.status,
+        **_said(error),
         "duration": record.duration_ms / 1000,
-        "reason": None if is_quoted else error.message,
+        "reason": None if is_quoted else _reason(error),
+        "provider_request": record.provider_request_id,
     }
     _write(_requests, logging.WARNING, "provider failed", fields)
+
+
+def _reason(error: UpstreamError) -> str:
+    """What we say of it, with what is for the log alone."""
+    if isinstance(error, UpstreamRefused):
+        return error.reason
+    return error.message if error.detail is None else f"{error.message} ({error.detail})"
+
+
+def _said(error: UpstreamError | ErrorBody | None) -> dict[str, Any]:
+    """What the provider calls the error: codes, and none of its text."""
+    if error is None:
+        return {}
+    return {"provider_code": error.provider_code, "provider_type": error.provider_type}
 
 
 def _connection_ended(event: ConnectionEnded) -> None:

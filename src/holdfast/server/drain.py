@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 from holdfast.generation.launcher import Launcher
+from holdfast.observe.audit import audit
 from holdfast.server.peers import Peers
 from holdfast.streams.directory import Directory
 from holdfast.timers import Deadline, Timers
@@ -43,6 +44,7 @@ class Drain:
             conversations,
             window,
         )
+        audit("drain_began", streams=directory.unfinished, sessions=conversations, timeout=timeout)
         self._launcher.drain()
         self._launcher.after_running(self._progress.set)
         peers.on_settled = self._progress.set
@@ -55,13 +57,16 @@ class Drain:
         except TimeoutError:
             elapsed = self._timers.now() - begun
             logger.warning("not drained after %.1f s: %d streams are cut off", elapsed, directory.unfinished)
+            audit("drain_ended", is_complete=False, seconds=round(elapsed, 1), cut_off=directory.unfinished)
             return False
         finally:
             closing.cancel()
             peers.on_settled = None
             if self._awaited is not None:
                 self._awaited.cancel()
-        logger.warning("drained after %.1f s", self._timers.now() - begun)
+        elapsed = self._timers.now() - begun
+        logger.warning("drained after %.1f s", elapsed)
+        audit("drain_ended", is_complete=True, seconds=round(elapsed, 1))
         return True
 
     def _is_under_way(self) -> bool:

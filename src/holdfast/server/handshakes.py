@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.jwks import KeysPending
 from holdfast.admission.principal import Principal
 from holdfast.core.entries import Owner
@@ -25,8 +26,10 @@ from holdfast.core.websocket.handshake import (
     switching_protocols,
 )
 from holdfast.errors import Draining, HoldfastError, InvalidRequest, RateLimited
+from holdfast.server.listener.admitted import KEYS_TIMEOUT
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection
+from holdfast.server.listener.turns import KEYS
 from holdfast.server.peers import Peer, Peers
 
 logger = logging.getLogger("holdfast")
@@ -36,10 +39,12 @@ logger = logging.getLogger("holdfast")
 class Upgrade:
     """A request for a WebSocket, and the connection that it came on, with `rest` behind it.
 
-    `argument` is what the path's one group matched, `shape` that of the errors on the path.
+    `argument` is what the path's one group matched, `shape` that of the errors on the path. `route` is the path's
+    pattern.
     """
 
     request: Request
+    route: str
     argument: str
     shape: ErrorShape
     connection: HttpConnection
@@ -95,7 +100,9 @@ class Handshakes:
         peers: Peers,
         connect: Connect,
         has_unfinished: Callable[[Owner], bool],
+        failures: AuthFailures,
     ) -> None:
+        self._failures = failures
         self._authenticator = authenticator
         self._peers = peers
         self._connect = connect
@@ -112,7 +119,7 @@ class Handshakes:
             self._begin(surface, check, upgrade)
         except KeysPending as pending:
             # What the client sends meanwhile stays in the socket, for the conversation.
-            upgrade.connection.pause_reading()
+            upgrade.connection.pause(KEYS)
             task = asyncio.get_running_loop().create_task(
                 self._begin_later(pending, surface, check, upgrade),
                 name="websocket handshake",
@@ -124,8 +131,12 @@ class Handshakes:
         self, pending: KeysPending, surface: SocketSurface, check: Check, upgrade: Upgrade
     ) -> None:
         connection = upgrade.connection
-        await pending.wait()
-        connection.resume_reading()
+        try:
+            async with asyncio.timeout(KEYS_TIMEOUT):
+                await pending.wait()
+        except TimeoutError:
+            pass  # it is asked once more, and refused
+        connection.resume(KEYS)
         try:
             self._begin(surface, check, upgrade)
         except KeysPending as again:
@@ -144,6 +155,7 @@ class Handshakes:
             if self._peers.is_draining and not self._has_unfinished(principal.owner):
                 raise Draining(retry_after=1.0)
         except HoldfastError as exc:
+            self._note_failure(exc, upgrade)
             connection.refuse(*error_response(exc, shape))
             return
         accepted = check_upgrade(request.method.encode(), request.http_version, request.headers)
@@ -157,6 +169,7 @@ class Handshakes:
         except RateLimited as exc:
             connection.refuse(*error_response(exc, shape))
             return
+        address = connection.address
         transport = connection.give_away()
         self._peers.discard(connection)
         if transport is None:
@@ -175,9 +188,20 @@ class Handshakes:
             for lease in leases:
                 lease.release()
             raise
-        self._peers.add(conversation)
+        self._peers.add(conversation, address)
         if upgrade.rest:
             conversation.data_received(upgrade.rest)
+
+    def _note_failure(self, error: HoldfastError, upgrade: Upgrade) -> None:
+        headers = upgrade.request.headers
+        self._failures.note(
+            error,
+            address=upgrade.connection.address,
+            connection=upgrade.connection.number,
+            method="WebSocket",
+            route=upgrade.route,
+            describe=lambda: self._authenticator.describe(headers, offered_subprotocols(headers)),
+        )
 
 
 async def refuse_without_upgrade(request: Request, exchange: Exchange, principal: Principal, _: str) -> None:

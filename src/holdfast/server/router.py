@@ -9,14 +9,18 @@ import enum
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 from holdfast.admission.auth import Authenticator
+from holdfast.admission.failures import AuthFailures
 from holdfast.admission.jwks import KeysPending
 from holdfast.admission.origins import cors_headers, preflight_headers
 from holdfast.admission.principal import Principal
+from holdfast.core.limits.budget import Budget
 from holdfast.errors import HoldfastError, InvalidRequest, MethodNotAllowed, NotFound
 from holdfast.server.handshakes import Handshakes, SocketSurface, Upgrade
+from holdfast.server.listener.admitted import MAX_REFUSED, Admitted
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response
 from holdfast.server.listener.http import HttpConnection
 from holdfast.server.peers import Peers
@@ -59,6 +63,12 @@ class Route:
     dialect: ErrorShape | None = None
 
 
+#: The largest body of a path that is no request for a generation; public paths take none.
+SMALL_BODY = 64 * 1024
+_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+#: Of what a client sent, an error quotes so many characters.
+_MAX_QUOTED = 100
+
 #: Of public paths, where nobody is asked who they are.
 _ANYONE = Principal("")
 
@@ -76,13 +86,17 @@ class Router:
         authenticator: Authenticator,
         peers: Peers,
         handshakes: Handshakes,
+        failures: AuthFailures,
         *,
+        budget: Budget,
         default: ErrorShape,
     ) -> None:
         self.routes = _merge(routes)
+        self._failures = failures
         self._authenticator = authenticator
         self._peers = peers
         self._handshakes = handshakes
+        self._budget = budget
         self._default = default
 
     def find(self, path: str) -> tuple[Route, str] | None:
@@ -102,6 +116,22 @@ class Router:
     def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
         return self._peers.admit(connection)
 
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        if admitted.failed is not None and admitted.failed(
+            address=connection.address, connection=connection.number
+        ):
+            connection.refused += 1
+            admitted.closes = connection.refused >= MAX_REFUSED
+        try:
+            if not admitted.is_public:
+                self._peers.check_slot(connection)
+        except HoldfastError as exc:
+            admitted.refusal = exc
+        else:
+            if admitted.account is not None:
+                connection.refused = 0
+                self._peers.known(connection)
+
     def connection_lost(self, connection: HttpConnection) -> None:
         self._peers.discard(connection)
 
@@ -115,41 +145,62 @@ class Router:
     def _shape(self, route: Route | None) -> ErrorShape:
         return self._default if route is None or route.dialect is None else route.dialect
 
-    async def handle(self, request: Request, exchange: Exchange) -> None:
+    def admit(self, request: Request, *, may_wait: bool = True) -> Admitted:
+        """Judge a request by its head: route, origin, method and credential, in this order."""
         found = self.find(request.path)
         if found is None:
-            raise NotFound(f"there is nothing at {request.path[:200]}")
+            return Admitted(self._default, refusal=NotFound(f"there is nothing at {request.path[:_MAX_QUOTED]}"))
         route, argument = found
-        exchange.shape = self._shape(route)
-        is_public = route.guard is Guard.PUBLIC
+        admitted = Admitted(self._shape(route))
+        try:
+            self._admit(route, argument, request, admitted)
+        except HoldfastError as exc:
+            admitted.refusal = exc
+            admitted.failed = partial(
+                self._failures.note,
+                exc,
+                method=request.method,
+                route=route.pattern.pattern,
+                describe=lambda: self._authenticator.describe(request.headers),
+            )
+        except KeysPending as pending:
+            if may_wait:
+                raise
+            admitted.refusal = pending.refusal()
+        return admitted
+
+    def _admit(self, route: Route, argument: str, request: Request, admitted: Admitted) -> None:
+        """Raises `HoldfastError` and `KeysPending`."""
+        is_public = admitted.is_public = route.guard is Guard.PUBLIC
+        admitted.max_body = 0 if is_public else SMALL_BODY
         if not is_public:
+            origin = self._authenticator.check_origin(request.headers)
             if request.method == "OPTIONS" and request.header(b"access-control-request-method") is not None:
-                self._preflight(request, exchange, route.methods)
+                admitted.answer = partial(self._preflight, route.methods)
                 return
-            exchange.headers += cors_headers(self._authenticator.check_origin(request.headers))
+            admitted.headers += cors_headers(origin)
         handler = route.methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is None:
-            _refuse_method(request, exchange, route.methods)
-            return
-        principal = _ANYONE if is_public else await self._authenticate(request, route.guard)
+            allowed = ", ".join(sorted({*route.methods, "HEAD"} if "GET" in route.methods else route.methods))
+            # RFC 9110 section 15.5.6: the answer says which methods there are.
+            admitted.headers.append((b"allow", allowed.encode()))
+            raise MethodNotAllowed(f"{request.path[:_MAX_QUOTED]} takes {allowed}, not {request.method}")
+        principal = _ANYONE
+        if not is_public:
+            principal = self._authenticator.authenticate(request.headers, request.query)
+            route.guard.check(principal)
+            admitted.account = self._budget.account(principal.tenant)
+            if route.guard is Guard.CALLER and request.method in _METHODS_WITH_BODY:
+                admitted.max_body = None
         if principal.key_id is not None:
-            exchange.secret = (principal.key_id, principal.generation)
-        await handler(request, exchange, principal, argument)
+            admitted.secret = (principal.key_id, principal.generation)
 
-    async def _authenticate(self, request: Request, guard: Guard) -> Principal:
-        authenticate = self._authenticator.authenticate
-        try:
-            principal = authenticate(request.headers, request.query)
-        except KeysPending as pending:
-            await pending.wait()
-            try:
-                principal = authenticate(request.headers, request.query)
-            except KeysPending as again:
-                raise again.refusal() from again
-        guard.check(principal)
-        return principal
+        async def answer(request: Request, exchange: Exchange) -> None:
+            await handler(request, exchange, principal, argument)
 
-    def _preflight(self, request: Request, exchange: Exchange, methods: Collection[str]) -> None:
+        admitted.answer = answer
+
+    async def _preflight(self, methods: Collection[str], request: Request, exchange: Exchange) -> None:
         """Tell a browser what its page may send. It asks without credentials: the Origin alone decides."""
         origin = self._authenticator.check_origin(request.headers)
         if origin is None:
@@ -163,10 +214,15 @@ class Router:
         shape = self._shape(route)
         if route is None or route.socket is None:
             sockets = ", ".join(other.pattern.pattern for other in self.routes if other.socket is not None)
-            error = NotFound(f"there is no WebSocket at {request.path[:200]}; try {sockets}")
+            error = NotFound(f"there is no WebSocket at {request.path[:_MAX_QUOTED]}; try {sockets}")
             connection.refuse(*error_response(error, shape))
             return
-        upgrade = Upgrade(request, argument, shape, connection, rest)
+        try:
+            self._peers.check_slot(connection)
+        except HoldfastError as exc:
+            connection.refuse(*error_response(exc, shape))
+            return
+        upgrade = Upgrade(request, route.pattern.pattern, argument, shape, connection, rest)
         self._handshakes.begin(route.socket, route.guard.check, upgrade)
 
 
@@ -203,10 +259,3 @@ def _join(first: Route, second: Route) -> Route:
     if clashes:
         raise ValueError(f"two routes of {first.pattern.pattern} clash: {', '.join(clashes)}")
     return replace(first, methods={**first.methods, **second.methods}, socket=first.socket or second.socket)
-
-
-def _refuse_method(request: Request, exchange: Exchange, methods: Collection[str]) -> None:
-    """RFC 9110 section 15.5.6: the answer says which methods there are."""
-    allowed = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
-    error = MethodNotAllowed(f"{request.path[:200]} takes {allowed}, not {request.method}")
-    exchange.refuse(error, headers=[(b"allow", allowed.encode())])

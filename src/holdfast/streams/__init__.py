@@ -3,7 +3,6 @@
     stream         a log, its readers and its source      attendance   lost readers and the grace period
     source         who feeds a stream: the interface      follower     feeds one that another process owns
     directory      all streams: by id, by request id      retention    how long ended streams are kept
-    memory         the bound of all logs together
     store          where logs live: the interface         memory_store  the store of one process
     stored         a stream in a shared store             writer       takes its entries there
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from holdfast.config import StreamsConfig
 from holdfast.core.entries import Owner
+from holdfast.core.limits.budget import SHARE, Account, Budget, Kind
 from holdfast.core.log import Log
-from holdfast.errors import HoldfastError, Overloaded, UnknownStream
+from holdfast.errors import HoldfastError, Overloaded, UnknownStream, UpstreamRefused
 from holdfast.streams.follower import Follower
-from holdfast.streams.memory import LogMemory
 from holdfast.streams.retention import Retention
 from holdfast.streams.store import Attended, Cancel, Claim, Claimed, Done, LogStore, Signal, Subscription
 from holdfast.streams.stored import StoredStream, Writer
@@ -43,19 +43,27 @@ class Directory:
     """
 
     def __init__(
-        self, config: StreamsConfig, timers: Timers, store: LogStore, *, writer: Writer | None = None
+        self,
+        config: StreamsConfig,
+        timers: Timers,
+        store: LogStore,
+        budget: Budget,
+        *,
+        writer: Writer | None = None,
     ) -> None:
         """`writer` takes what streams accept to the store; None where the store is not shared."""
         self._config = config
         self._timers = timers
         self._store = store
         self._writer = writer
+        #: The memory of the process, of which logs are a part.
+        self.budget = budget
         self._streams: dict[str, Stream] = {}
         # Those that another process owns: its claims are not ours to release.
         self._followed: dict[str, Follower] = {}
         # Those that this process owns: readers elsewhere cancel and attend them through the store.
         self._listening: dict[str, Subscription] = {}
-        self._retention = Retention(config, timers, self._forget)
+        self._retention = Retention(config, timers, budget, self._forget)
         self._on_ended: list[Callable[[Stream], None]] = []
         self._created = 0
         self._ended = 0
@@ -73,11 +81,6 @@ class Directory:
     def is_shared(self) -> bool:
         """Whether other processes have the streams as well, so that readers may move there."""
         return self._store.is_shared
-
-    @property
-    def memory(self) -> LogMemory:
-        """The memory that all logs share."""
-        return self._retention.memory
 
     # -- creation --
 
@@ -101,17 +104,24 @@ class Directory:
         """Nothing comes of a new claim."""
         self._store.release(claimed.claim.stream, keep=0)
 
-    def check_room(self) -> None:
-        """Raise `Overloaded` unless one more stream has room; ended ones go for it."""
-        limit, memory, retention = self._config.max_streams, self.memory, self._retention
+    def check_room(self, tenant: str) -> Account:
+        """Return the account of a tenant that may have one more stream; ended ones go for it.
+
+        Raises `Overloaded`, which says whose share is used up.
+        """
+        limit, budget = self._config.max_streams, self.budget
+        account = budget.account(tenant)
+        if account.running and account.running >= SHARE * (limit - budget.running):
+            raise Overloaded("the tenant runs its share of the streams that may be kept", retry_after=1.0)
         if len(self._streams) >= limit:
-            retention.evict()
+            self._retention.evict()
             if len(self._streams) >= limit:
                 raise Overloaded(f"{limit} streams are running", retry_after=1.0)
-        while memory.is_short and retention.evict():
-            pass  # what had a reader when memory ran short may have none now
-        if memory.is_short:
-            raise Overloaded("the memory for logs is used up by running streams", retry_after=1.0)
+        while account.is_short and budget.reclaim(account):
+            pass  # what was running when memory ran short may have ended since
+        if account.is_short or not account.make_room(1):
+            raise account.refusal(1)
+        return account
 
     def add(self, claimed: Claimed, *, detach_grace: float) -> Stream:
         """Make the stream of a new claim. It has no source yet."""
@@ -123,18 +133,19 @@ class Directory:
 
     def _make(self, claimed: Claimed, detach_grace: float, writer: Writer | None) -> Stream:
         claim = claimed.claim
+        account = self.budget.account(claim.owner.tenant)
         options: dict[str, Any] = {
             "origin": claim,
             # Of a stream that was taken over the later epochs come with their first entries.
             "log": Log(claim.stream, max_bytes=self._config.log_bytes),
-            "memory": self.memory,
+            "account": account,
             "detach_grace": detach_grace,
             "timers": self._timers,
             "on_end": self._stream_ended,
         }
         stream = Stream(**options) if writer is None else StoredStream(writer=writer, **options)
         self._streams[claim.stream] = stream
-        self.memory.running += 1
+        account.log_begins()
         return stream
 
     # -- lookup --
@@ -219,6 +230,10 @@ class Directory:
 
         self._store.find_request(owner, request_id, found)
 
+    def find_claim(self, owner: Owner, request_id: str, done: Done[Claimed | HoldfastError | None]) -> None:
+        """Find what a request id has claimed, None where it is free."""
+        self._store.find_request(owner, request_id, done)
+
     def acknowledged(self, owner: Owner, stream_id: str) -> None:
         """The creator has the end: it is kept for the shorter retention."""
         stream = self._streams.get(stream_id)
@@ -229,12 +244,15 @@ class Directory:
 
     def _stream_ended(self, stream: Stream) -> None:
         self._ended += 1
-        self.memory.running -= 1
+        stream.account.log_ends()
         self._retention.ended(stream)
+        if stream.id not in self._followed and _is_passing_failure(stream):
+            # A request id stands for an answer. Whoever asks again is not told for minutes what was true for one.
+            self._store.free_request(stream.id)
         for listener in self._on_ended:
             listener(stream)
 
-    def _forget(self, stream: Stream) -> None:
+    def _forget(self, stream: Stream, error: HoldfastError | None = None) -> None:
         if self._streams.pop(stream.id, None) is None:
             return
         follower = self._followed.pop(stream.id, None)
@@ -246,9 +264,8 @@ class Directory:
         else:
             follower.close(UnknownStream())
         if not stream.is_ended:
-            self.memory.running -= 1
-            self.memory.waiting.discard(stream)
-        self.memory.free(stream.held)
+            stream.account.log_ends()
+        stream.forget(error)
 
     def aclose(self) -> None:
         """Forget all streams."""
@@ -292,11 +309,26 @@ class Directory:
         return DirectoryStatistics(
             streams=len(self._streams),
             running=len(self._streams) - len(self._retention),
-            log_bytes=self.memory.used,
-            memory_bytes=self.memory.limit,
+            log_bytes=self.budget.by_kind[Kind.LOGS],
+            memory_bytes=self.budget.limit,
             created=self._created,
             ended=self._ended,
         )
+
+
+def _is_passing_failure(stream: Stream) -> bool:
+    """Whether a stream has ended without an entry, by a failure that another try may not meet.
+
+    A refusal of the gateway's own credential is one: its operator mends it, and asking again did not.
+    """
+    end = stream.end
+    return (
+        end is not None
+        and end.status == "failed"
+        and end.error is not None
+        and (end.error.retryable or end.error.code == UpstreamRefused.code)
+        and stream.log.next == 1
+    )
 
 
 def _signalled(stream: Stream, signal: Signal) -> None:

@@ -101,6 +101,17 @@ class MemoryStore:
         stored.receive = receive
         return _Listening(stored, receive)
 
+    def free_request(self, stream: str) -> None:
+        known = self._streams.get(stream)
+        if known is not None:
+            self._free_request(_claimed(known).claim)
+
+    def _free_request(self, claim: Claim) -> None:
+        """Forget the request id of a claim, unless a newer one holds it."""
+        holder = self._by_request.get((claim.owner, claim.request_id))
+        if holder is not None and _claimed(holder).claim.stream == claim.stream:
+            del self._by_request[claim.owner, claim.request_id]
+
     def release(self, stream: str, *, keep: float) -> None:
         if keep > 0:
             self._timers.after(keep, lambda: self._forget(stream))
@@ -116,8 +127,7 @@ class MemoryStore:
         known = self._streams.pop(stream, None)
         if known is None:
             return
-        claim = _claimed(known).claim
-        del self._by_request[claim.owner, claim.request_id]
+        self._free_request(_claimed(known).claim)
         if isinstance(known, _Stored):
             for following in known.following():
                 following.close()

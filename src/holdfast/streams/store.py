@@ -9,6 +9,7 @@ What every store has to keep, and `tests/contract` holds it to:
 - entries of a stream are stored in the order of their numbers, each once: a batch that was stored before changes
   nothing, one that would leave a gap is refused;
 - a batch of an epoch that is not the newest is refused: who lost a stream to another owner cannot write to it;
+- after `free_request` the next claim of the request id wins, and the older stream's end does not change that;
 - what `done` has confirmed is found by every later `read` and `follow`, until `release`;
 - a batch that it gives holds entries of the one epoch in which they were written; a takeover is given as a batch,
   without entries if need be;
@@ -149,6 +150,9 @@ class LogStore(Protocol):
 
     def listen(self, stream: str, receive: Callable[[Signal], None]) -> Subscription:
         """Receive what is signalled to this stream, as its owner."""
+
+    def free_request(self, stream: str) -> None:
+        """Let the next claim of the stream's request id win. The stream is kept, and found by its own id."""
 
     def release(self, stream: str, *, keep: float) -> None:
         """The owner needs the stream no more; the store forgets it after `keep` seconds, its claim included.

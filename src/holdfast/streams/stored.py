@@ -47,9 +47,9 @@ class StoredStream(Stream):
         size = _size_of(payloads)
         self._pending += len(payloads)
         self._size += size
-        self._memory.used += size
-        if self._memory.used >= self._memory.limit:
-            self._memory.check()
+        held = self.held
+        if held > self.charged:
+            self._charge(held)
         self._writer.add(self, payloads)
 
     def seal(self, end: EndBody) -> None:
@@ -62,7 +62,6 @@ class StoredStream(Stream):
             size = _size_of(payloads)
             self._pending -= len(payloads)
             self._size -= size
-            self._memory.used -= size
         super().show(payloads)
 
     def stop_accepting(self) -> None:
@@ -71,13 +70,13 @@ class StoredStream(Stream):
         `accepted` stays: the entries were generated, and nobody may have them generated again here.
         """
         self._is_sealed = True
-        size, self._size = self._size, 0
-        self._memory.free(size)
+        self._size = 0
+        self._settle(self.held)
 
     @property
     def is_full(self) -> bool:
         log = self.log
-        return (log.bytes + self._size >= log.max_bytes or self._memory.is_short) and self._must_wait()
+        return (log.bytes + self._size >= log.max_bytes or self.account.is_short) and self._must_wait()
 
 
 def _size_of(payloads: Sequence[bytes]) -> int:

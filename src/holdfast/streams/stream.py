@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from holdfast.core.entries import START, EndBody, Position
+from holdfast.core.limits.budget import Account, Kind
 from holdfast.core.log import Cursor, Log
 from holdfast.core.session.messages import StreamStatus
+from holdfast.errors import HoldfastError
 from holdfast.streams.attendance import Attendance
-from holdfast.streams.memory import LogMemory
 from holdfast.streams.source import Source
 from holdfast.streams.store import Claim
 from holdfast.timers import Timers
 
 logger = logging.getLogger("holdfast")
+
+#: A running log takes so much of the budget at a time, so that the budget is not asked for each entry: at first
+#: the small grain, and of more the large one.
+_GRAIN = 4096
+_LARGE_GRAIN = 4 * _GRAIN
+
+
+class Retrying(NamedTuple):
+    """The source waits `delay` seconds before its next attempt, since the one before has failed with `code`."""
+
+    attempt: int
+    delay: float
+    code: str
 
 
 class Reader(Protocol):
@@ -25,10 +39,16 @@ class Reader(Protocol):
         """There is more to read."""
 
     def position_changed(self, cursor: Cursor) -> None:
-        """The stream waits in the queue, and its `queue_position` has changed."""
+        """The stream waits: its `queue_position` in the queue, or what it is `retrying`, has changed."""
 
     def epoch_changed(self, cursor: Cursor) -> None:
         """Another owner carries the log on, in the epoch that it now has."""
+
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        """The log goes behind this call, and with it what the reader has yet to read: tell it the error.
+
+        The cursor has left the stream already, and can be read until this returns.
+        """
 
 
 class Stream:
@@ -45,22 +65,25 @@ class Stream:
     may be tried again is asked of `accepted`: what a reader may yet see is never generated a second time.
 
     Invariants: what is visible was accepted; the end is the last entry, and there is exactly one; a stream that
-    waits for room is in `memory.waiting`. All calls are synchronous and belong to the loop's thread.
+    waits for room is in `account.waiting`; the account is charged with what it holds at least. All calls are
+    synchronous and belong to the loop's thread.
     """
 
     __slots__ = (
         "_attendance",
         "_is_awaited",
-        "_memory",
         "_on_end",
         "_readers",
         "_timers",
+        "account",
+        "charged",
         "created",
         "ended_at",
         "id",
         "log",
         "origin",
         "queue_position",
+        "retrying",
         "source",
     )
 
@@ -69,7 +92,7 @@ class Stream:
         *,
         origin: Claim,
         log: Log,
-        memory: LogMemory,
+        account: Account,
         detach_grace: float,
         timers: Timers,
         on_end: Callable[[Stream], None],
@@ -83,9 +106,13 @@ class Stream:
         self.ended_at: float | None = None
         #: How many will be served before this stream; None unless it waits in the queue.
         self.queue_position: int | None = None
+        #: What it waits for before it is tried again; None unless it does.
+        self.retrying: Retrying | None = None
         #: Who feeds it; None before it begins and after its end.
         self.source: Source | None = None
-        self._memory = memory
+        #: Who is charged with what it holds, and how much that is: in grains while it runs.
+        self.account = account
+        self.charged = 0
         self._timers = timers
         self._on_end = on_end
         self._readers: dict[Cursor, Reader] = {}
@@ -119,7 +146,7 @@ class Stream:
 
     @property
     def held(self) -> int:
-        """Bytes of the shared memory that it has taken."""
+        """Bytes of its log, and of what is not visible yet."""
         return self.log.bytes + self._pending_bytes
 
     @property
@@ -232,16 +259,21 @@ class Stream:
             for cursor, reader in self._readers.items():
                 reader.position_changed(cursor)
 
+    def retry_in(self, retrying: Retrying | None) -> None:
+        """Note that the source waits before it tries again, and tell the readers; None: it waits no more."""
+        self.retrying = retrying
+        if retrying is not None:
+            for cursor, reader in self._readers.items():
+                reader.position_changed(cursor)
+
     def show(self, payloads: Sequence[bytes]) -> None:
         """Make entries visible: readers may have them now. Does nothing on an ended stream."""
         log = self.log
         if log.end is not None:
             return
-        memory = self._memory
-        memory.used += log.append(payloads)
-        if memory.used >= memory.limit:
-            memory.check()
-            memory.free(log.trim())
+        log.append(payloads)
+        if log.bytes > self.charged:
+            self._charge(log.bytes)
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
 
@@ -249,13 +281,13 @@ class Stream:
         """Make the end visible. The first one counts; a stream has exactly one."""
         if self.log.end is not None:
             return
-        self.queue_position = None
+        self.queue_position = self.retrying = None
         self.source = None
         self.ended_at = self._timers.now()
         self._is_awaited = self._attendance.is_awaiting and not self._readers and end.status != "cancelled"
-        self._memory.waiting.discard(self)
-        self._memory.used += self.log.seal(end)
-        self._memory.check()
+        self.account.waiting.discard(self)
+        self.log.seal(end)
+        self._settle(self.held)
         self._attendance.end()
         for cursor, reader in self._readers.items():
             reader.wake(cursor)
@@ -275,21 +307,23 @@ class Stream:
     def is_full(self) -> bool:
         """Whether the source has to wait: the log is at its bound and nothing more can be trimmed."""
         log = self.log
-        return (log.bytes >= log.max_bytes or self._memory.is_short) and self._must_wait()
+        return (log.bytes >= log.max_bytes or self.account.is_short) and self._must_wait()
 
     def _must_wait(self) -> bool:
-        self._memory.free(self.log.trim())
-        if self._has_room or self.is_sealed:  # nothing more comes of it that could wait
+        if self.is_sealed:  # nothing more comes of it that could wait
             return False
-        self._memory.waiting.add(self)
+        self._trim()
+        if self._has_room:
+            return False
+        self.account.waiting.add(self)
         return True
 
     @property
     def _has_room(self) -> bool:
         bound = self.log.max_bytes
-        if self._memory.is_short:
-            bound = min(bound, self._memory.share)
-        return self.log.bytes + self._pending_bytes < bound
+        if self.account.is_short:
+            bound = min(bound, self.account.least_log)
+        return self.held < bound
 
     @property
     def _pending_bytes(self) -> int:
@@ -298,10 +332,49 @@ class Stream:
 
     def resume_source(self) -> None:
         """Let a waiting source go on where the log has room: a reader has advanced, or memory is free."""
-        memory = self._memory
-        if self in memory.waiting:
-            memory.free(self.log.trim())
-            if self._has_room and self in memory.waiting:
-                memory.waiting.discard(self)
+        waiting = self.account.waiting
+        if self in waiting:
+            self._trim()
+            if self._has_room and self in waiting:
+                waiting.discard(self)
                 if self.source is not None:
                     self.source.resume()
+
+    # -- memory --
+
+    def _charge(self, held: int) -> None:
+        """Take what the log has grown by, in grains; where memory is short, drop what all readers have."""
+        charged, account = _in_grains(held), self.account
+        account.add(Kind.LOGS, charged - self.charged)
+        self.charged = charged
+        if account.is_short:
+            self._trim()
+
+    def _trim(self) -> None:
+        if self.log.trim():
+            self._settle(_in_grains(self.held))
+
+    def _settle(self, size: int) -> None:
+        grown, self.charged = size - self.charged, size
+        if grown > 0:
+            self.account.add(Kind.LOGS, grown)
+        elif grown < 0:
+            self.account.free(Kind.LOGS, -grown)
+
+    def forget(self, error: HoldfastError | None = None) -> None:
+        """Give back the memory: nobody finds the stream any more. Readers that are left are told the error.
+
+        Without one there is nobody to tell, since the process ends.
+        """
+        readers, self._readers = self._readers, {}
+        for cursor, reader in readers.items():
+            if error is not None:
+                reader.forgotten(cursor, error)
+            cursor.close()
+        self.account.waiting.discard(self)
+        self._settle(0)
+
+
+def _in_grains(size: int) -> int:
+    grain = _GRAIN if size <= _LARGE_GRAIN else _LARGE_GRAIN
+    return -(-size // grain) * grain

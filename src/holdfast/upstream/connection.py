@@ -10,7 +10,7 @@ import logging
 import select
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from holdfast.core.http.connection import (
     ConnectionFailed,
@@ -27,10 +27,12 @@ from holdfast.core.http.connection import (
     code_name,
 )
 from holdfast.core.http.request import HttpRequest
-from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamReset
+from holdfast.errors import UpstreamConnectError, UpstreamError, UpstreamMalformed, UpstreamReset
 from holdfast.timers import RESOLUTION, Deadline, Timers
 from holdfast.upstream.call import ResponseSink
+from holdfast.upstream.connection_owner import ConnectionOwner
 from holdfast.upstream.http_call import HttpCall
+from holdfast.upstream.unsent import has_unsent
 
 logger = logging.getLogger("holdfast")
 
@@ -45,33 +47,11 @@ _GRANT_BATCH: Final = 16_384
 #: If a kept-alive connection ends within so many seconds after a request, the provider has closed it as idle. If
 #: it ends later, the provider had the request, and has failed.
 _STALE_WITHIN: Final = 1.0
+#: A larger request that is refused may not have been read to its end.
+_SMALL_REQUEST: Final = 65_536
 #: The causes that mean that the peer has ended the connection.
 _PEERS_END: Final = ("connection_closed", "connection_reset")
 _SINK_FAILED: Final = "the receiver of a provider's answer failed"
-
-
-class ConnectionOwner(Protocol):
-    """What a connection tells its pool, always after it has changed its own state."""
-
-    def slot_freed(self, connection: UpstreamConnection) -> None: ...
-    def settings_changed(self, connection: UpstreamConnection) -> None: ...
-
-    def request_refused(self, connection: UpstreamConnection) -> None:
-        """The peer refused a request without processing it; `slot_freed` follows."""
-
-    def found_stale(self, connection: UpstreamConnection) -> None:
-        """The peer closed a kept-alive connection as a request was sent; `connection_lost` follows."""
-
-    def connection_draining(self, connection: UpstreamConnection) -> None:
-        """The connection takes no new requests."""
-
-    def connection_lost(self, connection: UpstreamConnection) -> None:
-        """The connection cannot be used any more. Called once, and only if it was established."""
-
-    def count_reset(self, cause: str) -> None:
-        """A response was cut short."""
-
-    def count_goaway(self) -> None: ...
 
 
 # The states of a connection, how they show, and what moves it:
@@ -130,7 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(
         self,
-        owner: ConnectionOwner,
+        owner: ConnectionOwner[UpstreamConnection],
         timers: Timers,
         speak: Callable[[str | None], HttpConnection],
         *,
@@ -148,8 +128,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, HttpCall] = {}
         self._has_heard = False
-        self._is_draining = False
-        self.is_lost = False
+        self._is_draining = self.is_lost = False
         self._is_used = False
         self._is_write_due = False
         self._is_turn_over = False
@@ -172,7 +151,8 @@ class UpstreamConnection(asyncio.Protocol):
         stream_id = self.http.send_request(
             request.method.encode(), scheme, authority, request.path.encode(), request.headers, request.body
         )
-        call = self._calls[stream_id] = HttpCall(self, stream_id, sink, self._loop.time())
+        call = HttpCall(self, stream_id, sink, self._loop.time(), len(request.body))
+        self._calls[stream_id] = call
         if self._readable is None:
             self._write_soon()
         else:
@@ -318,8 +298,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         if not self.established.done():
-            reason = exc or "the provider closed the connection before it spoke HTTP"
-            self._set_established(UpstreamConnectError(f"cannot connect to the provider: {reason}"))
+            self._set_established(UpstreamConnectError("the provider closed the connection before it spoke HTTP"))
             self.is_lost = True
         if not self.is_lost:
             # Not `receive_eof`: after a loss, an HTTP/1.1 body without a length is not complete.
@@ -331,6 +310,8 @@ class UpstreamConnection(asyncio.Protocol):
         if type(event) is ResponseReceived:
             call = self._calls.get(event.stream_id)
             if call is not None:
+                if event.status >= 400 and call.request_size > _SMALL_REQUEST and self._readable is not None:
+                    self.http.send_goaway()  # it may never read the rest, wherever that is by now
                 try:
                     call.sink.response_received(event.status, event.headers)
                 except Exception:
@@ -338,6 +319,8 @@ class UpstreamConnection(asyncio.Protocol):
                     self._drop_call(call)
         elif type(event) is ResponseEnded:
             self._is_used = True
+            if self._readable is not None and (self.transport is None or has_unsent(self.transport)):
+                self.http.send_goaway()
             self._end_call(event.stream_id, None)
         elif type(event) is StreamFailed:
             self._stream_failed(event)
@@ -374,8 +357,16 @@ class UpstreamConnection(asyncio.Protocol):
         is_refused = not event.processed and self.http.is_usable
         if is_refused:
             self._owner.request_refused(self)
-        message = f"the provider's answer was cut ({cause}): {event.reason}"
-        error = UpstreamReset(message, processed=event.processed, is_stale=is_stale, is_refused=is_refused)
+            if event.code == ErrorCode.HTTP_1_1_REQUIRED:
+                self._owner.http1_required(self)
+        error: UpstreamError
+        if event.is_malformed:
+            error = UpstreamMalformed(f"the provider's answer is not valid HTTP: {event.reason}")
+        else:
+            message = f"the provider's answer was cut ({cause}): {event.reason}"
+            error = UpstreamReset(message, processed=event.processed, is_stale=is_stale, is_refused=is_refused)
+        if self.http.is_closed:
+            error.incident = self.gone  # one event, whatever was open on it
         self._end_call(event.stream_id, error)
 
     def _end_call(self, stream_id: int, error: UpstreamError | None) -> None:

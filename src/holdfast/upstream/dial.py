@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -31,13 +31,20 @@ _PROXY_STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r]")
 #: How many seconds the closing of TLS may take.
 _TLS_SHUTDOWN: Final = 1.0
 
+#: What TLS offers, by the setting `http2`.
+_ALPN: Final = {"auto": ["h2", "http/1.1"], "prior-knowledge": ["h2"], "off": ["http/1.1"]}
+
 _Address: TypeAlias = tuple[int, tuple[str, int]]  # family and socket address
 
 
 @dataclass(slots=True, frozen=True)
 class Origin:
-    """Where a provider is, and how to connect to it."""
+    """Where a provider is, and how to connect to it.
 
+    `name` is what callers may know of it: addresses stay in the log.
+    """
+
+    name: str
     url: str
     scheme: bytes
     authority: bytes
@@ -51,7 +58,9 @@ class Origin:
     proxy_authorization: bytes | None = field(repr=False)
 
     @classmethod
-    def of(cls, config: ProviderConfig, environ: Mapping[str, str] | None = None) -> Origin:
+    def of(
+        cls, config: ProviderConfig, environ: Mapping[str, str] | None = None, *, name: str | None = None
+    ) -> Origin:
         """Read a provider's configuration. Raises `ConfigError` for TLS files or a proxy that cannot be used."""
         url = urlsplit(config.base_url)
         secure = url.scheme == "https"
@@ -59,6 +68,7 @@ class Origin:
         proxy = _proxy_url(config, host, os.environ if environ is None else environ) if secure else None
         parts = urlsplit(proxy) if proxy is not None else None
         return cls(
+            name="the provider" if name is None else f"the provider {name!r}",
             url=f"{url.scheme}://{url.netloc}",
             scheme=url.scheme.encode(),
             authority=url.netloc.encode("idna" if not url.netloc.isascii() else "ascii"),
@@ -75,6 +85,12 @@ class Origin:
     def expects_http2(self) -> bool:
         """Whether a connection will probably speak HTTP/2, according to the configuration."""
         return self.http2 == "prior-knowledge" or (self.http2 == "auto" and self.tls is not None)
+
+    def without_http2(self) -> Origin:
+        """Return the same origin, which new connections do not offer HTTP/2 to."""
+        if self.tls is not None:
+            self.tls.set_alpn_protocols(_ALPN["off"])
+        return replace(self, http2="off")
 
     def speak(self, alpn: str | None) -> HttpConnection:
         """Make the HTTP connection for the protocol that ALPN chose. Raises `UpstreamConnectError`."""
@@ -96,13 +112,24 @@ async def dial(origin: Origin, make: Callable[[], UpstreamConnection], timeout: 
         async with asyncio.timeout(timeout):
             return await _dial(origin, make)
     except TimeoutError as exc:
-        raise ConnectTimeout(f"no connection to {origin.url} within {timeout:g} s") from exc
+        timed_out = ConnectTimeout(f"no connection to {origin.name} within {timeout:g} s")
+        timed_out.detail = origin.url
+        raise timed_out from exc
     except ssl.SSLCertVerificationError as exc:
-        raise UpstreamConnectError(
-            f"the certificate of {origin.url} is not trusted: {exc.verify_message}"
+        raise _unreachable(
+            f"the certificate of {origin.name} is not trusted", f"{origin.url}: {exc.verify_message}"
         ) from exc
     except OSError as exc:
-        raise UpstreamConnectError(f"cannot connect to {origin.url}: {exc.strerror or exc}") from exc
+        raise _unreachable(f"cannot connect to {origin.name}", f"{origin.url}: {exc.strerror or exc}") from exc
+    except UpstreamConnectError as exc:
+        exc.detail = exc.detail or origin.url
+        raise
+
+
+def _unreachable(message: str, detail: str) -> UpstreamConnectError:
+    error = UpstreamConnectError(message)
+    error.detail = detail
+    return error
 
 
 async def _dial(origin: Origin, make: Callable[[], UpstreamConnection]) -> UpstreamConnection:
@@ -244,7 +271,7 @@ async def _open_tunnel(sock: socket.socket, origin: Origin) -> None:
     status = _PROXY_STATUS.match(answer)
     if status is None or not status[1].startswith(b"2"):
         shown = status[1].decode() if status is not None else "no HTTP status"
-        raise UpstreamConnectError(f"the proxy refused to connect to {origin.url}: {shown}")
+        raise UpstreamConnectError(f"the proxy refused to connect to {origin.name}: {shown}")
 
 
 def _proxy_url(config: ProviderConfig, host: str, environ: Mapping[str, str]) -> str | None:
@@ -299,6 +326,5 @@ def _tls_context(config: ProviderConfig) -> ssl.SSLContext:
             raise ConfigError(
                 f"client_cert {config.client_cert!r} of {config.base_url} cannot be used: {exc}"
             ) from exc
-    protocols = {"auto": ["h2", "http/1.1"], "prior-knowledge": ["h2"], "off": ["http/1.1"]}
-    context.set_alpn_protocols(protocols[config.http2])
+    context.set_alpn_protocols(_ALPN[config.http2])
     return context

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
+from weakref import WeakSet
 
 from holdfast.config import BreakerConfig, ProbeConfig, RetryBudgetConfig
-from holdfast.core.breaker import Breaker, BreakerLimits, Permit
+from holdfast.core.breaker import Breaker, BreakerLimits, BreakerState, Permit
 from holdfast.core.http.request import Headers, HttpRequest
 from holdfast.core.retry import RetryBudget
 from holdfast.errors import (
     PoolTimeout,
     TotalTimeout,
     UpstreamError,
+    UpstreamRefused,
     UpstreamReset,
-    UpstreamStatus,
     UpstreamTimeout,
 )
 from holdfast.timers import Deadline, Timers
 from holdfast.upstream.call import Call, Upstream
 from holdfast.upstream.statistics import HealthStatistics
 
+logger = logging.getLogger("holdfast")
+
 
 class Health:
-    """The health of one provider, shared by all models that it serves."""
+    """The health of one provider, shared by all models that it serves. `name` is the provider's, for the log."""
 
-    def __init__(self, breaker: BreakerConfig | None = None, budget: RetryBudgetConfig | None = None) -> None:
+    def __init__(
+        self, breaker: BreakerConfig | None = None, budget: RetryBudgetConfig | None = None, *, name: str = ""
+    ) -> None:
+        self._name = name
         limits = breaker or BreakerConfig()
         allowed = budget or RetryBudgetConfig()
         self.breaker = Breaker(
@@ -38,6 +45,13 @@ class Health:
                 max_open_for=limits.max_open_for,
             )
         )
+        self._refused_for = limits.refused_for
+        #: Why the breaker has opened, or would next.
+        self.reason: str | None = None
+        # What was counted already, as long as anybody may tell of it.
+        self._incidents: WeakSet[object] = WeakSet()
+        # Attempts without a byte of an answer, in the order of their beginning, and since when.
+        self._waiting: dict[object, float] = {}
         self.budget = RetryBudget(ratio=allowed.ratio, floor=allowed.floor, window=allowed.window)
         self.attempts = 0
         self.retries = 0
@@ -79,17 +93,62 @@ class Health:
         self.budget_refusals += 1
         return False
 
-    def record(self, permit: Permit, error: UpstreamError | None, now: float, *, is_suspect: bool = False) -> None:
-        """Count how an attempt ended; None is success. A suspect request's failure is not the endpoint's."""
+    def record(
+        self,
+        permit: Permit,
+        error: UpstreamError | None,
+        now: float,
+        *,
+        is_suspect: bool = False,
+        has_answered: bool = False,
+    ) -> None:
+        """Count how an attempt ended; None is success. A suspect request's failure is not the endpoint's.
+
+        `has_answered`: a part of the answer was delivered.
+        """
+        breaker = self.breaker
         if error is not None:
             self.failures[error.code] += 1
-        verdict = is_failure(error)
-        if verdict is None or (verdict and is_suspect):
-            self.breaker.release(permit)
-        elif verdict:
-            self.breaker.fail(permit, now)
+        if isinstance(error, UpstreamRefused) and error.is_certain:
+            self._refused(permit, error, now)
+            return
+        verdict = is_failure(error, has_answered=has_answered)
+        if verdict is False:
+            breaker.succeed(permit, now)
+        elif error is None or verdict is None or is_suspect or (self._is_counted(error) and not permit.is_trial):
+            breaker.release(permit)
         else:
-            self.breaker.succeed(permit, now)
+            self.reason = error.code
+            breaker.fail(permit, now)
+
+    def _is_counted(self, error: UpstreamError) -> bool:
+        """Whether what has happened was counted before: a connection is lost once, with all its requests.
+
+        Those that waited for a connection which could not be made have the same error.
+        """
+        incident = error if error.incident is None else error.incident
+        if incident in self._incidents:
+            return True
+        self._incidents.add(incident)
+        return False
+
+    def _refused(self, permit: Permit, error: UpstreamRefused, now: float) -> None:
+        if self.breaker.refuse(permit, now, self._refused_for):
+            self.reason = error.reason
+            logger.error(
+                "provider %s refuses this gateway: %s; it is left alone for %g s, check its api_key and account",
+                self._name,
+                error.reason,
+                self._refused_for,
+            )
+
+    def begin_wait(self, attempt: object, now: float) -> None:
+        """An attempt begins, whose answer has yet to come."""
+        self._waiting[attempt] = now
+
+    def end_wait(self, attempt: object) -> None:
+        """The attempt has a byte of its answer, or is over. Idempotent."""
+        self._waiting.pop(attempt, None)
 
     def statistics(self, now: float) -> HealthStatistics:
         return HealthStatistics(
@@ -105,19 +164,25 @@ class Health:
             budget_refusals=self.budget_refusals,
             probes=self.probes,
             probe_failures=self.probe_failures,
+            reason=None if self.breaker.state is BreakerState.CLOSED else self.reason,
+            waiting=len(self._waiting),
+            oldest_wait=round(max(0.0, now - next(iter(self._waiting.values()), now)), 3),
         )
 
 
-def is_failure(error: UpstreamError | None) -> bool | None:
+def is_failure(error: UpstreamError | None, *, has_answered: bool = False) -> bool | None:
     """Whether an outcome counts against the endpoint; None if it says nothing about it."""
     if error is None:
         return False
-    if isinstance(error, UpstreamStatus):
-        # 429 (a limit is used up) and 408 (the request came too slowly) say nothing about the endpoint's health.
-        # Other refusals of the request show that the endpoint works.
-        return None if error.status in (408, 429) else error.status >= 500
-    if isinstance(error, (PoolTimeout, TotalTimeout)):
-        return None  # our own bounds
+    if has_answered or error.is_own_bound or isinstance(error, (PoolTimeout, TotalTimeout)):
+        # Who delivers is not down, whatever we think of the rest; and our own bounds say nothing about others.
+        return None
+    if isinstance(error, UpstreamRefused):
+        return None  # of this request; a certain one is judged by itself
+    if error.status is not None:
+        # 429 (a limit is used up), 408 and 409 say nothing about the endpoint's health. Other refusals of the
+        # request show that the endpoint works.
+        return None if error.status in (408, 409, 425, 429) else error.status >= 500
     if isinstance(error, UpstreamReset) and (error.is_stale or not error.processed):
         return None  # closing an idle connection, or refusing one request too many, is normal
     return True
@@ -125,12 +190,12 @@ def is_failure(error: UpstreamError | None) -> bool | None:
 
 def may_be_of_the_request(error: UpstreamError | None) -> bool:
     """Whether the request itself may be to blame: some servers answer 500 where 400 would be right."""
-    return isinstance(error, UpstreamStatus) and error.status == 500
+    return error is not None and error.status == 500
 
 
 def is_overload(error: UpstreamError | None, *, has_answered: bool) -> bool:
     """Whether an outcome shows that the endpoint has more requests than it can take."""
-    if isinstance(error, UpstreamStatus):
+    if error is not None and error.status is not None:
         return error.status in (429, 503, 529)
     if isinstance(error, UpstreamReset):
         return error.is_refused
@@ -188,6 +253,8 @@ class Probe:
             health.breaker.probe_succeeded(self._timers.now())
         else:
             health.probe_failures += 1
+            if not health.breaker.is_refused:
+                health.reason = "a health check failed"
             health.breaker.probe_failed(self._timers.now())
 
 

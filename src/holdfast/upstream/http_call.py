@@ -25,11 +25,15 @@ class Carrier(Protocol):
 class HttpCall:
     """One request on a connection; implements `Call`."""
 
-    __slots__ = ("_carrier", "is_paused", "sent_at", "sink", "stream_id", "ungranted")
+    __slots__ = ("_carrier", "is_paused", "request_size", "sent_at", "sink", "stream_id", "ungranted")
 
-    def __init__(self, carrier: Carrier, stream_id: int, sink: ResponseSink, sent_at: float) -> None:
+    def __init__(
+        self, carrier: Carrier, stream_id: int, sink: ResponseSink, sent_at: float, request_size: int
+    ) -> None:
         self._carrier = carrier
         self.sent_at = sent_at
+        #: Bytes of the request's body.
+        self.request_size = request_size
         #: Bytes that the sink has taken, and that the peer has not been granted again.
         self.ungranted = 0
         self.stream_id = stream_id

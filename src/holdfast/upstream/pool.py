@@ -56,12 +56,13 @@ class Pool:
         *,
         rng: random.Random | None = None,
         environ: Mapping[str, str] | None = None,
+        name: str | None = None,
     ) -> None:
-        """Raises `ConfigError` for TLS files or a proxy that cannot be used."""
+        """`name` is the provider's. Raises `ConfigError` for TLS files or a proxy that cannot be used."""
         self._config = config
         self._timers = timers
         self._rng = rng or random.SystemRandom()
-        self._origin = Origin.of(config, environ)
+        self._origin = Origin.of(config, environ, name=name)
         self._core = core.ConnectionPool(
             core.PoolLimits(
                 streams_per_connection=config.streams_per_connection,
@@ -164,7 +165,7 @@ class Pool:
                 else:
                     self._wait_timeouts += 1
                     action.request.error = PoolTimeout(
-                        f"no connection to {self._origin.url} came free within {self._config.timeouts.pool:g} s"
+                        f"no connection to {self._origin.name} came free within {self._config.timeouts.pool:g} s"
                     )
                 action.request.wake()
         self._set_timer()
@@ -196,7 +197,7 @@ class Pool:
         try:
             connection = await dial(self._origin, self._make, self._config.timeouts.connect)
             if connection.is_lost:
-                raise UpstreamConnectError(f"{self._origin.url} closed the connection at once")
+                raise UpstreamConnectError(f"{self._origin.name} closed the connection at once")
         except UpstreamError as exc:
             # Without its frames: this one knows it, and the cycle would keep all that they hold.
             failure = exc.with_traceback(None)
@@ -209,7 +210,7 @@ class Pool:
                 connection.close()
             return
         if failure is not None:
-            logger.info("%s", failure)
+            logger.info("%s (%s)", failure, failure.detail or self._origin.url)
             self._connect_failures[failure.code] += 1
             self._act(self._core.open_failed(member, now), failure)
             return
@@ -288,6 +289,16 @@ class Pool:
         member = self._members.get(connection)
         if member is not None:
             self._core.refused(member, self._timers.now())
+
+    def http1_required(self, connection: UpstreamConnection) -> None:
+        if self._origin.http2 == "prior-knowledge":
+            return  # it was told so
+        if self._origin.http2 == "auto":
+            logger.warning("%s demands HTTP/1.1: it is asked over HTTP/1.1 from now on", self._origin.url)
+            self._origin = self._origin.without_http2()
+        member = self._members.get(connection)
+        if member is not None:
+            self._act(self._core.drain(member, self._timers.now()))
 
     def found_stale(self, connection: UpstreamConnection) -> None:
         if connection in self._members:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from holdfast.config import ProviderConfig
 from holdfast.dialects.endpoint import Endpoint
 from holdfast.dialects.table import DIALECTS, Dialects
@@ -19,14 +22,22 @@ class Provider:
     """
 
     def __init__(
-        self, name: str, config: ProviderConfig, timers: Timers, *, dialects: Dialects = DIALECTS
+        self,
+        name: str,
+        config: ProviderConfig,
+        timers: Timers,
+        *,
+        dialects: Dialects = DIALECTS,
+        gateway_id: str = "",
     ) -> None:
         """Raises `ConfigError` for files or a proxy that cannot be used."""
         self.name = name
         self.config = config
-        self.health = Health(config.breaker, config.retry_budget)
+        # Read before the pool reads them: one that changes in between is found to be another one later.
+        self.tls_files = tls_files(config)
+        self.health = Health(config.breaker, config.retry_budget, name=name)
         self.capacity = capacity_of(config, timers)
-        self.pool = Pool(config, timers)
+        self.pool = Pool(config, timers, name=name)
         self.endpoint = Endpoint(
             base_url=config.base_url,
             api=config.api,
@@ -34,6 +45,7 @@ class Provider:
             headers=config.headers,
             options=config.options,
             dialects=dialects,
+            gateway_id=gateway_id,
         )
         self._timers = timers
         self._probe: Probe | None = None
@@ -59,3 +71,15 @@ class Provider:
             health=self.health.statistics(self._timers.now()),
             concurrency=None if self.capacity is None else self.capacity.statistics(),
         )
+
+
+def tls_files(config: ProviderConfig) -> bytes:
+    """Return a digest of the files that a provider's TLS is made from, so that renewed ones are found."""
+    digest = hashlib.sha256()
+    for path in (config.ca_file, config.client_cert, config.client_key):
+        if path is not None:
+            try:
+                digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            except OSError:  # whoever uses the file says so
+                digest.update(b"absent")
+    return digest.digest()

@@ -43,9 +43,11 @@ class PoolStatistics(Struct, frozen=True):
 class HealthStatistics(Struct, frozen=True):
     """The breaker of one endpoint, and the counters of its attempts.
 
-    `retry_after` is the time until an open breaker permits a trial. `budget_refusals` counts repetitions that the
-    retry budget did not allow. `resent_unprocessed` and `resent_stale` count requests that were sent again at
-    once, because they were certainly not processed, or because a kept-alive connection had been closed.
+    `reason` says why a breaker that is not closed has opened. `waiting` counts attempts that have no byte of an
+    answer yet, and `oldest_wait` is how long the oldest of them waits, in seconds. `retry_after` is the time until
+    an open breaker permits a trial. `budget_refusals` counts repetitions that the retry budget did not allow.
+    `resent_unprocessed` and `resent_stale` count requests that were sent again at once, because they were
+    certainly not processed, or because a kept-alive connection had been closed.
     """
 
     breaker: str
@@ -60,6 +62,9 @@ class HealthStatistics(Struct, frozen=True):
     budget_refusals: int
     probes: int
     probe_failures: int
+    reason: str | None = None
+    waiting: int = 0
+    oldest_wait: float = 0.0
 
 
 class ConcurrencyStatistics(Struct, frozen=True):

@@ -77,6 +77,8 @@ class StreamFailed(Struct, gc=False):
     `was_kept_alive`: the connection had carried a request before, and no byte of this answer came. Over HTTP/1.1
     one cannot tell whether the peer closed it as idle before the request arrived (RFC 9112 section 9.3.1); an
     HTTP/2 peer says so by GOAWAY.
+
+    `is_malformed`: the peer's answer breaks the rules of HTTP, so that another one to the same request would too.
     """
 
     stream_id: int
@@ -84,6 +86,7 @@ class StreamFailed(Struct, gc=False):
     reason: str
     processed: bool
     was_kept_alive: bool = False
+    is_malformed: bool = False
 
 
 class GoAwayReceived(Struct, gc=False):
@@ -232,7 +235,8 @@ _is_path: Final = re.compile(rb"/[!\"$-~]*|\*").fullmatch
 CONNECTION_FIELDS: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
 )
-_OWN_FIELDS: Final = CONNECTION_FIELDS | {b"host", b"content-length"}
+#: What the connection sets itself, or drops.
+OWN_FIELDS: Final = CONNECTION_FIELDS | {b"host", b"content-length"}
 _WITH_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
@@ -258,7 +262,7 @@ def request_fields(method: bytes, headers: Headers, body: bytes) -> Headers:
         if not _is_token(name):
             raise HttpMisuse(f"{name!r} is not the name of a header field")
         name = name.lower()
-        if name in _OWN_FIELDS:
+        if name in OWN_FIELDS:
             continue
         if not _is_value(value):
             raise HttpMisuse(

@@ -290,7 +290,7 @@ class Http1Connection:
         try:
             events = reader.feed(data)
         except _ResponseFault as fault:
-            return self._fail(ErrorCode.PROTOCOL_ERROR, str(fault), reader.events)
+            return self._fail(ErrorCode.PROTOCOL_ERROR, str(fault), reader.events, is_malformed=True)
         if reader.is_done:
             self._reader = None
             self._usable = self._usable and reader.is_kept_alive
@@ -310,19 +310,25 @@ class Http1Connection:
             self._reader = None
         return self._fail(ErrorCode.NO_ERROR, "the peer closed the connection", events)
 
-    def _fail(self, code: ErrorCode, reason: str, events: list[Event]) -> list[Event]:
-        self._fail_stream(code, reason, events)
+    def _fail(
+        self, code: ErrorCode, reason: str, events: list[Event], *, is_malformed: bool = False
+    ) -> list[Event]:
+        self._fail_stream(code, reason, events, is_malformed=is_malformed)
         self._end()
         events.append(ConnectionFailed(code, reason))
         return events
 
-    def _fail_stream(self, code: ErrorCode, reason: str, events: list[Event]) -> None:
+    def _fail_stream(
+        self, code: ErrorCode, reason: str, events: list[Event], *, is_malformed: bool = False
+    ) -> None:
         if self._reader is not None:
             if not self._is_handed_over:
                 self._out.clear()  # it is reported as not processed, so it must not be sent
             stream_id = self._reader.stream_id
             was_kept_alive = stream_id > 1 and self._is_silent
-            events.append(StreamFailed(stream_id, code, reason, self._is_handed_over, was_kept_alive))
+            events.append(
+                StreamFailed(stream_id, code, reason, self._is_handed_over, was_kept_alive, is_malformed)
+            )
 
     def _end(self) -> None:
         self._usable = False

@@ -120,6 +120,7 @@ class StreamTable:
     """
 
     __slots__ = (
+        "_at_fault",
         "_decoder",
         "_grant_batch",
         "_guard",
@@ -145,6 +146,8 @@ class StreamTable:
         self._initial_window = initial_window
         self._grant_batch = max(1, initial_window // 4)
         self._max_list_size = max_list_size
+        # Whose fields have ended the connection, for all streams on it: only this answer would do so again.
+        self._at_fault = 0
         self._decoder = ResponseDecoder(max_list_size * HARD_LIST_FACTOR)
         # How many bytes of DATA may still come for streams that we have reset: what their windows allowed. So late
         # DATA is bounded without remembering closed streams.
@@ -187,7 +190,15 @@ class StreamTable:
         """Fail all streams without telling the peer: the connection is over."""
         for stream in list(self.open.values()):
             self._forget(stream)
-            events.append(StreamFailed(stream.id, code, reason, processed=stream.id < unsent_from))
+            events.append(
+                StreamFailed(
+                    stream.id,
+                    code,
+                    reason,
+                    processed=stream.id < unsent_from,
+                    is_malformed=stream.id == self._at_fault,
+                )
+            )
 
     def _widen(self, stream: H2Stream) -> None:
         if stream.accepted >= self._grant_batch:
@@ -223,7 +234,9 @@ class StreamTable:
         if len(payload) > len(content):
             stream.pad(len(payload) - len(content))
         if not has_head:
-            self._fail(stream, ErrorCode.PROTOCOL_ERROR, "DATA before the head", events, ended=ended)
+            # A server that dies may end the stream so, and another answer may be whole.
+            reason = "DATA before the head"
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR, reason, events, ended=ended, is_malformed=not ended)
         # RFC 9113 section 6.9.1: the sender "MUST NOT send a flow-controlled frame with a length that exceeds the
         # space available in either of the flow-control windows advertised by the receiver."
         elif stream.received > stream.window_end:
@@ -279,13 +292,16 @@ class StreamTable:
         block.size += len(payload)
         block.count += 1
         if block.count > MAX_CONTINUATIONS or block.size > self._decoder.max_size:
+            self._at_fault = stream_id
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a field block without end")
         if flags & END_HEADERS:
             self.block = None
             self._receive_block(stream_id, b"".join(block.parts), events, ended=block.end_stream)
 
     def _receive_block(self, stream_id: int, block: bytes, events: list[Event], *, ended: bool) -> None:
+        self._at_fault = stream_id
         fields = self._decoder.decode(block)
+        self._at_fault = 0
         stream = self.open.get(stream_id)
         if stream is None:
             self._guard.count()
@@ -326,21 +342,31 @@ class StreamTable:
 
     def _end(self, stream: H2Stream, trailers: Headers, events: list[Event]) -> None:
         if not stream.is_whole:
+            # As when a server behind the peer dies: another answer may be whole.
             reason = "a body shorter than its content-length"
-            self._fail(stream, ErrorCode.PROTOCOL_ERROR, reason, events, ended=True)
+            self._fail(stream, ErrorCode.PROTOCOL_ERROR, reason, events, ended=True, is_malformed=False)
             return
         self._stop_body(stream)
         self._forget(stream)
         events.append(ResponseEnded(stream.id, trailers))
 
-    def _fail(self, stream: H2Stream, code: ErrorCode, reason: str, events: list[Event], *, ended: bool) -> None:
+    def _fail(
+        self,
+        stream: H2Stream,
+        code: ErrorCode,
+        reason: str,
+        events: list[Event],
+        *,
+        ended: bool,
+        is_malformed: bool = True,
+    ) -> None:
         """Fail one stream for the peer's fault. `ended`: the peer has ended its side."""
         if ended:
             self._stop_body(stream)
             self._forget(stream)
         else:
             self.reset(stream, code)
-        events.append(StreamFailed(stream.id, code, reason, processed=True))
+        events.append(StreamFailed(stream.id, code, reason, processed=True, is_malformed=is_malformed))
 
     def _stop_body(self, stream: H2Stream) -> None:
         # RFC 9113 section 8.1: "A server can send a complete response prior to the client sending an entire
@@ -357,8 +383,8 @@ class StreamTable:
             return
         self._forget(stream)
         # RFC 9113 section 8.7: REFUSED_STREAM says that "the stream is being closed prior to any processing having
-        # occurred". A peer that has begun to answer contradicts itself.
-        processed = code != ErrorCode.REFUSED_STREAM or stream.has_head
+        # occurred". A peer that has begun to answer contradicts itself. One that demands HTTP/1.1 does not begin.
+        processed = code not in (ErrorCode.REFUSED_STREAM, ErrorCode.HTTP_1_1_REQUIRED) or stream.has_head
         events.append(StreamFailed(stream_id, code, "the peer reset the h2 stream", processed))
 
     def receive_window_update(self, stream_id: int, increment: int, events: list[Event]) -> None:

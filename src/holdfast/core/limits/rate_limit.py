@@ -50,6 +50,8 @@ class Reservation:
         limit, self._limit = self._limit, None
         if limit is None:
             return
+        if used < 0:
+            used = 0  # what a provider says must not give others more than the limit
         saved = max(self.amount - used, 0)
         slot = self._slot
         if slot is None:

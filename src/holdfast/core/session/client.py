@@ -256,7 +256,7 @@ class ClientSession:
                 self._receive_detached(message)
             case m.Queued():
                 queued = self._by_id.get(message.stream)
-                return [StreamQueued(queued, message.position)] if queued is not None else []
+                return [] if queued is None else [StreamQueued.of(queued, message)]
             case m.Epoch():
                 self._receive_epoch(message)
             case m.Error():

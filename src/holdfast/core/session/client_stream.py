@@ -166,8 +166,19 @@ class StreamAccepted:
 
 @dataclass(slots=True, frozen=True)
 class StreamQueued:
+    """The request waits. `retry_in` is in seconds, None where it waits in the queue."""
+
     stream: ClientStream
     position: int
+    retry_in: float | None = None
+    attempt: int | None = None
+    code: str | None = None
+
+    @classmethod
+    def of(cls, stream: ClientStream, queued: m.Queued) -> StreamQueued:
+        """Read the message about this stream."""
+        retry_in = None if queued.delay_ms is None else queued.delay_ms / 1000
+        return cls(stream, queued.position, retry_in, queued.attempt, queued.code)
 
 
 @dataclass(slots=True)  # not frozen: that would double the cost of what is made per token

@@ -5,6 +5,7 @@ Who may send what, and when, is decided by `server.py` and `client.py` beside th
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -21,6 +22,11 @@ MAX_NAME: Final = 256
 MAX_STREAMS_PER_MESSAGE: Final = 1024
 #: Largest sequence number: what a JavaScript number holds exactly.
 MAX_SEQ: Final = 2**53 - 1
+#: Longest `t` of a `ping`, in characters where it is a string.
+MAX_PING: Final = 256
+#: Of an invalid message, an error quotes so many characters of the fault and of where it is.
+_MAX_FAULT: Final = 100
+_MAX_PLACE: Final = 100
 #: Largest credit that may be outstanding on one stream, in bytes (the bound of an HTTP/2 window).
 MAX_CREDIT: Final = 2**31 - 1
 
@@ -29,6 +35,7 @@ ResumeStatus = Literal["queued", "running", "ended", "refused"]
 StreamsOnGoaway = Literal["move", "stay"]
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+PingText = Annotated[str, msgspec.Meta(max_length=MAX_PING)]
 Seq = Annotated[int, msgspec.Meta(ge=-1, le=MAX_SEQ)]
 CreditBytes = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
 
@@ -90,11 +97,11 @@ class Cancel(Message, tag="cancel"):
 
 
 class Ping(Message, tag="ping"):
-    t: int | float | str | None = None
+    t: int | float | PingText | None = None
 
 
 class Pong(Message, tag="pong"):
-    t: int | float | str | None = None
+    t: int | float | PingText | None = None
 
 
 # -- from the server -----------------------------------------------------------------------------------
@@ -140,8 +147,13 @@ class Accepted(Message, tag="accepted"):
 
 
 class Queued(Message, tag="queued"):
+    """The request waits: in the queue, or `delay_ms` for attempt number `attempt`, since one failed by `code`."""
+
     stream: str
     position: int
+    attempt: int | None = None
+    delay_ms: int | None = None
+    code: str | None = None
 
 
 class Attached(Message, tag="attached"):
@@ -214,19 +226,44 @@ ServerMessage = (
     Welcome | Accepted | Queued | Attached | Detached | Event | Events | End | Epoch | Error | Goaway | Ping | Pong
 )
 
+#: Longest message but `create`, in bytes. A `hello` of all the streams that one may have takes less than half of
+#: it; decoded, as many small members as fit into a larger one would take many times its size.
+MAX_SMALL_MESSAGE: Final = 256 * 1024
+
 _client_decoder = msgspec.json.Decoder(ClientMessage)
+_create_decoder = msgspec.json.Decoder(Create)
 _server_decoder = msgspec.json.Decoder(ServerMessage)
+# A surrogate without its other half (RFC 8259 section 8.2) is in the group; all other escapes match as a whole.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
 _encoder = msgspec.json.Encoder()
 
 
 def decode_client_message(text: str | bytes) -> ClientMessage:
     """Decode what a client sent. Raises `InvalidMessage` that names the field and what was expected."""
-    return _decode(_client_decoder, text)  # type: ignore[no-any-return]
+    if len(text) <= MAX_SMALL_MESSAGE:
+        return _decode(_client_decoder, text)  # type: ignore[no-any-return]
+    try:
+        return _decode(_create_decoder, text)  # type: ignore[no-any-return]
+    except InvalidMessage as exc:
+        what = f"{exc.message} (only a `create` may have more than {MAX_SMALL_MESSAGE} bytes)"
+        raise InvalidMessage(what) from exc
 
 
 def decode_server_message(text: str | bytes) -> ServerMessage:
-    """Decode what a server sent. Raises `InvalidMessage` that names the field and what was expected."""
-    return _decode(_server_decoder, text)  # type: ignore[no-any-return]
+    """Decode what a server sent. Raises `InvalidMessage` that names the field and what was expected.
+
+    Where a provider has cut a character in two, each of its halves becomes U+FFFD: no decoder here takes a half.
+    """
+    try:
+        return _decode(_server_decoder, text)  # type: ignore[no-any-return]
+    except InvalidMessage:
+        raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        whole = _ESCAPE.sub(lambda found: b"\\ufffd" if found[1] else found[0], raw)
+        if whole == raw:
+            raise
+        return _decode(_server_decoder, whole)  # type: ignore[no-any-return]
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
@@ -234,7 +271,14 @@ def _decode(decoder: msgspec.json.Decoder[Any], text: str | bytes) -> Any:
         return decoder.decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         # A ValidationError is a DecodeError. msgspec's text says what, and `$.path` says where.
-        raise InvalidMessage(f"invalid message: {exc}") from exc
+        raise InvalidMessage(f"invalid message: {_shortened(str(exc))}") from exc
+
+
+def _shortened(fault: str) -> str:
+    """Leave out the middle of what may quote a client's whole message; where the fault is stands at the end."""
+    if len(fault) <= _MAX_FAULT + _MAX_PLACE:
+        return fault
+    return f"{fault[:_MAX_FAULT]}...{fault[-_MAX_PLACE:]}"
 
 
 def encode(message: Message | msgspec.Struct) -> bytes:

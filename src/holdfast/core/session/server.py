@@ -18,7 +18,8 @@ from holdfast.core.log import Cursor
 from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest, TooManyStreams
 
-#: After this many invalid messages on one connection it is closed with 4400.
+#: After this many invalid messages on one connection it is closed with 4400; after one that is larger than
+#: `MAX_SMALL_MESSAGE` at once, since to look through that takes milliseconds.
 MAX_INVALID_MESSAGES = 16
 #: While the session holds, the shell stops reading from the socket once so many messages wait, or so many bytes. A
 #: client that follows the protocol has no more on its way in the time of one lookup; one that sends without end,
@@ -48,7 +49,7 @@ _CONVERSATION = (m.Create, m.Attach, m.Detach, m.Cancel, m.Ack, m.Credit, m.Ping
 #: |--------|------------------------------------------------|----------------------------------------------|
 #: | NEW    | waits for the client's first message           | the client: `hello`, a bare payload, or any  |
 #: |        |                                                | fault (4400); the shell: `fail`, and so on   |
-#: | OPEN   | speaks the protocol                            | the client: the 16th fault (4400);           |
+#: | OPEN   | speaks the protocol                            | the client: 16th or large fault (4400);      |
 #: | BARE   | serves a client without `hello`: one entry per | the shell: `fail`, `connection_lost`         |
 #: |        | message                                        |                                              |
 #: | CLOSED | ignores whatever comes                         | nobody                                       |
@@ -165,11 +166,13 @@ class ServerSession:
         "_held_bytes",
         "_invalid",
         "_out",
+        "_out_bytes",
         "_retired",
         "cursors",
         "max_streams",
         "negotiated",
         "state",
+        "useless",
     )
 
     def __init__(self, *, negotiated: bool, max_streams: int) -> None:
@@ -178,6 +181,10 @@ class ServerSession:
         self.state = State.NEW
         self.cursors: dict[str, Cursor] = {}
         self._out: list[bytes] = []
+        self._out_bytes = 0
+        #: How many messages have served nothing: those refused, `ping` and `pong`. Not `ack` and `credit` for
+        #: unknown streams: these may have ended a moment ago. The shell may set it back.
+        self.useless = 0
         self._invalid = 0
         # Messages that wait, None for a binary one; without a deque nothing has to wait.
         self._held: deque[str | bytes | None] | None = None
@@ -212,11 +219,13 @@ class ServerSession:
             return None
         message: m.ClientMessage | _BarePayload
         try:
-            message = m.decode_client_message(text)
+            # Looked at first, since a payload has no `type`, which the other decoder would look for to its end.
+            if _BarePayload in _TRANSITIONS[state] and _is_bare_payload(text):
+                message = _BarePayload(text.encode() if isinstance(text, str) else text)
+            else:
+                message = m.decode_client_message(text)
         except InvalidMessage as exc:
-            if _BarePayload not in _TRANSITIONS[state] or not _is_bare_payload(text):
-                return self._reject(exc)
-            message = _BarePayload(text.encode() if isinstance(text, str) else text)
+            return self._reject(exc, size=len(text))
         next_state = _TRANSITIONS[state].get(type(message))
         if next_state is None:
             return self._reject(_misplaced(message, state))
@@ -241,7 +250,7 @@ class ServerSession:
             case m.Credit():
                 return self._receive_credit(message)
             case m.Detach():
-                self._out.append(m.encode(m.Detached(message.stream)))
+                self.send(m.Detached(message.stream))
                 cursor = self.cursors.pop(message.stream, None)
                 # A detach may cross the end of the stream: then there is nothing to detach, and no harm.
                 return DetachReceived(cursor) if cursor is not None else None
@@ -250,10 +259,13 @@ class ServerSession:
                     return self._reject(InvalidMessage("`cancel` names either `stream` or `request_id`"))
                 return CancelReceived(message.stream, message.request_id)
             case m.Ping():
-                self._out.append(m.encode(m.Pong(t=message.t)))
+                self.useless += 1
+                self.send(m.Pong(t=message.t))
             case _BarePayload():
                 return self._receive_bare(message)
-        return None  # a pong is a sign of life and means nothing more
+            case _:  # a pong is a sign of life and means nothing more
+                self.useless += 1
+        return None
 
     def _receive_hello(self, hello: m.Hello) -> Event:
         if hello.version != m.VERSION:
@@ -300,9 +312,10 @@ class ServerSession:
         cursor.credit += message.bytes
         return CursorsMoved([cursor], [])
 
-    def _reject(self, error: InvalidMessage) -> CloseRequired | None:
+    def _reject(self, error: InvalidMessage, *, size: int = 0) -> CloseRequired | None:
         self._invalid += 1
-        if self.state is State.NEW or self._invalid >= MAX_INVALID_MESSAGES:
+        is_last = self._invalid >= MAX_INVALID_MESSAGES or size > m.MAX_SMALL_MESSAGE
+        if self.state is State.NEW or is_last:
             return self.fail(error)
         self.send_error(error)
         return None
@@ -369,6 +382,11 @@ class ServerSession:
             del self._retired[next(iter(self._retired))]
         return cursor
 
+    def forget(self, stream: str, error: HoldfastError) -> None:
+        """Deliver a stream no more, whose log is gone before the client had its end: it is told the error."""
+        if self.cursors.pop(stream, None) is not None:
+            self.send_error(error, stream=stream)
+
     def connection_lost(self) -> list[Cursor]:
         """End the session without a word, and return the cursors that it had."""
         self._close()
@@ -381,12 +399,15 @@ class ServerSession:
 
         An `Epoch` is sent before the first entry of that epoch is appended to the log: then it comes first.
         """
-        self._out.append(m.encode(message))
+        encoded = m.encode(message)
+        self._out.append(encoded)
+        self._out_bytes += len(encoded)
 
     def send_error(
         self, error: HoldfastError, *, request_id: str | None = None, stream: str | None = None
     ) -> None:
-        self._out.append(m.encode(m.error_message(error, request_id=request_id, stream=stream)))
+        self.useless += 1
+        self.send(m.error_message(error, request_id=request_id, stream=stream))
 
     def fail(self, error: HoldfastError) -> CloseRequired:
         """End the session for an error that concerns the whole connection: an `error`, then the close code."""
@@ -405,12 +426,18 @@ class ServerSession:
     def data_to_send(self) -> list[bytes]:
         """Return the control messages that are due, each one text message, and forget them."""
         out, self._out = self._out, []
+        self._out_bytes = 0
         return out
 
     @property
     def waiting(self) -> int:
         """How many control messages are due."""
         return len(self._out)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes the control messages have that are due."""
+        return self._out_bytes
 
     @property
     def is_full(self) -> bool:

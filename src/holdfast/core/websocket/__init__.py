@@ -1,5 +1,6 @@
 """The server's side of a WebSocket connection (RFC 6455), without I/O.
 
+    frames      opcodes, headers, masks
     handshake   judges an upgrade request, and writes the 101 answer
     connection  `WebSocketConnection`: frames, messages, the closing handshake
     events      what it reports of the peer

@@ -8,9 +8,7 @@ socket. There are no extensions, since `handshake` accepts none.
 from __future__ import annotations
 
 from codecs import utf_8_decode
-from collections.abc import Callable
 from enum import Enum
-from struct import Struct as Packing
 from typing import Final
 
 from holdfast.core.websocket.events import (
@@ -22,20 +20,26 @@ from holdfast.core.websocket.events import (
     PongReceived,
     TextMessage,
 )
-
-OP_CONTINUATION: Final = 0x0
-OP_TEXT: Final = 0x1
-OP_BINARY: Final = 0x2
-OP_CLOSE: Final = 0x8
-OP_PING: Final = 0x9
-OP_PONG: Final = 0xA
-
-CLOSE_NORMAL: Final = 1000
-CLOSE_PROTOCOL_ERROR: Final = 1002
-CLOSE_NO_STATUS: Final = 1005  # never on the wire: the peer's Close frame had no code
-CLOSE_ABNORMAL: Final = 1006  # never on the wire: the connection ended without a Close frame
-CLOSE_INVALID_TEXT: Final = 1007
-CLOSE_TOO_BIG: Final = 1009
+from holdfast.core.websocket.frames import (
+    CLOSE_ABNORMAL,
+    CLOSE_INVALID_TEXT,
+    CLOSE_NORMAL,
+    CLOSE_PROTOCOL_ERROR,
+    CLOSE_TOO_BIG,
+    MAX_CONTROL_PAYLOAD,
+    OP_BINARY,
+    OP_CLOSE,
+    OP_CONTINUATION,
+    OP_PING,
+    OP_PONG,
+    OP_TEXT,
+    PeerFault,
+    check_length,
+    frame_header,
+    is_sendable_close_code,
+    parse_close,
+    unmask,
+)
 
 DEFAULT_MAX_MESSAGE: Final = 1 << 20
 
@@ -44,73 +48,14 @@ DEFAULT_MAX_MESSAGE: Final = 1 << 20
 #: only the most recently processed Ping frame."
 MAX_QUEUED_PONGS: Final = 32
 
-#: RFC 6455 section 5.5: "All control frames MUST have a payload length of 125 bytes or less".
-MAX_CONTROL_PAYLOAD: Final = 125
-
-# RFC 6455 section 7.4.1 and the IANA registry (1012-1014). 1004 is reserved; 1005, 1006 and 1015 are never sent.
-_ASSIGNED_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
-
 _OPCODES: Final = frozenset({OP_CONTINUATION, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG})
 _INVALID_TEXT: Final = "text message is not valid UTF-8"
-
-_pack_medium: Final = Packing("!BBH").pack
-_pack_long: Final = Packing("!BBQ").pack
+#: A fragment of fewer bytes than this is counted as useless: no client has a reason to cut a message so small.
+SMALL_FRAGMENT: Final = 16
 
 
 class WebSocketMisuse(RuntimeError):
     """The caller wants to send what RFC 6455 forbids, such as a message after the Close frame."""
-
-
-class _PeerFault(Exception):
-    """Carries the peer's fault from the check that found it to `receive_data`, and no further."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-
-
-def xor_mask(payload: bytes, key: bytes) -> bytes:
-    """Mask or unmask a payload with a 4-byte key (RFC 6455 section 5.3). It is used without the C routine."""
-    size = len(payload)
-    stream = (key * (size // 4 + 1))[:size]
-    return (int.from_bytes(payload, "little") ^ int.from_bytes(stream, "little")).to_bytes(size, "little")
-
-
-_unmask: Callable[[bytes, bytes], bytes]
-# The C routine of `websockets`, on which we depend anyway, unmasks ten to a hundred times faster. It is no public
-# part of that package and is not built on every platform: without it, `xor_mask` does the same.
-try:
-    from websockets.speedups import apply_mask
-except ImportError:
-    _unmask = xor_mask
-else:
-    _unmask = apply_mask
-
-
-def frame_header(opcode: int, length: int) -> bytes:
-    """Build the header of an unmasked, unfragmented frame with the shortest length field (section 5.2)."""
-    if length < 126:
-        return bytes((0x80 | opcode, length))
-    if length < 65536:
-        return _pack_medium(0x80 | opcode, 126, length)
-    return _pack_long(0x80 | opcode, 127, length)
-
-
-_TEXT_HEADERS: Final = tuple(frame_header(OP_TEXT, length) for length in range(1024))
-
-
-def text_frame(payload: bytes) -> bytes:
-    """Build a whole text frame. `payload` must be valid UTF-8; that is not checked here."""
-    length = len(payload)
-    if length < 1024:
-        return _TEXT_HEADERS[length] + payload
-    return frame_header(OP_TEXT, length) + payload
-
-
-def is_sendable_close_code(code: int) -> bool:
-    """Say whether a Close frame may carry this code (RFC 6455 section 7.4)."""
-    return code in _ASSIGNED_CLOSE_CODES or 3000 <= code <= 4999
 
 
 class _State(Enum):
@@ -136,8 +81,10 @@ _OPEN, _CLOSING, _CLOSED = _State.OPEN, _State.CLOSING, _State.CLOSED
 # - A Close frame is queued at most once: on the way out of OPEN, and never for the end of the peer's bytes.
 # - `_is_send_over` is true from send_close() or receive_eof() on, and once `data_to_send` has returned the Close
 #   frame that answers the peer's. The state does not say it: messages may still go out before that answer.
-# - `_is_at_boundary` says that the state is not CLOSED, no message has begun and nothing is buffered. It is kept
-#   because the fast path of `receive_data` asks for nothing else.
+# - `is_at_boundary` says that the state is not CLOSED, no message has begun, nothing is buffered, and messages
+#   are not read past. It is kept because the fast path of `receive_data` asks for nothing else.
+# - `_buffer` from `_start` on has not been read yet. `has_unread` says that there may be a whole frame in it, and
+#   then `_remaining` is 0. Else it is part of one, and `_start` is 0.
 
 
 class WebSocketConnection:
@@ -145,8 +92,12 @@ class WebSocketConnection:
 
     `max_message` bounds a message's payload in bytes, `max_frame` that of one data frame (None: `max_message`). A
     frame that exceeds them is refused with 1009 as soon as its header has come. A peer can make this object hold
-    `max_message` bytes, one control frame and `MAX_QUEUED_PONGS` Pongs. For the last bound to hold, a shell must
-    not call `data_to_send()` while its socket takes no more bytes.
+    `max_message` bytes, one control frame, `MAX_QUEUED_PONGS` Pongs, and what the shell has passed on and not had
+    read yet. For the bound of the Pongs to hold, a shell must not call `data_to_send()` while its socket takes no
+    more bytes.
+
+    A shell that shares its time between peers passes `max_frames`, and goes on with `receive_data(b"")` while
+    there is something that `has_unread`.
 
     Each connection reports exactly one of `CloseReceived` and `ConnectionFailed`, as its last event, provided that
     the shell calls `receive_eof()` when the socket ends.
@@ -157,7 +108,7 @@ class WebSocketConnection:
         "_checked",
         "_close_code",
         "_close_frame",
-        "_is_at_boundary",
+        "_is_discarding",
         "_is_last_frame",
         "_is_send_over",
         "_is_text",
@@ -168,15 +119,26 @@ class WebSocketConnection:
         "_output",
         "_pongs",
         "_remaining",
+        "_start",
         "_state",
+        "has_unread",
+        "is_at_boundary",
+        "messages_begun",
+        "pings_sent",
+        "useless",
     )
 
     def __init__(self, *, max_message: int = DEFAULT_MAX_MESSAGE, max_frame: int | None = None) -> None:
         self._max_message = max_message
         self._max_frame = max_message if max_frame is None else min(max_frame, max_message)
         self._state: _State = _OPEN
-        self._is_at_boundary = True
-        self._buffer = b""  # an incomplete frame header, or an incomplete control frame
+        #: Whether nothing waits for its rest, or to be read, and the peer may go on.
+        self.is_at_boundary = True
+        self._is_discarding = False
+        self._buffer = b""  # an incomplete frame header or control frame, or what is unread
+        self._start = 0
+        #: Whether `max_frames` has kept bytes from being read.
+        self.has_unread = False
         self._message: bytearray | None = None  # the payload so far of the message in progress, unmasked
         self._is_text = False  # whether that message is text
         self._checked = 0  # how many bytes of `_message` are known to be whole UTF-8 characters
@@ -188,6 +150,25 @@ class WebSocketConnection:
         self._close_frame: bytes | None = None  # apart from `_output`, because it goes out last
         self._is_send_over = False
         self._close_code: int | None = None
+        #: How many frames have come that serve nothing: Pings, Pongs that answer no Ping, and fragments of fewer
+        #: than `SMALL_FRAGMENT` bytes. The shell may set it back.
+        self.useless = 0
+        # Pings whose Pongs may still come.
+        self.pings_sent = 0
+        #: Counts messages, and control frames between them, so that a shell can tell whether one goes on or
+        #: another has begun. Those on the fast path are whole, and not counted.
+        self.messages_begun = 0
+
+    @property
+    def bytes_held(self) -> int:
+        """How many bytes of frames and messages wait for their rest, or to be read."""
+        message = self._message
+        return len(self._buffer) - self._start + (0 if message is None else len(message))
+
+    @property
+    def is_in_message(self) -> bool:
+        """Whether the rest of a frame or message has yet to come."""
+        return self._message is not None or (bool(self._buffer) and not self.has_unread)
 
     @property
     def is_closing(self) -> bool:
@@ -207,13 +188,14 @@ class WebSocketConnection:
         """The code of the peer's Close frame (1005 if it had none) or of the failure; None before that."""
         return self._close_code
 
-    def receive_data(self, data: bytes) -> list[Event]:
+    def receive_data(self, data: bytes, max_frames: int | None = None) -> list[Event]:
         """Take bytes from the peer and return the events that they complete, in order.
 
-        There are at most as many events as bytes. The peer's faults are events, not exceptions.
+        There are at most as many events as bytes, or `max_frames`; what is left unread then comes first next time.
+        The peer's faults are events, not exceptions.
         """
         # Fast path: exactly one whole, unfragmented, masked text frame, with a length field of 7 or 16 bits.
-        if self._is_at_boundary:
+        if self.is_at_boundary:
             size = len(data)
             start = 0
             if 5 < size < 132:
@@ -223,10 +205,17 @@ class WebSocketConnection:
                 start = 8
             if start and size - start <= self._max_frame:
                 try:
-                    return [TextMessage(_unmask(data[start:], data[start - 4 : start]).decode())]
+                    return [TextMessage(unmask(data[start:], data[start - 4 : start]).decode())]
                 except UnicodeDecodeError:
                     return [self._fail(CLOSE_INVALID_TEXT, _INVALID_TEXT)]
-        return self._receive(data)
+        return self._receive(data, max_frames)
+
+    def discard_messages(self) -> None:
+        """Read past data frames from now on, and keep nothing of them: the connection ends for want of memory."""
+        self._is_discarding = True
+        self.is_at_boundary = False
+        if self._message is not None:
+            self._message.clear()
 
     def receive_eof(self) -> list[Event]:
         """Take the end of the peer's bytes. Without a Close frame before it, that is a failure (1006)."""
@@ -270,6 +259,7 @@ class WebSocketConnection:
         if len(payload) > MAX_CONTROL_PAYLOAD:
             raise WebSocketMisuse(f"a Ping carries at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
         self._queue(OP_PING, payload)
+        self.pings_sent += 1
 
     def send_close(self, code: int = CLOSE_NORMAL, reason: str = "") -> None:
         """Queue our Close frame. Messages are still received, and Pings answered, until the peer's Close frame.
@@ -310,32 +300,45 @@ class WebSocketConnection:
     def _end_input(self, code: int) -> None:
         self._state = _CLOSED
         self._close_code = code
-        self._is_at_boundary = False
+        self.is_at_boundary = self.has_unread = False
         self._buffer = b""
+        self._start = 0
         self._message = None
 
-    def _receive(self, data: bytes) -> list[Event]:
+    def _receive(self, data: bytes, max_frames: int | None) -> list[Event]:
         events: list[Event] = []
         # RFC 6455 section 1.4: "after receiving a control frame indicating the connection should be closed, a peer
         # discards any further data received."
         if self._state is _CLOSED:
             return events
+        position = 0
         if self._buffer:
-            data = self._buffer + data
+            if data:
+                data = self._buffer[self._start :] + data
+            else:  # going on copies nothing
+                data, position = self._buffer, self._start
             self._buffer = b""
+            self._start = 0
+        self.has_unread = False
+        frames = 0
         try:
-            position = 0
             if self._message is not None and self._remaining:
-                position = self._receive_payload(self._message, data, 0, events)
+                position = self._receive_payload(self._message, data, position, events)
             while position < len(data) and not self.is_closed:
+                if frames == max_frames:
+                    self._buffer, self._start, self.has_unread = data, position, True
+                    break
                 end = self._receive_frame(data, position, events)
                 if end == position:
                     self._buffer = data[position:]
                     break
                 position = end
-        except _PeerFault as fault:
+                frames += 1
+        except PeerFault as fault:
             events.append(self._fail(fault.code, fault.reason))
-        self._is_at_boundary = self._message is None and not self._buffer and not self.is_closed
+        self.is_at_boundary = not (
+            self._message is not None or self._buffer or self.is_closed or self._is_discarding
+        )
         return events
 
     def _receive_frame(self, data: bytes, start: int, events: list[Event]) -> int:
@@ -353,9 +356,9 @@ class WebSocketConnection:
             end = start + 6 + length
             if size < end:
                 return start
-            self._receive_control(
-                first & 0x0F, _unmask(data[start + 6 : end], data[start + 2 : start + 6]), events
-            )
+            if self._message is None:
+                self.messages_begun += 1
+            self._receive_control(first & 0x0F, unmask(data[start + 6 : end], data[start + 2 : start + 6]), events)
             return end
         key = start + 2
         if length > 125:
@@ -363,7 +366,7 @@ class WebSocketConnection:
             if size < key:
                 return start
             length = int.from_bytes(data[start + 2 : key], "big")
-            _check_length(length, key - start - 2)
+            check_length(length, key - start - 2)
         self._check_size(length)
         if size < key + 4:
             return start
@@ -372,6 +375,9 @@ class WebSocketConnection:
             message = self._message = bytearray()
             self._is_text = first & 0x0F == OP_TEXT
             self._checked = 0
+            self.messages_begun += 1
+        if length < SMALL_FRAGMENT and first & 0x8F not in (0x80 | OP_TEXT, 0x80 | OP_BINARY):
+            self.useless += 1
         self._is_last_frame = first >= 0x80
         self._remaining = length
         self._mask = data[key : key + 4]
@@ -383,44 +389,48 @@ class WebSocketConnection:
         # RFC 6455 section 5.2: "If a nonzero value is received and none of the negotiated extensions defines the
         # meaning of such a nonzero value, the receiving endpoint MUST _Fail the WebSocket Connection_."
         if first & 0x70:
-            raise _PeerFault(CLOSE_PROTOCOL_ERROR, "reserved bits are set")
+            raise PeerFault(CLOSE_PROTOCOL_ERROR, "reserved bits are set")
         # Section 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket
         # Connection_."
         if opcode not in _OPCODES:
-            raise _PeerFault(CLOSE_PROTOCOL_ERROR, f"opcode {opcode:#x} is reserved")
+            raise PeerFault(CLOSE_PROTOCOL_ERROR, f"opcode {opcode:#x} is reserved")
         # Section 5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         if second < 0x80:
-            raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame from the client is not masked")
+            raise PeerFault(CLOSE_PROTOCOL_ERROR, "frame from the client is not masked")
         if opcode & 0x08:
             # Section 5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be
             # fragmented."
             if first < 0x80:
-                raise _PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is fragmented")
+                raise PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is fragmented")
             if second & 0x7F > MAX_CONTROL_PAYLOAD:
-                raise _PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is longer than 125 bytes")
+                raise PeerFault(CLOSE_PROTOCOL_ERROR, "control frame is longer than 125 bytes")
         elif opcode == OP_CONTINUATION:
             if self._message is None:
-                raise _PeerFault(CLOSE_PROTOCOL_ERROR, "continuation frame without a message to continue")
+                raise PeerFault(CLOSE_PROTOCOL_ERROR, "continuation frame without a message to continue")
         # Section 5.4: "The fragments of one message MUST NOT be interleaved between the fragments of another
         # message unless an extension has been negotiated that can interpret the interleaving."
         elif self._message is not None:
-            raise _PeerFault(CLOSE_PROTOCOL_ERROR, "new message within a fragmented message")
+            raise PeerFault(CLOSE_PROTOCOL_ERROR, "new message within a fragmented message")
 
     def _check_size(self, length: int) -> None:
         if length > self._max_frame:
-            raise _PeerFault(CLOSE_TOO_BIG, f"frame of {length} bytes, limit {self._max_frame}")
+            raise PeerFault(CLOSE_TOO_BIG, f"frame of {length} bytes, limit {self._max_frame}")
         if self._message is not None and len(self._message) + length > self._max_message:
-            raise _PeerFault(CLOSE_TOO_BIG, f"message of more than {self._max_message} bytes")
+            raise PeerFault(CLOSE_TOO_BIG, f"message of more than {self._max_message} bytes")
 
     def _receive_payload(self, message: bytearray, data: bytes, start: int, events: list[Event]) -> int:
         """Take what has come of the data frame in progress, and return the position after it."""
         end = min(start + self._remaining, len(data))
-        message += _unmask(data[start:end], self._mask)
+        if not self._is_discarding:
+            message += unmask(data[start:end], self._mask)
         self._remaining -= end - start
         if self._remaining:
             offset = (end - start) & 3
             self._mask = self._mask[offset:] + self._mask[:offset]
         is_whole = self._is_last_frame and not self._remaining
+        if self._is_discarding:
+            self._message = None if is_whole else message
+            return end
         if self._is_text:
             self._check_text(message, is_whole)
         if is_whole:
@@ -429,7 +439,7 @@ class WebSocketConnection:
         return end
 
     def _check_text(self, message: bytearray, is_whole: bool) -> None:
-        """Raise `_PeerFault` at the first byte that no further byte could make valid.
+        """Raise `PeerFault` at the first byte that no further byte could make valid.
 
         The decoded characters are thrown away and decoded again at the end: if they were kept, a text that comes
         byte by byte would take forty times its size.
@@ -440,10 +450,10 @@ class WebSocketConnection:
         try:
             _, used = utf_8_decode(text, "strict", is_whole)
         except UnicodeDecodeError:
-            raise _PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT) from None
+            raise PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT) from None
         # Python's decoder waits after two bytes of an encoded surrogate, which no third byte can make valid.
         if len(text) - used == 2 and text[used] == 0xED and text[used + 1] >= 0xA0:
-            raise _PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT)
+            raise PeerFault(CLOSE_INVALID_TEXT, _INVALID_TEXT)
         self._checked += used
 
     def _receive_control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
@@ -451,11 +461,16 @@ class WebSocketConnection:
             # RFC 6455 section 5.5.2: "Upon receipt of a Ping frame, an endpoint MUST send a Pong frame in
             # response, unless it already received a Close frame."
             self._queue_pong(payload)
+            self.useless += 1
             events.append(PingReceived(payload))
         elif opcode == OP_PONG:
+            if self.pings_sent:
+                self.pings_sent -= 1
+            else:
+                self.useless += 1
             events.append(PongReceived(payload))
         else:
-            code, reason = _parse_close(payload)
+            code, reason = parse_close(payload)
             # Section 5.5.1: "If an endpoint receives a Close frame and did not previously send a Close frame, the
             # endpoint MUST send a Close frame in response. (When sending a Close frame in response, the endpoint
             # typically echos the status code it received.)"
@@ -472,29 +487,3 @@ class WebSocketConnection:
             self._pongs.append(pong)
         else:
             self._pongs[-1] = pong
-
-
-def _check_length(length: int, width: int) -> None:
-    # RFC 6455 section 5.2: "in all cases, the minimal number of bytes MUST be used to encode the length".
-    if length < (126 if width == 2 else 65536):
-        raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame length is not in its shortest form")
-    # Section 5.2: "the most significant bit MUST be 0".
-    if length >> 63:
-        raise _PeerFault(CLOSE_PROTOCOL_ERROR, "frame length has its top bit set")
-
-
-def _parse_close(payload: bytes) -> tuple[int, str]:
-    """Parse the payload of a Close frame into its code and reason."""
-    if not payload:
-        return CLOSE_NO_STATUS, ""
-    # RFC 6455 section 5.5.1: "If there is a body, the first two bytes of the body MUST be a 2-byte unsigned
-    # integer (in network byte order) representing a status code with value /code/ defined in Section 7.4."
-    if len(payload) == 1:
-        raise _PeerFault(CLOSE_PROTOCOL_ERROR, "Close frame with half a code")
-    code = int.from_bytes(payload[:2], "big")
-    if not is_sendable_close_code(code):
-        raise _PeerFault(CLOSE_PROTOCOL_ERROR, f"close code {code} must not be sent")
-    try:
-        return code, payload[2:].decode()
-    except UnicodeDecodeError:
-        raise _PeerFault(CLOSE_INVALID_TEXT, "close reason is not valid UTF-8") from None

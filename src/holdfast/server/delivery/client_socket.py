@@ -39,7 +39,13 @@ class ClientSocket(WebSocketProtocol):
         #: How many streams it may read at a time. Like its other bounds, it holds for the whole conversation.
         self.max_streams = limits.max_streams
         super().__init__(
-            handshake.transport, services.timers, max_message=limits.max_message, liveness=limits.liveness
+            handshake.transport,
+            services.timers,
+            services.turns,
+            services.budget.account(handshake.principal.tenant),
+            max_message=limits.max_message,
+            message_timeout=limits.message_timeout,
+            liveness=limits.liveness,
         )
         # A client that says nothing would hold the connection as long as it answers pings.
         self._first_message = services.timers.after(limits.hello_timeout, self._first_message_timed_out)
@@ -134,9 +140,16 @@ class ClientSocket(WebSocketProtocol):
     def end_written(self, stream: Stream) -> None:
         """The client was sent the end of a stream. Say what follows it, or nothing."""
 
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        """A stream's log is gone before the client had its end. Tell the client, or end the conversation."""
+        self.end(error)
+
     def end(self, error: HoldfastError) -> None:
         """End the conversation for an error: tell the client, and close."""
         raise NotImplementedError
+
+    def fail(self, error: HoldfastError) -> None:
+        self.end(error)
 
     @property
     def has_said_all(self) -> bool:

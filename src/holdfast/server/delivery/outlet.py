@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from holdfast.core.log import Cursor, Framing
-from holdfast.core.websocket.connection import text_frame
+from holdfast.core.websocket.frames import text_frame
+from holdfast.errors import HoldfastError
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.listener.websocket import WebSocketProtocol
 from holdfast.streams.stream import Stream
@@ -23,8 +24,9 @@ WRITE_BYTES = 128 * 1024
 #: Writes of a turn, as long as the client takes them: one that takes nothing has no more than one of them waiting,
 #: and one that takes all is served faster than providers are read, so that it does not fall behind.
 MAX_WRITES = 32
-#: Control messages that may wait for a client that sends without reading.
+#: Control messages that may wait for a client that does not read, and their bytes.
 MAX_WAITING = 4096
+MAX_WAITING_BYTES = 256 * 1024
 
 
 class Control(Protocol):
@@ -34,6 +36,10 @@ class Control(Protocol):
     def waiting(self) -> int:
         """How many messages are due."""
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes they have."""
+
     def data_to_send(self) -> list[bytes]:
         """Return the messages that are due, each one text message, and forget them."""
 
@@ -42,13 +48,16 @@ class Conversation(Protocol):
     """What the outlet tells whoever speaks with the client beside it."""
 
     def position_changed(self, stream: Stream) -> None:
-        """The stream waits in the queue and its position has changed: say so with a control message."""
+        """What the stream waits for, in the queue or before another try, has changed: say so by a message."""
 
     def epoch_changed(self, stream: Stream) -> None:
         """The entries to come are of another epoch, which the log has now: say so with a control message."""
 
     def end_written(self, stream: Stream) -> None:
         """The end entry was written. Its cursor has left the outlet. A control message may follow it."""
+
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        """The stream's log is gone, and its cursor has left the outlet: say so with a control message."""
 
 
 class Outlet:
@@ -121,8 +130,11 @@ class Outlet:
 
     def advanced(self, cursor: Cursor) -> None:
         """The client has acknowledged entries or given credit: there may be room in the log, or more to send."""
-        self.streams[cursor].resume_source()
-        if cursor.is_ready:
+        stream = self.streams.get(cursor)
+        if stream is None:
+            return  # what another cursor's advance has set going has taken this one's log
+        stream.resume_source()
+        if cursor.is_ready and cursor in self.streams:
             self._ready[cursor] = None
 
     def lose_all(self) -> None:
@@ -160,6 +172,11 @@ class Outlet:
         self._conversation.epoch_changed(stream)
         self.mark()
 
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        if cursor in self.streams:
+            self._conversation.forgotten(self._remove(cursor), error)
+            self.mark()
+
     # -- writing --
 
     def mark(self) -> None:
@@ -176,7 +193,7 @@ class Outlet:
         if transport is None or socket.codec.is_closing:
             return 0
         if not socket.is_writable:
-            if control.waiting > MAX_WAITING:
+            if control.waiting > MAX_WAITING or control.waiting_bytes > MAX_WAITING_BYTES:
                 socket.abort()
             return 0
         if self._moved:
@@ -216,7 +233,7 @@ class Outlet:
         moved, self._moved = self._moved, None
         for cursor in moved or ():
             stream = self.streams.get(cursor)
-            if stream is not None and stream.queue_position is not None:
+            if stream is not None:
                 self._conversation.position_changed(stream)
 
     def _read_cursors(self, out: list[bytes]) -> None:

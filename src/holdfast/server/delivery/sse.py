@@ -129,10 +129,31 @@ class SseReader:
             self._flusher.add(self)
 
     def position_changed(self, cursor: Cursor) -> None:
-        pass  # a position in the queue has no form in SSE; the comments go on
+        # A position in the queue has no form in SSE; the comments go on. Before the head, which waits so that a
+        # failure can be a status, the next comment tells of a wait for another try.
+        if self._stream.retrying is not None and self._exchange.is_started and self._exchange.is_writable:
+            self._comment()
+
+    def _comment(self) -> None:
+        """Write a comment, so that nobody takes the silence for the end."""
+        retrying = self._stream.retrying
+        if retrying is None:
+            comment = _KEEP_ALIVE
+        else:
+            comment = b": retrying in %.1f s (attempt %d, %b)\n" % (
+                retrying.delay,
+                retrying.attempt,
+                retrying.code.encode(),
+            )
+        self._exchange.write(comment)
+        self._wrote = self._timers.now()
 
     def epoch_changed(self, cursor: Cursor) -> None:
         pass  # the ids of the events to come have it
+
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        self._timer.cancel()
+        self._fail(error)
 
     def _mark(self) -> None:
         self.wake(self._cursor)
@@ -189,8 +210,7 @@ class SseReader:
         if silence >= self._keep_alive:
             if self._exchange.is_writable:
                 self._start()
-                self._exchange.write(_KEEP_ALIVE)
-                self._wrote = self._timers.now()
+                self._comment()
             silence = 0.0
         self._timer = self._timers.after(self._keep_alive - silence, self._check_silence)
 
@@ -200,8 +220,11 @@ class SseReader:
 
     def _revoked(self, error: HoldfastError) -> None:
         """The caller may not read on, and for the stream it is gone."""
-        exchange = self._exchange
         self._disconnected()
+        self._fail(error)
+
+    def _fail(self, error: HoldfastError) -> None:
+        exchange = self._exchange
         if not exchange.is_started:
             exchange.refuse(error)
         elif (failure := self._framing.failure(error)) is not None:

@@ -73,6 +73,9 @@ class Waiter:
     def epoch_changed(self, cursor: Cursor) -> None:
         pass  # it shows the epoch that the log has then
 
+    def forgotten(self, cursor: Cursor, error: HoldfastError) -> None:
+        pass  # only ended streams are, so the waiter is awake already, and answers with the log that it still has
+
     # -- the client's side --
 
     def _disconnected(self) -> None:

@@ -10,7 +10,9 @@ import msgspec
 
 from holdfast.admission.keys import SecretId
 from holdfast.core.http.request import Headers
+from holdfast.core.limits.rate_limit import Lease
 from holdfast.errors import HoldfastError
+from holdfast.server.listener.charge import Charge
 
 _REASONS = {
     200: b"OK",
@@ -35,6 +37,7 @@ _REASONS = {
     503: b"Service Unavailable",
     504: b"Gateway Timeout",
     505: b"HTTP Version Not Supported",
+    508: b"Loop Detected",
 }
 
 
@@ -67,6 +70,11 @@ class Connection(Protocol):
     """The connection that carries an exchange."""
 
     number: int
+    is_limited: bool
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port."""
 
     @property
     def is_writable(self) -> bool:
@@ -90,10 +98,12 @@ class Exchange:
     """
 
     __slots__ = (
+        "_body",
         "_chunked",
         "_connection",
         "_head_only",
         "_keep_alive",
+        "_leases",
         "headers",
         "is_complete",
         "is_started",
@@ -104,8 +114,18 @@ class Exchange:
         "shape",
     )
 
-    def __init__(self, connection: Connection, request: Request, *, shape: ErrorShape, keep_alive: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        *,
+        shape: ErrorShape,
+        keep_alive: bool,
+        body: Charge | None = None,
+    ) -> None:
+        """`body` is the memory that the request's body is charged with."""
         self._connection = connection
+        self._body = body
         self.shape = shape
         self._head_only = request.method == "HEAD"
         self._chunked = request.http_version == "1.1"
@@ -119,10 +139,38 @@ class Exchange:
         self.on_revoked: Callable[[HoldfastError], None] | None = None
         #: The secret that authenticated the request; None for callers without a key.
         self.secret: SecretId | None = None
+        self._leases: Sequence[Lease] = ()
+
+    def hold(self, leases: Sequence[Lease]) -> None:
+        """Hold these until the answer is complete, or the client is gone."""
+        self._leases = leases
+        if self.is_complete:
+            self._release()
+
+    def _release(self) -> None:
+        leases, self._leases = self._leases, ()
+        for lease in leases:
+            lease.release()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that carries it."""
+        return self._connection
+
+    def body_used(self) -> None:
+        """The request's body is needed no longer, or is charged by whoever needs it. Idempotent."""
+        body, self._body = self._body, None
+        if body is not None:
+            body.free()
 
     @property
     def connection_number(self) -> int:
         return self._connection.number
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port."""
+        return self._connection.address
 
     @property
     def is_writable(self) -> bool:
@@ -195,6 +243,8 @@ class Exchange:
     def _complete(self) -> None:
         self.is_complete = True
         self.on_disconnect = self.on_writable = self.on_revoked = None
+        if self._leases:
+            self._release()
 
     def disconnected(self) -> None:
         if not self.is_complete:

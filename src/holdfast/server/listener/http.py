@@ -1,6 +1,7 @@
-"""The HTTP/1.1 side of the listener: one connection, parsed by httptools, bounded in time and size.
+"""The HTTP/1.1 side of the listener: one connection, bounded in time, size and turns of the loop.
 
-It hands complete requests to the application and writes what the application answers. What the paths mean is
+A request's head decides about it: who is unknown, or asks for what there is not, is refused before a byte of the
+body is kept. Requests are answered one after the other, as the socket takes the answers. What the paths mean is
 `holdfast.server.router`'s matter; a connection that upgrades is given away and this object forgotten.
 """
 
@@ -8,35 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Set
+from collections import deque
+from collections.abc import Awaitable, Callable, Set
 from typing import Protocol
-from urllib.parse import parse_qsl, unquote
 
-import httptools
 import msgspec
 
+from holdfast.admission.jwks import KeysPending
 from holdfast.admission.keys import REVOKED, SecretId
 from holdfast.core.http.request import Headers
-from holdfast.core.websocket.handshake import is_upgrade_request
-from holdfast.errors import (
-    HoldfastError,
-    InternalError,
-    InvalidRequest,
-    PayloadTooLarge,
-    Unauthorized,
-)
+from holdfast.core.limits.budget import Budget, Kind
+from holdfast.errors import HoldfastError, InternalError, InvalidRequest, Unauthorized
+from holdfast.server.listener.admitted import KEYS_TIMEOUT, Admitted, Limits
+from holdfast.server.listener.charge import Charge
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response, response_head
+from holdfast.server.listener.requests import Body, End, Event, Head, Refused, RequestParser, Upgrade
+from holdfast.server.listener.turns import BACKLOG, KEYS, FairProtocol, Turns
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
 
-#: Largest request head: request line and all headers.
-MAX_HEAD = 32 * 1024
-#: Most parameters that one query may have.
-_MAX_PARAMETERS = 100
-#: Requests that may wait on one connection behind the one that is being answered (pipelining); together their
-#: bodies may be as large as one.
-_MAX_PIPELINED = 8
+#: Bytes behind the request that is being answered (pipelining), past which the socket is not read. Below that it
+#: is: a client that leaves must be noticed.
+MAX_BACKLOG = 16 * 1024
 #: After a refusal this much of the body is still read and dropped, so that the client sees the answer.
 _MAX_DISCARD = 64 * 1024 * 1024
 _DISCARD_TIMEOUT = 10.0
@@ -45,8 +40,11 @@ _DISCARD_TIMEOUT = 10.0
 class Application(Protocol):
     """What answers the requests of a connection."""
 
-    async def handle(self, request: Request, exchange: Exchange) -> None:
-        """Answer one request through its exchange; a raised HoldfastError becomes the answer."""
+    def admit(self, request: Request, *, may_wait: bool = True) -> Admitted:
+        """Judge a request by its head. Raises `KeysPending` if it `may_wait` for the keys of its credential."""
+
+    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
+        """Note what a head has shown of its connection, and refuse what the connection may not ask."""
 
     def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
         """Answer a WebSocket handshake, or take over the transport. `rest` are the bytes behind the request."""
@@ -67,89 +65,122 @@ class Application(Protocol):
         """Whether each connection closes behind its answer."""
 
 
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds of one connection: times in seconds, sizes in bytes."""
+# What a connection does next, how that shows, and what moves it:
+#
+#   state     | shows as                              | moved by                                       | to
+#   ----------+---------------------------------------+------------------------------------------------+----------
+#   HEAD      | none of what follows                  | a whole head                                   | JUDGING
+#   JUDGING   | `_head` is set, `_admitted` is not    | the application                                | BODY
+#   BODY      | `_admitted` is set                    | the end of the request                         | ANSWERING
+#   ANSWERING | `_exchange` is set                    | the end of the answer                          | HEAD
+#   REFUSED   | `_discarding`, or `_deferred` until   | from all of them: a request that cannot be     | -
+#             | the answers before it are written     | read on, or a refusal before its body has come |
+#   GIVEN     | `_parser` is None, `transport` too    | from HEAD: an upgrade                          | -
+#
+# Nothing is parsed in JUDGING and ANSWERING, nor while the socket takes no answers: what has come waits in
+# `_rest`.
 
-    max_body: int
-    header_timeout: float
-    body_timeout: float
-    keep_alive_timeout: float
 
-
-class HttpConnection(asyncio.Protocol):
-    """One client connection speaking HTTP/1.1 (or 1.0), with keep-alive and bounded pipelining."""
+class HttpConnection(FairProtocol):
+    """One client connection speaking HTTP/1.1 (or 1.0), with keep-alive and pipelining."""
 
     __slots__ = (
+        "_admitted",
         "_app",
         "_body",
-        "_body_size",
+        "_charge",
         "_deferred",
         "_discarded",
         "_discarding",
+        "_events",
         "_exchange",
-        "_head_size",
-        "_headers",
-        "_in_body",
+        "_head",
+        "_is_head_timed",
         "_limits",
         "_parser",
-        "_pipeline",
+        "_rest",
+        "_rest_charge",
+        "_strangers",
         "_task",
         "_timer",
         "_timers",
-        "_url",
-        "is_writable",
+        "is_limited",
         "number",
-        "transport",
+        "refused",
     )
 
-    def __init__(self, app: Application, timers: Timers, limits: Limits) -> None:
+    def __init__(self, app: Application, timers: Timers, turns: Turns, budget: Budget, limits: Limits) -> None:
+        super().__init__(turns, budget.strangers)
         self._app = app
         self._timers = timers
         self._limits = limits
-        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
-        self._url = b""
-        self._headers: Headers = []
-        self._body: list[bytes] = []
-        self._body_size = 0
-        self._head_size = 0
-        self._in_body = False
+        self._strangers = budget.strangers
+        self._parser: RequestParser | None = RequestParser()
+        self._events: deque[Event] = deque()
+        # What has come and is not parsed yet.
+        self._rest = b""
+        # The head of the request that is being received.
+        self._head: Head | None = None
+        self._admitted: Admitted | None = None
+        self._body: bytes | bytearray = b""
+        self._charge: Charge | None = None
+        # Of heads that do not come at once, and what waits behind an answer.
+        self._rest_charge: Charge | None = None
         self._discarding = False
         self._discarded = 0
-        self._pipeline: list[tuple[Request, bool]] = []
         # A refusal that waits for the answers before it.
         self._deferred: tuple[int, Headers, bytes] | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._timer: Deadline | None = None
-        self.is_writable = True
+        self._is_head_timed = False
         #: Connection number, for log lines. The application gives it.
         self.number = 0
-        self.transport: asyncio.Transport | None = None
+        #: How many credentials in a row were refused.
+        self.refused = 0
+        #: Whether it has one of the slots for probes: one request, soon, of what anyone may ask.
+        self.is_limited = False
 
     # -- asyncio.Protocol --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        is_new = self.transport is None  # else it was accepted before its TLS handshake
         self.transport = transport  # type: ignore[assignment]
-        refusal = self._app.connection_made(self)
-        if refusal is not None:
+        refusal = self.accept() if is_new else None
+        if refusal is not None and not transport.is_closing():
             self._refuse(refusal.http_status, refusal)
-            return
-        self._set_timer(self._limits.header_timeout, self._head_timed_out)
+
+    def accept(self) -> HoldfastError | None:
+        """Count the connection, and let the time of its first head begin. An error refuses it."""
+        refusal = self._app.connection_made(self)
+        if refusal is None:
+            self._set_timer(self._limits.first_head(is_limited=self.is_limited), self._head_timed_out)
+        return refusal
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self.transport = None
-        self._pipeline.clear()
+        self._forget_input()
+        self.free_output()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.disconnected()
         self._app.connection_lost(self)
 
-    def pause_writing(self) -> None:
-        self.is_writable = False
+    def _forget_input(self) -> None:
+        self.turns.leave(self)
+        self._parser = None
+        self._events.clear()
+        self._rest = b""
+        self._head = self._admitted = None
+        self._body = b""
+        for charge in (self._charge, self._rest_charge):
+            if charge is not None:
+                charge.free()
+        self._charge = self._rest_charge = None
 
     def resume_writing(self) -> None:
-        self.is_writable = True
+        super().resume_writing()
         exchange = self._exchange
         if exchange is not None and exchange.on_writable is not None:
             exchange.on_writable()
@@ -163,169 +194,183 @@ class HttpConnection(asyncio.Protocol):
             self._discarded += len(data)
             if self._discarded > _MAX_DISCARD:
                 self.abort()
-            return
-        while (parser := self._parser) is not None:
-            if not self._in_body:
-                self._head_size += len(data)
+        elif self._parser is not None:
+            self._rest = self._rest + data if self._rest else data
+            self.turns.received(self)
+
+    # -- what has come, in turns --
+
+    @property
+    def can_go_on(self) -> bool:
+        if self._exchange is not None or not self.is_writable or self._parser is None:
+            return False
+        if self._head is not None and self._admitted is None:
+            return False
+        return bool(self._events) or bool(self._rest)
+
+    def take(self, until: float) -> bool:
+        clock = self.turns.clock
+        while self.can_go_on:
             try:
-                parser.feed_data(data)
-            except httptools.HttpParserUpgrade as exc:
-                data = data[exc.args[0] :]
-            except httptools.HttpParserError as exc:
-                cause = exc.__context__
-                if isinstance(cause, _RefusedError):
-                    self._refuse(cause.status, cause.error)
-                elif isinstance(exc, httptools.HttpParserCallbackError):
-                    logger.error("a request could not be taken", exc_info=cause)
-                    self._refuse(500, InternalError())
+                if self._events:
+                    self._handle(self._events.popleft())
                 else:
-                    self._refuse(400, InvalidRequest(f"not a valid HTTP/1.1 request: {exc}"))
-                return
-            else:
-                if not self._in_body and self._head_size > MAX_HEAD:
-                    self._refuse(431, _head_too_large())
-                return
-            if is_upgrade_request(self._headers):
-                self._parser = None
-                self._start_upgrade(parser, data)
-                return
-            # RFC 9110 section 7.8: any other upgrade (`h2c`) is an offer, not taken here. The parser stops behind
-            # its head, so it gets the request again without it, and goes on to the body.
-            data = self._head_without_upgrade(parser) + data
-            self._parser = httptools.HttpRequestParser(self)
+                    self._parse()
+            except Exception:
+                # The supervisor of one connection.
+                logger.exception("a request could not be taken")
+                self._refuse(500, InternalError())
+            if clock() >= until:
+                break
+        self._count_rest()
+        return self.can_go_on
 
-    # -- httptools callbacks --
-
-    def on_message_begin(self) -> None:
-        self._url = b""
-        self._headers = []
-        self._body = []
-        self._body_size = 0
-        if self._exchange is None:
-            self._set_timer(self._limits.header_timeout, self._head_timed_out)
-
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_body:
-            # A trailer field. It is no header field and must not be merged with them, RFC 9110 section 6.5.1.
-            self._head_size += len(name) + len(value) + 4
-            if self._head_size > MAX_HEAD:
-                raise _RefusedError(431, InvalidRequest(f"the trailer section is larger than {MAX_HEAD} bytes"))
-            return
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self._in_body = True
-        self._head_size = 0
-        parser = self._parser
+    def _parse(self) -> None:
+        """Parse the next part of what has come. Raises `InternalError`."""
+        parser, rest = self._parser, self._rest
         if parser is None:
             return
-        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-        if size > MAX_HEAD:
-            raise _RefusedError(431, _head_too_large())
-        if parser.get_method() == b"CONNECT":
-            raise _RefusedError(400, InvalidRequest("CONNECT is for proxies, and this is none"))
-        self._check_framing(parser.get_http_version())
-        if parser.should_upgrade():
-            return  # the parser stops here; `data_received` decides how it goes on
-        if self._exchange is None:
-            if self._header(b"expect").lower() == b"100-continue":
-                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._set_timer(self._limits.body_timeout, self._body_timed_out)
+        step = parser.step
+        self._rest = rest[step:]
+        self._events += parser.receive_data(rest[:step] if len(rest) > step else rest)
+        if not (self._is_head_timed or parser.is_in_body or parser.is_between or self._events):
+            self._is_head_timed = True
+            self._set_timer(self._limits.header_timeout, self._head_timed_out)
 
-    def _check_framing(self, version: str) -> None:
-        """Refuse a request whose end or host is ambiguous: a proxy might have read it differently."""
-        if version not in ("1.0", "1.1"):
-            raise _RefusedError(505, InvalidRequest(f"HTTP/{version} is not spoken here; this is HTTP/1.1"))
-        hosts = sum(name == b"host" for name, _ in self._headers)
-        if hosts > 1 or (hosts == 0 and version == "1.1"):  # RFC 9112 section 3.2
-            raise _RefusedError(400, InvalidRequest(f"the request has {hosts} Host headers and should have one"))
-        codings = [value.lower() for name, value in self._headers if name == b"transfer-encoding"]
-        if codings and (codings != [b"chunked"] or version == "1.0"):  # RFC 9112 section 6.1
-            raise _RefusedError(400, InvalidRequest("the only transfer coding is `chunked`, and only in HTTP/1.1"))
-        if self._header(b"content-encoding").lower() not in (b"", b"identity"):
-            # A few bytes could stand for gigabytes; no SDK compresses its requests.
-            error = InvalidRequest("send the body without content coding", param="content-encoding")
-            raise _RefusedError(415, error)
-        if int(self._header(b"content-length") or b"0") > self._limits.max_body:
-            raise self._too_large()
-
-    def on_body(self, body: bytes) -> None:
-        self._body_size += len(body)
-        if self._body_size > self._limits.max_body:
-            self._body = []
-            raise self._too_large()
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self._in_body = False
-        self._head_size = 0
+    def _count_rest(self) -> None:
+        """Charge what waits, and read no further while that is much."""
         parser = self._parser
-        if parser is None or parser.should_upgrade():
+        held = len(self._rest)
+        if parser is not None and not parser.is_in_body:
+            held += parser.head_size
+        charge = self._rest_charge
+        if charge is None:
+            if not held:
+                return
+            charge = self._rest_charge = Charge(self._strangers, Kind.BODIES)
+        if not charge.set(held):
+            error = charge.account.refusal(held)
+            self._refuse(error.http_status, error)
+        elif not held:
+            self._rest_charge = None
+        if len(self._rest) > MAX_BACKLOG:
+            self.pause(BACKLOG)
+        else:
+            self.resume(BACKLOG)
+
+    def _handle(self, event: Event) -> None:
+        if type(event) is Head:
+            self._stop_timer()
+            self._is_head_timed = False
+            self._head = event
+            self._judge(event)
+        elif type(event) is Body:
+            self._take_body(event.data)
+        elif type(event) is End:
+            self._start()
+        elif type(event) is Upgrade:
+            self._stop_timer()
+            self._parser = None
+            rest, self._rest = event.rest + self._rest, b""
+            self._app.upgrade(event.request, self, rest)
+        elif type(event) is Refused:
+            self._refuse(event.status, event.error, event.path)
+
+    def _judge(self, head: Head) -> None:
+        try:
+            admitted = self._app.admit(head.request)
+        except KeysPending as pending:
+            self.pause(KEYS)
+            self._task = asyncio.create_task(self._judge_later(head, pending), name="http credential")
+        else:
+            self._judged(head, admitted)
+
+    async def _judge_later(self, head: Head, pending: KeysPending) -> None:
+        try:
+            async with asyncio.timeout(KEYS_TIMEOUT):
+                await pending.wait()
+        except TimeoutError:
+            pass
+        if self._head is not head:
+            return  # the client has left
+        self._task = None
+        try:
+            self._judged(head, self._app.admit(head.request, may_wait=False))
+        except Exception:
+            logger.exception("%s %r failed", head.request.method, head.request.path)
+            self._refuse(500, InternalError(), head.request.path)
+        self.resume(KEYS)
+
+    def _judged(self, head: Head, admitted: Admitted) -> None:
+        """Refuse a request by its head, or take its body."""
+        self._admitted = admitted
+        self._app.judged(self, admitted)
+        if not head.has_body:
             return
-        request = self._request(parser)
-        keep_alive = parser.should_keep_alive()
-        self._url = b""
-        self._body = []
-        if self._exchange is None and not self._pipeline:
-            self._start(request, keep_alive)
+        refusal = admitted.refusal
+        if refusal is None and (head.length or 0) > self._limits.body_of(admitted):
+            refusal = self._limits.too_large(admitted)
+        if refusal is not None:
+            self._refuse_admitted(admitted, refusal)
             return
-        self._pipeline.append((request, keep_alive))
-        waiting = sum(len(request.body) for request, _ in self._pipeline)
-        if len(self._pipeline) > _MAX_PIPELINED or waiting > self._limits.max_body:
-            raise _RefusedError(429, InvalidRequest("too many pipelined requests on one connection"))
+        if head.expects_continue:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._charge = Charge(admitted.account or self._strangers, Kind.BODIES)
+        self._set_timer(self._limits.body_timeout, self._body_timed_out)
+
+    def _take_body(self, data: bytes) -> None:
+        admitted, charge = self._admitted, self._charge
+        if admitted is None or charge is None:
+            return
+        if charge.size + len(data) > self._limits.body_of(admitted):
+            self._refuse_admitted(admitted, self._limits.too_large(admitted))
+        elif not charge.grow(len(data)):
+            self._refuse_admitted(admitted, charge.account.refusal(len(data)))
+        elif not self._body:
+            self._body = data
+        else:
+            # Grown in place: a list of the smallest pieces would take many times their size.
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += data
 
     # -- requests --
 
-    def _header(self, name: bytes) -> bytes:
-        return next((value for key, value in self._headers if key == name), b"")
-
-    def _head_without_upgrade(self, parser: httptools.HttpRequestParser) -> bytes:
-        lines = [b"%b %b HTTP/%b" % (parser.get_method(), self._url, parser.get_http_version().encode())]
-        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
-        return b"\r\n".join(lines) + b"\r\n\r\n"
-
-    def _request(self, parser: httptools.HttpRequestParser) -> Request:
-        raw_path, _, raw_query = self._url.partition(b"?")
-        if raw_path[:1] != b"/":  # absolute form, RFC 9112 section 3.2.2
-            try:
-                raw_path = httptools.parse_url(self._url).path or b"/"
-            except httptools.HttpParserError as exc:
-                raise _RefusedError(400, InvalidRequest("the request target is not a valid URL")) from exc
-        try:
-            query = parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
-        except ValueError as exc:
-            raise _RefusedError(
-                400, InvalidRequest(f"the query has more than {_MAX_PARAMETERS} parameters")
-            ) from exc
-        return Request(
-            method=parser.get_method().decode("ascii"),
-            path=unquote(raw_path.decode("latin-1")),
-            query=dict(query),
-            headers=self._headers,
-            body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
-            http_version=parser.get_http_version(),
-        )
-
-    def _start(self, request: Request, keep_alive: bool) -> None:
+    def _start(self) -> None:
+        head, admitted, charge, body = self._head, self._admitted, self._charge, self._body
+        if head is None or admitted is None:
+            return
+        self._head = self._admitted = self._charge = None
+        self._body = b""
         self._stop_timer()
-        keep_alive = keep_alive and not self._app.is_draining
-        shape = self._app.shape_of(None)  # until the application has found the path
-        exchange = self._exchange = Exchange(self, request, shape=shape, keep_alive=keep_alive)
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._run(request, exchange), name="http request")
+        request = head.request
+        if body:
+            request = msgspec.structs.replace(request, body=bytes(body))
+        self.account = admitted.account or self._strangers
+        keep_alive = head.keep_alive and not (self._app.is_draining or self.is_limited or admitted.closes)
+        exchange = Exchange(self, request, shape=admitted.shape, keep_alive=keep_alive, body=charge)
+        self._exchange = exchange
+        exchange.headers = admitted.headers
+        exchange.secret = admitted.secret
+        if admitted.refusal is not None or admitted.answer is None:
+            exchange.body_used()
+            exchange.refuse(admitted.refusal or InternalError())
+            return
+        self._task = asyncio.create_task(self._run(admitted.answer, request, exchange), name="http request")
 
-    async def _run(self, request: Request, exchange: Exchange) -> None:
+    async def _run(
+        self, answer: Callable[[Request, Exchange], Awaitable[None]], request: Request, exchange: Exchange
+    ) -> None:
         try:
-            await self._app.handle(request, exchange)
+            await answer(request, exchange)
         except HoldfastError as exc:
             self._fail(exchange, exc)
         except Exception:
             # The path is decoded and may hold line breaks, which must not look like lines of the log.
             logger.exception("%s %r failed", request.method, request.path)
             self._fail(exchange, InternalError())
+        finally:
+            exchange.body_used()
 
     def _fail(self, exchange: Exchange, error: HoldfastError) -> None:
         if exchange.is_started:
@@ -342,78 +387,64 @@ class HttpConnection(asyncio.Protocol):
         is_draining = self._app.is_draining
         if not keep_alive:
             self._close()
-        elif self._pipeline:
-            request, keep_alive = self._pipeline.pop(0)
-            self._start(request, keep_alive)
         elif self._deferred is not None:
             self.refuse(*self._deferred)
-        elif is_draining:
+        elif is_draining and not any(type(event) is End for event in self._events):
             self._close()
         else:
-            self._set_timer(self._limits.keep_alive_timeout, self._close)
+            self._set_timer(self._limits.keep_alive_timeout, self._head_timed_out)
+            if self.can_go_on:
+                self.turns.enter(self)
         if is_draining:
             self._app.answer_finished(self)
 
-    def _start_upgrade(self, parser: httptools.HttpRequestParser, rest: bytes) -> None:
-        if self._exchange is not None:
-            self._refuse(400, InvalidRequest("an upgrade must be the only request of its connection"))
-            return
-        try:
-            request = self._request(parser)
-        except _RefusedError as exc:
-            self._refuse(exc.status, exc.error)
-            return
-        self._stop_timer()
-        self._app.upgrade(request, self, rest)
-
     # -- refusals and closing --
 
-    def _too_large(self) -> _RefusedError:
-        limit = self._limits.max_body
-        return _RefusedError(413, PayloadTooLarge(f"the body is larger than {limit} bytes (server.max_body)"))
+    def _refuse_admitted(self, admitted: Admitted, error: HoldfastError, *, status: int | None = None) -> None:
+        status, headers, body = error_response(error, admitted.shape, status=status)
+        self.refuse(status, [*headers, *admitted.headers], body)
 
-    def _refuse(self, status: int, error: HoldfastError) -> None:
-        self.refuse(*error_response(error, self._app.shape_of(self._known_path()), status=status))
-
-    def _known_path(self) -> str | None:
-        """Return the path of the request that is being received; None while it is incomplete."""
-        if not self._url or not (self._headers or self._in_body):
-            return None
-        return unquote(self._url.partition(b"?")[0].decode("latin-1"))
+    def _refuse(self, status: int, error: HoldfastError, path: str | None = None) -> None:
+        self.refuse(*error_response(error, self._app.shape_of(path), status=status))
 
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer without an exchange, and close. Input is dropped for a while, until the client has seen it."""
-        if self._exchange is not None or self._pipeline:  # first come the answers that were asked for before
-            self._parser = None
+        self._forget_input()
+        if self.transport is None:
+            return
+        if self._exchange is not None:  # first comes the answer that was asked for before
             self._deferred = (status, headers, body)
             return
         head = response_head(status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")])
         self.write(head + body)
-        self._parser = None
         self._discarding = True
+        self.resume(BACKLOG)
+        self.resume(KEYS)
         self._set_timer(_DISCARD_TIMEOUT, self.abort)
-        transport = self.transport
-        if transport is not None and transport.can_write_eof():
-            transport.write_eof()
+        self.write_eof()
 
     def _head_timed_out(self) -> None:
-        if self._head_size == 0:
+        if self.is_paused:  # what is not read cannot come, and what is not taken cannot be followed
+            self._set_timer(self._limits.header_timeout, self._head_timed_out)
+        elif self._parser is None or self._parser.is_between:
             self._close()
         else:
             self._refuse(408, InvalidRequest("the request head did not arrive in time"))
 
     def _body_timed_out(self) -> None:
-        self._refuse(408, InvalidRequest("the request body did not arrive in time"))
+        if self._admitted is not None:
+            error = InvalidRequest("the request body did not arrive in time")
+            self._refuse_admitted(self._admitted, error, status=408)
 
     def _close(self) -> None:
         self._stop_timer()
+        self._forget_input()
         if self.transport is not None:
             self.transport.close()
 
     def abort(self) -> None:
         self._stop_timer()
-        if self.transport is not None:
-            self.transport.abort()
+        super().abort()
 
     # -- for the set of open peers --
 
@@ -430,8 +461,10 @@ class HttpConnection(asyncio.Protocol):
         self.close_when_idle()
 
     def revoke(self, removed: Set[SecretId]) -> None:
-        """End the answer that is under way, if its request came with one of these secrets."""
-        exchange = self._exchange
+        """End the answer that is under way, or refuse the request, if it came with one of these secrets."""
+        admitted, exchange = self._admitted, self._exchange
+        if admitted is not None and admitted.secret in removed:
+            admitted.refusal = Unauthorized(REVOKED)
         if exchange is not None and exchange.secret in removed:
             exchange.revoke(Unauthorized(REVOKED))
 
@@ -443,28 +476,14 @@ class HttpConnection(asyncio.Protocol):
     def say_goodbye(self) -> None:
         """Do nothing: HTTP has no message for it."""
 
-    @property
-    def address(self) -> str:
-        """The peer's address without its port; empty if the transport has none."""
-        peer = None if self.transport is None else self.transport.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
-
-    def write(self, data: bytes) -> None:
-        if self.transport is not None:
-            self.transport.write(data)
-
-    def pause_reading(self) -> None:
-        if self.transport is not None:
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if self.transport is not None:
-            self.transport.resume_reading()
-
     def give_away(self) -> asyncio.Transport | None:
         """Hand over the transport; None if the connection is lost. Do not use this object afterwards."""
         self._stop_timer()
+        self._forget_input()
+        self.free_output()
         transport, self.transport = self.transport, None
+        if transport is not None and self._pauses:
+            transport.resume_reading()
         return transport
 
     def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
@@ -475,16 +494,3 @@ class HttpConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _head_too_large() -> InvalidRequest:
-    return InvalidRequest(f"the request head is larger than {MAX_HEAD} bytes")
-
-
-class _RefusedError(Exception):
-    """Carries a refusal out of the parser's callbacks, which cannot answer themselves."""
-
-    def __init__(self, status: int, error: HoldfastError) -> None:
-        super().__init__(error.message)
-        self.status = status
-        self.error = error

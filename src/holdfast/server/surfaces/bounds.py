@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from holdfast.admission.limiter import Account
+from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.config import Config
+from holdfast.core.limits.budget import Budget, Kind
 from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.session import messages as m
 from holdfast.core.session.server import MAX_INVALID_MESSAGES
 from holdfast.server.peers import Peers, PeerStatistics
 from holdfast.streams.directory import Directory
 from holdfast.upstream.statistics import ProviderStatistics
+
+#: How many of those who hold most memory an admin is shown.
+_LARGEST = 20
 
 
 class Bound(Struct, frozen=True):
@@ -63,10 +69,32 @@ class ModelUse(Struct, frozen=True):
     waiting: int
 
 
+class TenantMemory(Struct, frozen=True):
+    tenant: str
+    used: int
+
+
+class MemoryUse(Struct, frozen=True, omit_defaults=True):
+    """Bytes of `server.memory_bytes`, all and by what they are held for.
+
+    `reclaimable` are of ended logs, which go where others need the memory. `tenant` is the caller's own share, as
+    much as it is at this moment, and `largest` those who hold most, which only an admin is told.
+    """
+
+    limit: int
+    used: int
+    reclaimable: int
+    kinds: dict[str, int]
+    tenant: HoldUse
+    strangers: HoldUse
+    largest: list[TenantMemory] | None = None
+
+
 class Bounds(Struct, frozen=True):
     """The answer. `key` and `tenant` are the caller's own accounts."""
 
     bounds: list[Bound]
+    memory: MemoryUse
     models: list[ModelUse]
     key: AccountUse
     tenant: AccountUse
@@ -81,11 +109,11 @@ def collect(
     admission: Admission,
     *,
     providers: Sequence[ProviderStatistics],
-    caller: tuple[str, str | None],
+    caller: Principal,
     now: float,
 ) -> Bounds:
     """Collect all bounds. It looks at every connection and stream once."""
-    tenant, key = caller
+    tenant, key = caller.tenant, caller.key_id
     key_account, tenant_account = admission.limiter.accounts(tenant, key, now)
     waiting = admission.queue.waiting_of(tenant)
     return Bounds(
@@ -94,6 +122,7 @@ def collect(
             *_provider_bounds(config, providers),
             *_protocol_bounds(config),
         ],
+        memory=_memory(directory.budget, caller),
         models=[
             ModelUse(name, model.limit, model.used, admission.waiting_for(name))
             for name, model in admission.models.items()
@@ -111,13 +140,14 @@ def _process_bounds(
     server, streams, queue = config.server, config.streams, config.queue
     use = directory.statistics()
     rate = server.max_connections_per_second_per_address
+    memory = directory.budget.used
     return [
         Bound("connections", server.max_connections, peers.open, "server.max_connections"),
         Bound(
             "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
         ),
+        Bound("bytes that clients make it hold", server.memory_bytes, memory, "server.memory_bytes"),
         Bound("streams that are kept", streams.max_streams, use.streams, "streams.max_streams"),
-        Bound("bytes of all logs", streams.memory_bytes, use.log_bytes, "streams.memory_bytes"),
         Bound("bytes of a log", streams.log_bytes, directory.largest_log, "streams.log_bytes"),
         Bound("waiting requests", queue.max_waiting, len(admission.queue), "queue.max_waiting"),
         Bound(
@@ -168,6 +198,23 @@ def _protocol_bounds(config: Config) -> list[Bound]:
         Bound("bytes of outstanding credit of a reading", m.MAX_CREDIT),
         Bound("invalid messages on a connection", MAX_INVALID_MESSAGES),
     ]
+
+
+def _memory(budget: Budget, caller: Principal) -> MemoryUse:
+    own, strangers = budget.account(caller.owner.tenant), budget.strangers
+    largest = None
+    if caller.owner.is_admin:
+        users = heapq.nlargest(_LARGEST, budget.accounts(), key=lambda account: account.used)
+        largest = [TenantMemory(account.tenant or "", account.used) for account in users if account.used]
+    return MemoryUse(
+        limit=budget.limit,
+        used=budget.used,
+        reclaimable=budget.reclaimable,
+        kinds={kind.name.lower(): budget.by_kind[kind] for kind in Kind},
+        tenant=HoldUse(own.bound, own.used),
+        strangers=HoldUse(strangers.bound, strangers.used),
+        largest=largest,
+    )
 
 
 def _account(account: Account[Any], now: float, *, waiting: int | None = None) -> AccountUse:

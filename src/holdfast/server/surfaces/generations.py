@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from holdfast.admission.principal import Principal
+from holdfast.core.hops import HEADER, check_hops
 from holdfast.dialects.dialect import Dialect
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import HoldfastError, InvalidRequest
@@ -41,11 +42,14 @@ class Generations:
         terms = Terms(
             detach_grace=services.limits.detach_grace_http,
             request_id=_request_id(request),
+            hops=check_hops(request.header(HEADER), services.gateway_id),
             keeps_running=policy == "continue",
             connection=exchange.connection_number,
         )
+        exchange.hold(services.connect(principal.tenant, principal.key_id))
         create = partial(services.launcher.create, principal, self._dialect, request.body, terms)
         result: Started | HoldfastError = await answer_of(create)
+        exchange.body_used()
         # A refusal tells what is left as well.
         exchange.headers += self._dialect.rate_headers(services.rates(principal.tenant, principal.key_id))
         if isinstance(result, HoldfastError):

@@ -22,6 +22,7 @@ from holdfast.generation.launcher import Started, Terms
 from holdfast.observe.events import Caller
 from holdfast.server.delivery.client_socket import ClientSocket
 from holdfast.server.handshakes import Handshake, refuse_without_upgrade
+from holdfast.server.listener.turns import BACKLOG
 from holdfast.server.router import Route
 from holdfast.server.services import Services, Surface
 from holdfast.streams.store import Done
@@ -73,6 +74,7 @@ class SessionProtocol(ClientSocket):
         # retention.
         self._retained: set[str] | None = None
         super().__init__(handshake, services, control=self.protocol, framing=SESSION_FRAMING)
+        self.messages = self.protocol
 
     @property
     def short_token(self) -> str | None:
@@ -89,8 +91,8 @@ class SessionProtocol(ClientSocket):
 
     def _received(self, event: core.Event | None) -> None:
         self._handle(event)
-        if event is None and self.protocol.must_pause and self.transport is not None:
-            self.transport.pause_reading()
+        if event is None and self.protocol.must_pause:
+            self.pause(BACKLOG)
 
     def _handle(self, event: core.Event | None) -> None:
         match event:
@@ -135,8 +137,8 @@ class SessionProtocol(ClientSocket):
         """Take the messages that have waited for an answer, up to one that has to wait as well."""
         for event in self.protocol.resume():
             self._handle(event)
-        if self.transport is not None and not self.protocol.must_pause:
-            self.transport.resume_reading()
+        if not self.protocol.must_pause:
+            self.resume(BACKLOG)
         self.outlet.mark()
 
     @property
@@ -295,14 +297,23 @@ class SessionProtocol(ClientSocket):
     # -- to the client --
 
     def position_changed(self, stream: Stream) -> None:
+        retrying = stream.retrying
         if stream.queue_position is not None:
             self.protocol.send(m.Queued(stream.id, stream.queue_position))
+        elif retrying is not None:
+            delay_ms = round(retrying.delay * 1000)
+            self.protocol.send(
+                m.Queued(stream.id, 0, attempt=retrying.attempt, delay_ms=delay_ms, code=retrying.code)
+            )
 
     def epoch_changed(self, stream: Stream) -> None:
         self.protocol.send(m.Epoch(stream.id, stream.log.epoch))
 
     def end_written(self, stream: Stream) -> None:
         self.protocol.retire(stream.id)
+
+    def forgotten(self, stream: Stream, error: HoldfastError) -> None:
+        self.protocol.forget(stream.id, error)
 
     # -- the end --
 

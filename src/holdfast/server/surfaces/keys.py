@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
 
-from holdfast.admission.client_tokens import ClientTokens, parse_token_request
-from holdfast.admission.key_store import KeyRecord, KeyStore, NewKey
+from holdfast.admission.client_tokens import ClientTokens, check_size, parse_token_request
+from holdfast.admission.key_rows import KeyRecord
+from holdfast.admission.key_store import KeyStore, NewKey
 from holdfast.admission.key_watcher import KeyWatcher
 from holdfast.admission.principal import Principal
 from holdfast.errors import InvalidRequest, NotFound
+from holdfast.observe.audit import audit
 from holdfast.server.listener.exchange import Exchange, Request, respond_json
 from holdfast.server.router import Guard, Route
 
@@ -62,29 +63,48 @@ class AdminApi:
         return self._watched
 
     async def _list(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
-        store, _watcher = self._parts
-        records = await asyncio.to_thread(store.list)
-        respond_json(exchange, {"object": "list", "data": records})
+        store, watcher = self._parts
+        respond_json(exchange, {"object": "list", "data": await watcher.run(store.list)})
 
     async def _create(self, request: Request, exchange: Exchange, principal: Principal, _: str) -> None:
         store, watcher = self._parts
         new = _decode(request.body, NewKey)
-        record, key = await asyncio.to_thread(store.create, new)
+        record, key = await watcher.run(lambda: store.create(new))
+        _audit("key_created", exchange, record)
         await watcher.refresh()
         respond_json(exchange, _with_key(record, key), status=201)
 
     async def _revoke(self, request: Request, exchange: Exchange, principal: Principal, key_id: str) -> None:
         store, watcher = self._parts
-        record = await asyncio.to_thread(store.revoke, key_id)
+        record = await watcher.run(lambda: store.revoke(key_id))
+        _audit("key_revoked", exchange, record)
+        watcher.revoke(record.id)
         await watcher.refresh()
         respond_json(exchange, record)
 
     async def _rotate(self, request: Request, exchange: Exchange, principal: Principal, key_id: str) -> None:
         store, watcher = self._parts
         rotation = _decode(request.body or b"{}", Rotation)
-        record, key = await asyncio.to_thread(store.rotate, key_id, grace=rotation.grace)
+        record, key = await watcher.run(lambda: store.rotate(key_id, grace=rotation.grace))
+        _audit("key_rotated", exchange, record, grace=rotation.grace)
         await watcher.refresh()
         respond_json(exchange, _with_key(record, key))
+
+
+def _audit(event: str, exchange: Exchange, record: KeyRecord, **fields: object) -> None:
+    audit(
+        event,
+        actor="admin",
+        address=exchange.address,
+        connection=exchange.connection_number,
+        key=record.id,
+        name=record.name,
+        tenant=record.tenant,
+        models=record.models,
+        max_tokens=record.max_tokens,
+        limits=None if record.limits is None else msgspec.to_builtins(record.limits),
+        **fields,
+    )
 
 
 def _with_key(record: KeyRecord, key: str) -> dict[str, Any]:
@@ -96,6 +116,7 @@ _T = TypeVar("_T")
 
 
 def _decode(raw: bytes, type_: type[_T]) -> _T:
+    check_size(raw)
     try:
         return msgspec.json.decode(raw, type=type_)
     except msgspec.ValidationError as exc:

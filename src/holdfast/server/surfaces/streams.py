@@ -87,12 +87,14 @@ class Streams:
                 exchange.start(200, [*SSE_HEADERS, stream_header(stream)])
                 exchange.end()
             else:
+                exchange.hold(self._services.connect(principal.tenant, principal.key_id))
                 self._services.sse.send(
                     stream, exchange, STREAMS_FRAMING, position=position, is_onlooker=is_onlooker
                 )
         elif live in ("none", "long-poll"):
             payloads = stream.log.slice(position.seq + 1, READ_BYTES) if not has_all else []
             if live == "long-poll" and has_all and not stream.is_ended:
+                exchange.hold(self._services.connect(principal.tenant, principal.key_id))
                 waiter = Waiter(stream, exchange, position, is_onlooker=is_onlooker)
                 await waiter.wait(timeout, max_bytes=READ_BYTES)
                 payloads = waiter.read()

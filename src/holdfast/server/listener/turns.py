@@ -1,0 +1,227 @@
+"""Fair turns of the event loop: no client's bytes keep the others waiting for longer than a few milliseconds.
+
+What comes on a socket is handled at once while the turn of the loop has time for clients' input. A socket whose
+bytes take longer than its share is read no further, and its rest waits with those of others until its turn comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from holdfast.core.fair_turns import FairTurns
+from holdfast.core.limits.budget import Account, Kind
+
+logger = logging.getLogger("holdfast")
+
+#: Seconds that the bytes of one socket take at a time, about, and those of all in one turn of the loop: once as
+#: they come, and once of what has waited.
+SHARE = 0.0005
+TURN = 0.002
+
+# Why a socket is not read. Plain numbers: an enum's flags would cost more than what they guard.
+#: Others come first.
+TURN_OVER = 1
+#: It does not take what it is sent.
+NOT_WRITABLE = 2
+#: So much waits for an answer, or for a lookup, that no more may come.
+BACKLOG = 4
+#: The keys are being fetched that its credential needs.
+KEYS = 8
+#: It has sent too much that serves nothing.
+SLOWED = 16
+
+
+class Turns:
+    """Shares the time of one event loop between the sockets of clients. `clock` gives seconds."""
+
+    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_loop", "clock")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop | None = None, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._loop = loop or asyncio.get_running_loop()
+        self.clock = clock
+        self._fair: FairTurns[FairProtocol] = FairTurns(SHARE)
+        self._is_due = False
+        # What this turn of the loop has left for bytes as they come.
+        self._left = TURN
+        self._is_reset_due = False
+
+    def __len__(self) -> int:
+        """Count the sockets of which something waits."""
+        return len(self._fair)
+
+    def received(self, socket: FairProtocol) -> None:
+        """Something has come on a socket: handle it now, or have it wait."""
+        if self._left <= 0 or (self._is_due and socket in self._fair):
+            self.enter(socket)
+            return
+        clock = self.clock
+        begun = clock()
+        has_more = socket.take(begun + SHARE)
+        self._left -= clock() - begun
+        if self._left < TURN / 2 and not self._is_reset_due:
+            # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
+            self._is_reset_due = True
+            self._loop.call_soon(self._reset)
+        if has_more:
+            self.enter(socket)
+
+    def enter(self, socket: FairProtocol) -> None:
+        """Something waits of a socket. It is read no further until that was handled. Idempotent."""
+        socket.pause(TURN_OVER)
+        self._fair.enter(socket)
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._run)
+
+    def leave(self, socket: FairProtocol) -> None:
+        """Forget a socket. Idempotent."""
+        self._fair.leave(socket)
+
+    def _reset(self) -> None:
+        self._is_reset_due = False
+        self._left = TURN
+
+    def _run(self) -> None:
+        """Serve those that wait, as many as one turn of the loop has time for."""
+        fair, clock = self._fair, self.clock
+        now = clock()
+        end = now + TURN
+        while now < end and (socket := fair.next()) is not None:
+            try:
+                has_more = socket.take(now + SHARE)
+            except Exception:
+                # The supervisor of one connection: others go on.
+                logger.exception("a client's connection failed")
+                fair.leave(socket)
+                socket.abort()
+                now = clock()
+                continue
+            begun, now = now, clock()
+            fair.served(socket, now - begun, has_more=has_more)
+            if not has_more:
+                socket.resume(TURN_OVER)
+        self._is_due = len(fair) > 0
+        if self._is_due:
+            self._loop.call_soon(self._run)
+
+
+class FairProtocol(asyncio.Protocol):
+    """A client's socket that takes part in the turns, and is read only while nothing speaks against it.
+
+    Subclasses keep what has come and handle it by `take`. A socket is read while no reason to pause is set.
+    """
+
+    __slots__ = ("_output", "_pauses", "account", "is_writable", "transport", "turns")
+
+    def __init__(self, turns: Turns, account: Account) -> None:
+        self.turns = turns
+        #: Whose memory its bytes are.
+        self.account = account
+        self.transport: asyncio.Transport | None = None
+        self.is_writable = True
+        self._pauses = 0
+        # Bytes that the socket has not taken, as they were charged, and to whom.
+        self._output: tuple[Account, int] | None = None
+
+    # -- for subclasses --
+
+    def take(self, until: float) -> bool:
+        """Handle what has come until the clock shows so much; return whether more could be handled now."""
+        raise NotImplementedError
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether something waits that could be handled, were it the socket's turn. Then it is entered."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def address(self) -> str:
+        """The peer's address without its port; empty if the transport has none."""
+        peer = None if self.transport is None else self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    @property
+    def descriptor(self) -> int | None:
+        """The number of its socket's descriptor; None if the transport has none."""
+        own = None if self.transport is None else self.transport.get_extra_info("socket")
+        return None if own is None else int(own.fileno())
+
+    def write(self, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data)
+
+    def write_eof(self) -> None:
+        """Send nothing more, but read on: unread input would reset the connection, and what was sent be lost."""
+        transport = self.transport
+        if transport is None:
+            return
+        try:
+            if transport.can_write_eof():
+                transport.write_eof()
+        except OSError:  # the peer has reset it
+            transport.abort()
+
+    # -- reading --
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether anything but other sockets' turns keeps this one from being read."""
+        return bool(self._pauses & ~TURN_OVER)
+
+    def pause(self, reason: int) -> None:
+        """Read no further for this reason. Idempotent."""
+        if not self._pauses and self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._pauses |= reason
+
+    def resume(self, reason: int) -> None:
+        """The reason is gone: go on with what waits, and read on, unless there is another one."""
+        if not self._pauses & reason:
+            return
+        self._pauses &= ~reason
+        if self._pauses & TURN_OVER:
+            return
+        if self.can_go_on:
+            # Not `pause`: the socket is not read yet.
+            self._pauses |= TURN_OVER
+            self.turns.enter(self)
+        elif not self._pauses and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # -- asyncio.BaseProtocol --
+
+    def pause_writing(self) -> None:
+        """Nothing is read from a peer that does not read us."""
+        self.is_writable = False
+        transport = self.transport
+        if transport is None:
+            return
+        size = transport.get_write_buffer_size()
+        self.free_output()
+        if not self.account.take(Kind.OUTPUT, size):
+            self.abort()
+            return
+        self._output = self.account, size
+        self.pause(NOT_WRITABLE)
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        self.free_output()
+        self.resume(NOT_WRITABLE)
+
+    def free_output(self) -> None:
+        """Give back what unsent output was charged. Idempotent."""
+        output, self._output = self._output, None
+        if output is not None:
+            account, size = output
+            account.free(Kind.OUTPUT, size)

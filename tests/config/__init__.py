@@ -1,0 +1,1 @@
+"""What a configuration file says, what is wrong with it and where, without sockets."""

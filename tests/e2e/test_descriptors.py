@@ -1,0 +1,74 @@
+"""`holdfast serve` where few descriptors may be open: it says so, and probes get in whatever clients hold."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.command_line import DEADLINE, Server, serve
+
+NOFILE = 256
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    (tmp_path / "holdfast.toml").write_text("[server]\nmax_connections = 20000\n")
+    return serve("--config", "holdfast.toml", cwd=tmp_path, nofile=NOFILE)
+
+
+def ask(server: Server, path: str) -> int:
+    with httpx.Client(trust_env=False, timeout=DEADLINE) as client:
+        return client.get(f"{server.url}{path}").status_code
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE)
+
+
+def test_fewer_connections_than_configured_are_said_once_at_the_start(server: Server) -> None:
+    with server:
+        (warning,) = [line for line in server.errors.splitlines() if "WARNING" in line]
+        assert "server.max_connections is 20000" in warning
+        assert f"only {NOFILE} descriptors may be open" in warning
+        assert "128 connections are accepted" in warning
+
+
+def test_idle_connections_never_use_up_the_descriptors(server: Server) -> None:
+    with server, ExitStack() as stack:
+        for number in range(2 * NOFILE):
+            stack.enter_context(connect(server))
+            if number % 50 == 0:
+                assert ask(server, "/healthz") == 200
+        assert ask(server, "/healthz") == 200
+        assert ask(server, "/v1/models") == 200
+        assert server.descriptors < NOFILE - 64
+        assert "Traceback" not in server.errors
+
+
+def test_probes_get_in_while_callers_hold_as_many_connections_as_there_may_be(server: Server) -> None:
+    request = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with server, ExitStack() as stack:
+        callers = [stack.enter_context(connect(server)) for _ in range(128)]
+        for caller in callers:
+            caller.sendall(request)
+            assert caller.recv(65536).startswith(b"HTTP/1.1 200")
+        for _ in range(50):
+            stack.enter_context(connect(server))
+        assert ask(server, "/healthz") == 200
+        assert ask(server, "/v1/models") == 503
+        for caller in callers:
+            caller.sendall(request)
+            assert caller.recv(65536).startswith(b"HTTP/1.1 200")
+        assert server.descriptors < NOFILE
+        assert "Traceback" not in server.errors
+
+
+def test_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
+    with serve(cwd=tmp_path, nofile="256:4096") as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+        assert line.split()[3:5] == ["4096", "4096"]
