@@ -149,8 +149,7 @@ class Attempt:
         try:
             self._call = await target.upstream.send(self._request, self)
         except UpstreamError as exc:
-            # Without its frames: this one knows the request, which the failure is to outlive.
-            return exc.with_traceback(None)
+            return exc.as_value()
         if self._lease is not None and streaming:
             # From here, since waiting for a connection is not the provider's time. An answer that is not streamed
             # begins when it has ended, which tells nothing.

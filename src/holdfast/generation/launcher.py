@@ -144,7 +144,7 @@ class Launcher:
                 self._decode(principal, dialect, raw, terms, done)
                 return
             self._observer.observe(RequestRefused(_caller(principal, terms), None, terms.request_id, refusal))
-            done(refusal.with_traceback(None))
+            done(refusal.as_value())
 
         if terms.request_id is None:
             answer(None)
@@ -176,7 +176,7 @@ class Launcher:
             if terms.hops:
                 ask = msgspec.structs.replace(ask, hops=terms.hops)
         except HoldfastError as exc:
-            done(exc)
+            done(exc.as_value())
             return
         # Without a name of the caller's own nobody can send it again.
         digest = b"" if terms.request_id is None else _digest(raw, ask)
@@ -188,8 +188,7 @@ class Launcher:
                 result = self._answer(request, claimed)
             except HoldfastError as exc:
                 self._observer.observe(RequestRefused(request.caller, ask.model, terms.request_id, exc))
-                # Its traceback has this frame, which has the request: no cycle may keep that.
-                result = exc.with_traceback(None)
+                result = exc.as_value()
             done(result)  # outside: what the surface raises is its own
 
         self._directory.claim(

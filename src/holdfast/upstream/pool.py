@@ -199,8 +199,7 @@ class Pool:
             if connection.is_lost:
                 raise UpstreamConnectError(f"{self._origin.name} closed the connection at once")
         except UpstreamError as exc:
-            # Without its frames: this one knows it, and the cycle would keep all that they hold.
-            failure = exc.with_traceback(None)
+            failure = exc.as_value()
         finally:
             self._dials.pop(member, None)
         now = self._timers.now()
