@@ -38,18 +38,6 @@ class HoldfastError(Exception):
         self.param = param
         self.partial: Any = None
 
-    def as_value(self) -> Self:
-        """Return this error without the frames that it and its causes came through, for who keeps it.
-
-        Frames know their callers, and what these know: an error that comes back to one of them is a cycle, which
-        would keep the request until the next collection.
-        """
-        error: BaseException | None = self
-        while error is not None:
-            error.__traceback__ = None
-            error = error.__cause__ or error.__context__
-        return self
-
     def with_note(self, note: str, *, retryable: bool) -> Self:
         """Return the same error with a longer message, which is or is not to be tried again."""
         other = type(self).__new__(type(self), self.message + note)
