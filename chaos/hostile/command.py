@@ -21,7 +21,7 @@ from chaos.hostile.run import Suite
 from chaos.hostile.verdict import MIB, Row
 
 #: What a row takes beside its attack, in seconds: a gateway's start, its warm-up, and until it is at rest.
-_OVERHEAD = 10.0
+_OVERHEAD = 12.0
 _QUIET = 5.0
 _LEAST = 2.0
 _SETTLE = 15.0
@@ -38,7 +38,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, tuple[Attack, ...], float]
     if args.minutes is not None:
         groups = [(f"group-{n + 1}", plain[n::_GROUPS]) for n in range(_GROUPS)]
         rows = [(name, attacks) for name, attacks in (*groups, ("crowds", crowds), ("tls", tls)) if attacks]
-        each = (args.minutes * 60 - 2 * _QUIET) / len(rows) - _OVERHEAD
+        each = (args.minutes * 60 - _QUIET) / len(rows) - _OVERHEAD
         return [(name, attacks, max(_LEAST, each)) for name, attacks in rows]
     alone = [] if args.together else [(attack.name, (attack,), args.seconds) for attack in chosen]
     together = [] if args.only and not args.together else [("together", plain), ("crowds", crowds), ("tls", tls)]

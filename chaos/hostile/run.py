@@ -22,6 +22,8 @@ from chaos.journal import read
 
 #: Seconds for which honest callers are alone, so that what a process makes once is made.
 _WARM_UP = 1.0
+#: Seconds after that in which idle connections to providers are closed.
+_AT_REST = 2.0
 #: Processes that the attacks of a row are shared out to.
 _ATTACKERS = 3
 #: Seconds that attackers are there before the honest callers come.
@@ -170,7 +172,7 @@ class Suite:
 
         Without a start: when connections to providers have been closed, which is what the start is.
         """
-        deadline = time.monotonic() + (self._settle if start is not None else 3.0)
+        deadline = time.monotonic() + (self._settle if start is not None else _AT_REST)
         held = None
         while time.monotonic() < deadline and gateway.is_running:
             try:

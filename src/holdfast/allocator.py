@@ -17,10 +17,10 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
 #: Seconds between two looks.
 INTERVAL = 2.0
-#: Where memory has grown by more than this from one look to the next, it is still being taken.
-_GROWS = 1.01
-#: Less growth than this, of what there was after the last return, is not worth the search.
-_WORTH = 1.02
+#: Where memory differs by a larger part than this from one look to the next, it is still being taken or freed.
+_MOVES = 0.01
+#: A smaller change than this, of what there was after the last return, is not worth the search.
+_WORTH = 0.02
 
 
 class MemoryReturn:
@@ -42,7 +42,7 @@ class MemoryReturn:
         self._resident = resident or _resident
         self._collect = collect
         self._trim = trim or _trimmer()
-        self._last = self._kept = self._resident()
+        self._last = self._returned = self._resident()
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -52,15 +52,19 @@ class MemoryReturn:
 
     async def look(self) -> None:
         now = self._resident()
-        is_growing, self._last = now > self._last * _GROWS, now
-        self._kept = min(self._kept, now)
-        if is_growing or now <= self._kept * _WORTH:
+        is_moving, self._last = _differ(now, self._last, _MOVES), now
+        # Less than then is a change as well: what had the memory has gone, and may have left more to find.
+        if is_moving or not _differ(now, self._returned, _WORTH):
             return
         if self._is_quiet():
             self._collect()
         await asyncio.to_thread(self._trim)
-        # What is left is in use: it is not looked for again before more has come.
-        self._last = self._kept = self._resident()
+        # What is left is in use: it is not looked for again before that changes.
+        self._last = self._returned = self._resident()
+
+
+def _differ(one: int, other: int, part: float) -> bool:
+    return abs(one - other) > part * other
 
 
 def _resident() -> int:

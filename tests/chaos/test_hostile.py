@@ -126,8 +126,11 @@ def test_memory_beyond_the_budget_is_found() -> None:
 
 
 def test_memory_that_stays_is_found() -> None:
-    assert judge(row(after=replace(START, memory=55 * MIB))) == []
-    assert the_only(judge(row(after=replace(START, memory=56 * MIB)))) == "memory 56 MiB afterwards, 50 before"
+    assert judge(row(after=replace(START, memory=62 * MIB))) == []
+    assert the_only(judge(row(after=replace(START, memory=63 * MIB)))) == "memory 63 MiB afterwards, 50 before"
+    large = replace(START, memory=1000 * MIB)
+    assert judge(row(start=large, peak=1000 * MIB, after=replace(large, memory=1100 * MIB))) == []
+    assert len(judge(row(start=large, peak=1000 * MIB, after=replace(large, memory=1101 * MIB)))) == 1
 
 
 def test_descriptor_that_stays_open_is_found() -> None:

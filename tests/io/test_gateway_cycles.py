@@ -49,6 +49,15 @@ async def test_refused_request_is_freed_at_once(make_path: MakePath, left_in_cyc
     assert look(left_in_cycles) == []
 
 
+async def test_request_that_cannot_be_read_is_freed_at_once(
+    make_path: MakePath, left_in_cycles: list[str]
+) -> None:
+    path = await make_path()
+    refused = await ask(path.url, "POST", _COMPLETIONS, chat(messages=5, prompt="x" * 10_000))
+    assert refused.status == 400
+    assert look(left_in_cycles) == []
+
+
 async def test_refused_create_is_freed_at_once(make_path: MakePath, left_in_cycles: list[str]) -> None:
     path = await make_path(limits=msgspec.convert({"tokens_per_minute": 10}, LimitsConfig))
     async with await Session.open(path.url) as session:

@@ -10,6 +10,7 @@ import logging
 import time
 
 from holdfast.core.breaker import Permit
+from holdfast.core.frameless import without_frames
 from holdfast.core.http.request import Headers
 from holdfast.core.retry import parse_milliseconds, parse_retry_after
 from holdfast.dialects.ask import Ask
@@ -149,8 +150,7 @@ class Attempt:
         try:
             self._call = await target.upstream.send(self._request, self)
         except UpstreamError as exc:
-            # Without its frames: this one knows the request, which the failure is to outlive.
-            return exc.with_traceback(None)
+            return without_frames(exc)
         if self._lease is not None and streaming:
             # From here, since waiting for a connection is not the provider's time. An answer that is not streamed
             # begins when it has ended, which tells nothing.

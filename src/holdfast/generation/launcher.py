@@ -15,6 +15,7 @@ from msgspec import Struct
 from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.core.entries import EndBody, error_body
+from holdfast.core.frameless import without_frames
 from holdfast.core.limits.budget import Kind
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import Dialect
@@ -144,7 +145,7 @@ class Launcher:
                 self._decode(principal, dialect, raw, terms, done)
                 return
             self._observer.observe(RequestRefused(_caller(principal, terms), None, terms.request_id, refusal))
-            done(refusal.with_traceback(None))
+            done(without_frames(refusal))
 
         if terms.request_id is None:
             answer(None)
@@ -176,7 +177,7 @@ class Launcher:
             if terms.hops:
                 ask = msgspec.structs.replace(ask, hops=terms.hops)
         except HoldfastError as exc:
-            done(exc)
+            done(without_frames(exc))
             return
         # Without a name of the caller's own nobody can send it again.
         digest = b"" if terms.request_id is None else _digest(raw, ask)
@@ -188,8 +189,7 @@ class Launcher:
                 result = self._answer(request, claimed)
             except HoldfastError as exc:
                 self._observer.observe(RequestRefused(request.caller, ask.model, terms.request_id, exc))
-                # Its traceback has this frame, which has the request: no cycle may keep that.
-                result = exc.with_traceback(None)
+                result = without_frames(exc)
             done(result)  # outside: what the surface raises is its own
 
         self._directory.claim(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from holdfast.config import ProviderConfig
 from holdfast.core import pool as core
+from holdfast.core.frameless import without_frames
 from holdfast.core.http.connection import HttpMisuse
 from holdfast.core.http.request import HttpRequest
 from holdfast.core.pool_member import Member, State
@@ -199,8 +200,7 @@ class Pool:
             if connection.is_lost:
                 raise UpstreamConnectError(f"{self._origin.name} closed the connection at once")
         except UpstreamError as exc:
-            # Without its frames: this one knows it, and the cycle would keep all that they hold.
-            failure = exc.with_traceback(None)
+            failure = without_frames(exc)
         finally:
             self._dials.pop(member, None)
         now = self._timers.now()
