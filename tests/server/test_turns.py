@@ -32,12 +32,15 @@ class Pieces(FairProtocol):
         self.carrier.protocol = self
         self._world = world
         self._cost = cost
-        self.waiting = 0
+        self.waiting = self.counted = 0
         self.is_failing = False
 
     def receive(self, pieces: int) -> None:
         self.waiting += pieces
         self.turns.received(self)
+
+    def count_waiting(self) -> None:
+        self.counted = self.waiting
 
     @property
     def can_go_on(self) -> bool:

@@ -92,7 +92,7 @@ class WebSocketProtocol(FairProtocol):
         self.messages: Counting = self.codec
         # What has come while others had their turns.
         self._inbox = b""
-        # Bytes of messages that wait for their rest, as they were charged.
+        # Bytes that wait for their turn, or for their rest, as they were charged.
         self._held = 0
         self._message_timer: Deadline | None = None
         self._message_number = 0
@@ -162,7 +162,7 @@ class WebSocketProtocol(FairProtocol):
         if codec.useless or self.messages.useless:
             self._count_useless()
         if self._held or not codec.is_at_boundary or self._message_timer is not None:
-            self._count_held()
+            self.count_waiting()
         self.write_codec()
         return codec.has_unread and not self._pauses & ~TURN_OVER
 
@@ -188,14 +188,14 @@ class WebSocketProtocol(FairProtocol):
             self._slowed = None
         self.resume(SLOWED)
 
-    def _count_held(self) -> None:
-        """Charge what waits for its rest, and see that it does not wait for ever."""
+    def count_waiting(self) -> None:
+        """Charge what waits for its turn or its rest, and see that the rest does not wait for ever."""
         codec = self.codec
-        held = codec.bytes_held
+        held = codec.bytes_held + len(self._inbox)
         if held > self._held and not self.account.take(Kind.MESSAGES, held - self._held):
             codec.discard_messages()
             self.fail(self.account.refusal(held - self._held))
-            held = min(codec.bytes_held, self._held)
+            held = min(codec.bytes_held + len(self._inbox), self._held)
         if held < self._held:
             self.account.free(Kind.MESSAGES, self._held - held)
         self._held = held
