@@ -224,7 +224,7 @@ def _default(field: msgspec.structs.FieldInfo, *, in_bytes: bool) -> str:
 
 def fixed_bounds() -> str:
     rows = {
-        "head of an HTTP request": _size(requests.MAX_HEAD),
+        "head of an HTTP request": f"{_size(requests.MAX_HEAD)}, and {requests.MAX_FIELDS} header fields",
         "bytes behind the request that is being answered (pipelining); then the socket is not read": _size(
             http.MAX_BACKLOG
         ),

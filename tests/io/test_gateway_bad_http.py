@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from holdfast.core.limits.budget import Kind
 from holdfast.server.listener.http import MAX_BACKLOG
-from holdfast.server.listener.requests import MAX_OVERHEAD
+from holdfast.server.listener.requests import MAX_FIELDS, MAX_OVERHEAD
 from tests.support.gateway_client import (
     DEADLINE,
     Http,
@@ -359,6 +359,17 @@ async def test_head_that_is_too_large_is_refused(busy: Busy, data: bytes, pieces
         assert await http.is_closed()
 
 
+async def test_head_of_a_great_many_small_fields_is_refused_before_its_end(busy: Busy) -> None:
+    """Each field takes thirty times its bytes of memory."""
+    async with await Http.open(busy.url) as http:
+        http.send(b"GET /healthz HTTP/1.1\r\n" + HOST + b"a:\r\n" * (MAX_FIELDS + 1))
+        response = await http.response()
+        assert (response.status, response.error["code"]) == (431, "invalid_request")
+        assert await http.is_closed()
+    data = b"GET /healthz HTTP/1.1\r\n" + HOST + b"a:\r\n" * (MAX_FIELDS - 2) + b"connection: close\r\n\r\n"
+    assert (await exchange(busy, data)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 async def test_head_just_below_the_bound_is_taken(busy: Busy) -> None:
     data = b"GET /healthz HTTP/1.1\r\n" + HOST + b"connection: close\r\nx: " + b"a" * 32_000 + b"\r\n\r\n"
     assert (await exchange(busy, data)).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -384,6 +395,17 @@ async def test_trailers_without_end_are_refused(busy: Busy) -> None:
             pass
         response = await http.response()
         assert (response.status, response.error["code"]) == (431, "invalid_request")
+
+
+async def test_trailer_that_is_one_long_field_is_refused_however_large_the_body_is(make_path: MakePath) -> None:
+    """The parser keeps it until it is whole, and copies it at each step."""
+    path = await make_path(server={"max_body": 1 << 20})
+    body = b"%x\r\n%b\r\n0\r\nx: " % (1 << 19, b" " * (1 << 19))
+    async with await Http.open(path.url) as http:
+        http.send(post(CHUNKED, body=body + b"a" * (MAX_OVERHEAD + 8192)))
+        response = await http.response()
+        assert (response.status, response.error["code"]) == (400, "invalid_request")
+        assert "chunks" in response.error["message"]
 
 
 async def test_chunk_extensions_without_end_are_refused(busy: Busy) -> None:
@@ -593,6 +615,14 @@ async def test_expectation_is_met_before_the_body_comes(busy: Busy) -> None:
         assert (await http.head()).status == 100
         http.send(GOOD)
         assert (await http.response()).status == 200
+
+
+async def test_expectation_of_an_http_1_0_client_is_ignored(busy: Busy) -> None:
+    """RFC 9110 section 10.1.1: it would take the 100 for the answer."""
+    busy.created = 1
+    async with await Http.open(busy.url) as http:
+        http.send(post(LENGTH, b"expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert (await http.head()).status == 200
 
 
 async def test_expectation_of_a_too_large_body_is_refused(busy: Busy) -> None:

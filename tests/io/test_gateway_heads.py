@@ -99,13 +99,13 @@ async def test_refusal_without_a_body_keeps_the_connection(keyed: GatewayPath) -
 
 
 async def test_strangers_bodies_are_not_kept(keyed: GatewayPath) -> None:
-    """However many send as much as they may."""
+    """However many send as much as they may, also before a turn of the loop has looked at them."""
     strangers = [await Http.open(keyed.url) for _ in range(20)]
     for http in strangers:
         head(http, "POST", COMPLETIONS, key=None, content_length=BODY)
         http.send(b" " * (BODY - 1))
     for http in strangers:
-        assert (await http.response()).status == 401
+        assert (await http.response()).status in (401, 503)
     assert bodies(keyed) == 0
     for http in strangers:
         await http.__aexit__()
@@ -191,3 +191,52 @@ async def test_pipeline_that_is_not_read_is_answered_no_further(path: GatewayPat
         for _ in range(count):
             assert (await http.response()).status == 200
     await eventually(lambda: budget.used == 0)
+
+
+async def test_what_waits_for_its_turn_is_charged(keyed: GatewayPath) -> None:
+    """There may be a read's worth of it on every socket."""
+    budget = keyed.gateway.process.budget
+    clients = [await Http.open(keyed.url) for _ in range(8)]
+    await eventually(lambda: len(keyed.gateway.peers) == len(clients))
+    (first, *_) = keyed.gateway.peers
+    assert isinstance(first, HttpConnection)
+    turns, most = first.turns, 0
+    turns._left = 0.0
+    for http in clients:
+        head(http, "POST", COMPLETIONS, key=None, content_length=BODY)
+        http.send(b" " * (64 * 1024))
+    for _ in range(200):
+        await asyncio.sleep(0)
+        turns._left = 0.0
+        most = max(most, budget.strangers.used)
+    assert 64 * 1024 < most <= budget.strangers.bound
+    for http in clients:
+        assert (await http.response()).status in (401, 503)
+        await http.__aexit__()
+    await eventually(lambda: budget.used == 0)
+
+
+async def test_head_is_charged_for_the_memory_that_its_fields_take(keyed: GatewayPath) -> None:
+    budget = keyed.gateway.process.budget
+    async with await Http.open(keyed.url) as http:
+        http.send(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + b"a:\r\n" * 100)
+        await eventually(lambda: budget.strangers.used > 100 * 128)
+        http.send(b"\r\n")
+        assert (await http.response()).status == 200
+        await eventually(lambda: budget.used == 0)
+
+
+async def test_requests_behind_an_answer_are_charged_to_who_sends_them(keyed: GatewayPath) -> None:
+    """Also those that are parsed already: each takes many times its bytes."""
+    budget = keyed.gateway.process.budget
+    account, count = budget.account("blue"), 100
+    body = json.dumps(chat({"tokens": 2, "ttft_ms": 300}, stream=False)).encode()
+    async with await Http.open(keyed.url) as http:
+        head(http, "POST", COMPLETIONS, content_length=len(body))
+        http.send(body + b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n" * count)
+        await eventually(lambda: budget.by_kind[Kind.BODIES] > count * 512)
+        assert account.used > count * 512
+        assert budget.strangers.used == 0
+        for _ in range(1 + count):
+            assert (await http.response()).status == 200
+        await eventually(lambda: budget.used - account.reclaimable == 0)

@@ -32,7 +32,7 @@ from tests.io.test_security_jwt import (
     status,
     token,
 )
-from tests.support.gateway_client import ask, dial
+from tests.support.gateway_client import Http, ask, dial
 from tests.support.gateway_path import GatewayPath, MakePath
 from tests.support.slow_issuer import Manner, SlowIssuer
 from tests.support.waiting import eventually
@@ -217,3 +217,23 @@ def test_key_of_the_issuer_that_would_take_long_to_verify_with_is_left_out() -> 
     huge = numbers.n | (1 << 9000)
     key = public_jwk("RS256", RSA, n=base64.urlsafe_b64encode(huge.to_bytes(1126, "big")).rstrip(b"=").decode())
     assert parse_jwks(jwks(key)) == []
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_waits_with_a_handshake_for_keys_is_charged(
+    make_fetching: MakePath, issuer: SlowIssuer
+) -> None:
+    """It is a stranger's until then, and may be a whole read of the socket."""
+    path = await make_fetching()
+    issuer.manner = "silent"
+    forget_the_last_fetch(path)
+    strangers, size = path.gateway.process.budget.strangers, 50_000
+    async with await Http.open(path.url) as http:
+        http.send(
+            b"GET /v1/ws/stream HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            b"authorization: Bearer %b\r\n\r\n" % token(kid="made-up").encode() + b" " * size
+        )
+        await eventually(lambda: strangers.used >= size)
+        assert (await http.response()).status in (401, 503)
+        assert strangers.used == 0

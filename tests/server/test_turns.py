@@ -32,13 +32,16 @@ class Pieces(FairProtocol):
         self.carrier.protocol = self
         self._world = world
         self._cost = cost
-        self.waiting = 0
+        self.waiting = self.counted = 0
         self.bytes_of_a_read = 0
         self.is_failing = False
 
     def receive(self, pieces: int) -> None:
         self.waiting += pieces
         self.turns.received(self, self.bytes_of_a_read)
+
+    def count_waiting(self) -> None:
+        self.counted = self.waiting
 
     @property
     def can_go_on(self) -> bool:

@@ -171,11 +171,11 @@ class Handshakes:
             return
         address = connection.address
         transport = connection.give_away()
-        self._peers.discard(connection)
         if transport is None:
             for lease in leases:
                 lease.release()
             return
+        self._peers.discard(connection)
         transport.write(switching_protocols(accepted, subprotocol=subprotocol))
         handshake = Handshake(
             transport, principal, request, upgrade.argument, subprotocol, connection.number, leases

@@ -22,10 +22,10 @@ from holdfast.core.http.request import Headers
 from holdfast.core.limits.budget import Budget, Kind
 from holdfast.errors import HoldfastError, InternalError, InvalidRequest, Unauthorized
 from holdfast.server.listener.admitted import KEYS_TIMEOUT, Admitted, Limits
-from holdfast.server.listener.charge import Charge
+from holdfast.server.listener.charge import Charge, HeadCharge
 from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response, response_head
 from holdfast.server.listener.requests import Body, End, Event, Head, Refused, RequestParser, Upgrade
-from holdfast.server.listener.turns import BACKLOG, KEYS, FairProtocol, Turns
+from holdfast.server.listener.turns import BACKLOG, KEYS, TURN_OVER, FairProtocol, Turns
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -96,11 +96,11 @@ class HttpConnection(FairProtocol):
         "_events",
         "_exchange",
         "_head",
+        "_held",
         "_is_head_timed",
         "_limits",
         "_parser",
         "_rest",
-        "_rest_charge",
         "_strangers",
         "_task",
         "_timer",
@@ -125,8 +125,7 @@ class HttpConnection(FairProtocol):
         self._admitted: Admitted | None = None
         self._body: bytes | bytearray = b""
         self._charge: Charge | None = None
-        # Of heads that do not come at once, and what waits behind an answer.
-        self._rest_charge: Charge | None = None
+        self._held = HeadCharge()
         self._discarding = False
         self._discarded = 0
         # A refusal that waits for the answers before it.
@@ -173,10 +172,10 @@ class HttpConnection(FairProtocol):
         self._rest = b""
         self._head = self._admitted = None
         self._body = b""
-        for charge in (self._charge, self._rest_charge):
-            if charge is not None:
-                charge.free()
-        self._charge = self._rest_charge = None
+        if self._charge is not None:
+            self._charge.free()
+            self._charge = None
+        self._held.free()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -221,7 +220,7 @@ class HttpConnection(FairProtocol):
                 self._refuse(500, InternalError())
             if clock() >= until:
                 break
-        self._count_rest()
+        self.count_waiting()
         return self.can_go_on
 
     def _parse(self) -> None:
@@ -231,27 +230,21 @@ class HttpConnection(FairProtocol):
             return
         step = parser.step
         self._rest = rest[step:]
-        self._events += parser.receive_data(rest[:step] if len(rest) > step else rest)
+        events = parser.receive_data(rest[:step] if len(rest) > step else rest)
+        self._events += events
+        for event in events:
+            if type(event) is Head:
+                self._held.heads += event.size
         if not (self._is_head_timed or parser.is_in_body or parser.is_between or self._events):
             self._is_head_timed = True
             self._set_timer(self._limits.header_timeout, self._head_timed_out)
 
-    def _count_rest(self) -> None:
+    def count_waiting(self) -> None:
         """Charge what waits, and read no further while that is much."""
         parser = self._parser
-        held = len(self._rest)
-        if parser is not None and not parser.is_in_body:
-            held += parser.head_size
-        charge = self._rest_charge
-        if charge is None:
-            if not held:
-                return
-            charge = self._rest_charge = Charge(self._strangers, Kind.BODIES)
-        if not charge.set(held):
-            error = charge.account.refusal(held)
+        error = self._held.count(self.account, len(self._rest) + (0 if parser is None else parser.size))
+        if error is not None:
             self._refuse(error.http_status, error)
-        elif not held:
-            self._rest_charge = None
         if len(self._rest) > MAX_BACKLOG:
             self.pause(BACKLOG)
         else:
@@ -262,6 +255,7 @@ class HttpConnection(FairProtocol):
             self._stop_timer()
             self._is_head_timed = False
             self._head = event
+            self._held.current = event.size
             self._judge(event)
         elif type(event) is Body:
             self._take_body(event.data)
@@ -271,6 +265,7 @@ class HttpConnection(FairProtocol):
             self._stop_timer()
             self._parser = None
             rest, self._rest = event.rest + self._rest, b""
+            self._held.heads += event.size + len(rest)  # until the connection is given away
             self._app.upgrade(event.request, self, rest)
         elif type(event) is Refused:
             self._refuse(event.status, event.error, event.path)
@@ -301,6 +296,7 @@ class HttpConnection(FairProtocol):
     def _judged(self, head: Head, admitted: Admitted) -> None:
         """Refuse a request by its head, or take its body."""
         self._admitted = admitted
+        self.account = admitted.account or self._strangers
         self._app.judged(self, admitted)
         if not head.has_body:
             return
@@ -312,7 +308,7 @@ class HttpConnection(FairProtocol):
             return
         if head.expects_continue:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._charge = Charge(admitted.account or self._strangers, Kind.BODIES)
+        self._charge = Charge(self.account, Kind.BODIES)
         self._set_timer(self._limits.body_timeout, self._body_timed_out)
 
     def _take_body(self, data: bytes) -> None:
@@ -343,7 +339,6 @@ class HttpConnection(FairProtocol):
         request = head.request
         if body:
             request = msgspec.structs.replace(request, body=bytes(body))
-        self.account = admitted.account or self._strangers
         keep_alive = head.keep_alive and not (self._app.is_draining or self.is_limited or admitted.closes)
         exchange = Exchange(self, request, shape=admitted.shape, keep_alive=keep_alive, body=charge)
         self._exchange = exchange
@@ -378,6 +373,7 @@ class HttpConnection(FairProtocol):
         """Serve the next request, wait for one, or close, now that the answer is complete."""
         self._exchange = None
         self._task = None
+        self._held.answered()
         if self.transport is None:
             return
         is_draining = self._app.is_draining
@@ -391,6 +387,8 @@ class HttpConnection(FairProtocol):
             self._set_timer(self._limits.keep_alive_timeout, self._head_timed_out)
             if self.can_go_on:
                 self.turns.enter(self)
+            elif self._held.is_charged:
+                self.count_waiting()
         if is_draining:
             self._app.answer_finished(self)
 
@@ -406,7 +404,7 @@ class HttpConnection(FairProtocol):
     def refuse(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer without an exchange, and close. Input is dropped for a while, until the client has seen it."""
         self._forget_input()
-        if self.transport is None:
+        if self.transport is None or self._discarding:
             return
         if self._exchange is not None:  # first comes the answer that was asked for before
             self._deferred = (status, headers, body)
@@ -414,8 +412,8 @@ class HttpConnection(FairProtocol):
         head = response_head(status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")])
         self.write(head + body)
         self._discarding = True
-        self.resume(BACKLOG)
-        self.resume(KEYS)
+        for reason in (TURN_OVER, BACKLOG, KEYS):  # there is nothing left that would wait for them
+            self.resume(reason)
         self._set_timer(_DISCARD_TIMEOUT, self.abort)
         self.write_eof()
 
@@ -477,7 +475,12 @@ class HttpConnection(FairProtocol):
         """Do nothing: HTTP has no message for it."""
 
     def give_away(self) -> asyncio.Transport | None:
-        """Hand over the transport; None if the connection is lost. Do not use this object afterwards."""
+        """Hand over the transport; None if the connection is lost. Do not use this object afterwards.
+
+        So it is if it was refused meanwhile, for what it holds while its handshake waits.
+        """
+        if self._discarding:
+            return None
         self._stop_timer()
         self._forget_input()
         self.free_output()

@@ -19,9 +19,16 @@ from holdfast.server.listener.exchange import Request
 
 #: Largest request head: request line and all headers.
 MAX_HEAD = 32 * 1024
+#: Most header fields of a request. No client and no row of proxies comes near, and each takes far more memory than
+#: its bytes.
+MAX_FIELDS = 128
+#: About how many bytes of memory a request takes beside those of its head, and each of its fields.
+_REQUEST_SIZE = 512
+_FIELD_SIZE = 128
 #: Most parameters that one query may have.
 _MAX_PARAMETERS = 100
-#: A chunked body may take so many bytes more than twice its size: chunk sizes, their extensions, and line ends.
+#: A chunked body may take so many bytes more than twice its size: chunk sizes, their extensions, and line ends. No
+#: more than that may come at a stretch, as trailers do, of which a parser keeps each until it is whole.
 MAX_OVERHEAD = 64 * 1024
 #: How many bytes of a known length, and of what may be many requests or chunks, are parsed at a time.
 BODY_STEP = 64 * 1024
@@ -29,9 +36,10 @@ STEP = 4 * 1024
 
 
 class Head(msgspec.Struct, frozen=True):
-    """A head. `length` is that of the body, None where it comes in chunks."""
+    """A head. `length` is that of the body, None where it comes in chunks; `size` is about its memory."""
 
     request: Request
+    size: int
     length: int | None
     keep_alive: bool
     expects_continue: bool
@@ -52,9 +60,10 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """A request for a WebSocket, and the bytes behind it, which are no HTTP any more."""
+    """A request for a WebSocket, as large as a `Head` is, and the bytes behind it, which are no HTTP any more."""
 
     request: Request
+    size: int
     rest: bytes
 
 
@@ -79,12 +88,23 @@ class RequestParser:
         self._headers: Headers = []
         #: Bytes of the head or of the trailers so far.
         self.head_size = 0
+        # About how much memory the request takes whose head has come.
+        self._size = 0
         self.is_in_body = False
         # Bytes of the body that are yet to come, None where it is in chunks.
         self._left: int | None = None
         # Bytes of a chunked body, on the wire and without what frames them.
         self._raw_size = 0
         self._body_size = 0
+        # Bytes since the last one of a chunked body.
+        self._bare_size = 0
+
+    @property
+    def size(self) -> int:
+        """About how much memory is taken by what has come of a head, or of the trailers of a body."""
+        if self.is_in_body:
+            return self._bare_size
+        return self.head_size and self.head_size + _FIELD_SIZE * len(self._headers)
 
     @property
     def is_between(self) -> bool:
@@ -103,6 +123,7 @@ class RequestParser:
                 self.head_size += len(data)
             elif self._left is None:
                 self._raw_size += len(data)
+                self._bare_size += len(data)
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as exc:
@@ -122,7 +143,9 @@ class RequestParser:
             else:
                 if not self.is_in_body and self.head_size > MAX_HEAD:
                     self._events.append(Refused(431, _head_too_large(), self._path()))
-                elif self.is_in_body and self._raw_size > 2 * self._body_size + MAX_OVERHEAD:
+                elif self.is_in_body and (
+                    self._raw_size > 2 * self._body_size + MAX_OVERHEAD or self._bare_size > MAX_OVERHEAD
+                ):
                     error = InvalidRequest("the body's chunks are framed by more bytes than they carry")
                     self._events.append(Refused(400, error, self._path()))
             break
@@ -145,15 +168,18 @@ class RequestParser:
             if self.head_size > MAX_HEAD:
                 raise _RefusedError(431, InvalidRequest(f"the trailer section is larger than {MAX_HEAD} bytes"))
             return
+        if len(self._headers) == MAX_FIELDS:
+            raise _RefusedError(431, InvalidRequest(f"the request has more than {MAX_FIELDS} header fields"))
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
         self.is_in_body = True
-        self.head_size = self._raw_size = self._body_size = 0
+        self.head_size = self._raw_size = self._body_size = self._bare_size = 0
         size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
         if size > MAX_HEAD:
             raise _RefusedError(431, _head_too_large())
+        self._size = _REQUEST_SIZE + size + _FIELD_SIZE * len(self._headers)
         if parser.get_method() == b"CONNECT":
             raise _RefusedError(400, InvalidRequest("CONNECT is for proxies, and this is none"))
         self._check_framing(parser.get_http_version())
@@ -161,12 +187,14 @@ class RequestParser:
         self._left = None if is_chunked else int(self._header(b"content-length") or b"0")
         if parser.should_upgrade():
             return  # the parser stops here; `receive_data` decides how it goes on
-        expects = self._header(b"expect").lower() == b"100-continue"
-        self._events.append(Head(self._request(), self._left, parser.should_keep_alive(), expects))
+        # RFC 9110 section 10.1.1: an expectation in an HTTP/1.0 request is ignored.
+        expects = parser.get_http_version() == "1.1" and self._header(b"expect").lower() == b"100-continue"
+        self._events.append(Head(self._request(), self._size, self._left, parser.should_keep_alive(), expects))
 
     def on_body(self, body: bytes) -> None:
         if self._left is None:
             self._body_size += len(body)
+            self._bare_size = 0
         else:
             self._left -= len(body)
         self._events.append(Body(body))
@@ -240,7 +268,7 @@ class RequestParser:
 
     def _upgrade(self, rest: bytes) -> Upgrade | Refused:
         try:
-            return Upgrade(self._request(), rest)
+            return Upgrade(self._request(), self._size, rest)
         except _RefusedError as exc:
             return Refused(exc.status, exc.error, self._path())
 

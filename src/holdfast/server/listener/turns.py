@@ -61,6 +61,7 @@ class Turns:
         if self._left <= 0 or (self._is_due and socket in self._fair):
             socket.read_cost += size * PER_BYTE
             self.enter(socket)
+            socket.count_waiting()
             return
         clock = self.clock
         begun = clock()
@@ -141,6 +142,10 @@ class FairProtocol(asyncio.Protocol):
 
     def take(self, until: float) -> bool:
         """Handle what has come until the clock shows so much; return whether more could be handled now."""
+        raise NotImplementedError
+
+    def count_waiting(self) -> None:
+        """Charge what has come and is not handled yet: there may be a read's worth of it on every socket."""
         raise NotImplementedError
 
     @property

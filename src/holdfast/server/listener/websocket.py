@@ -41,9 +41,17 @@ class Liveness(msgspec.Struct, frozen=True):
 
 
 class Counting(Protocol):
-    """What counts messages that serve nothing. It is set back when they were noted."""
+    """What understands messages.
+
+    It counts those that serve nothing; that is set back when they were noted. Whoever has messages wait in it calls
+    `count_waiting` when they begin to, and when they do no more.
+    """
 
     useless: int
+
+    @property
+    def bytes_held(self) -> int:
+        """How many bytes wait in it."""
 
 
 class WebSocketProtocol(FairProtocol):
@@ -92,7 +100,7 @@ class WebSocketProtocol(FairProtocol):
         self.messages: Counting = self.codec
         # What has come while others had their turns.
         self._inbox = b""
-        # Bytes of messages that wait for their rest, as they were charged.
+        # Bytes that wait for their turn, or for their rest, as they were charged.
         self._held = 0
         self._message_timer: Deadline | None = None
         self._message_number = 0
@@ -162,7 +170,7 @@ class WebSocketProtocol(FairProtocol):
         if codec.useless or self.messages.useless:
             self._count_useless()
         if self._held or not codec.is_at_boundary or self._message_timer is not None:
-            self._count_held()
+            self.count_waiting()
         self.write_codec()
         return codec.has_unread and not self._pauses & ~TURN_OVER
 
@@ -188,14 +196,14 @@ class WebSocketProtocol(FairProtocol):
             self._slowed = None
         self.resume(SLOWED)
 
-    def _count_held(self) -> None:
-        """Charge what waits for its rest, and see that it does not wait for ever."""
+    def count_waiting(self) -> None:
+        """Charge what waits for its turn or its rest, and see that the rest does not wait for ever."""
         codec = self.codec
-        held = codec.bytes_held
+        held = self._bytes_held
         if held > self._held and not self.account.take(Kind.MESSAGES, held - self._held):
             codec.discard_messages()
             self.fail(self.account.refusal(held - self._held))
-            held = min(codec.bytes_held, self._held)
+            held = min(self._bytes_held, self._held)
         if held < self._held:
             self.account.free(Kind.MESSAGES, self._held - held)
         self._held = held
@@ -209,6 +217,11 @@ class WebSocketProtocol(FairProtocol):
                 timer.cancel()
             self._message_number = codec.messages_begun
             self._message_timer = self.timers.after(self.message_timeout, self._message_timed_out)
+
+    @property
+    def _bytes_held(self) -> int:
+        codec, messages = self.codec, self.messages
+        return len(self._inbox) + codec.bytes_held + (0 if messages is codec else messages.bytes_held)
 
     def _message_timed_out(self) -> None:
         self._message_timer = None
