@@ -18,6 +18,7 @@ from holdfast.core.limits.budget import Budget
 from holdfast.core.masking import Masking
 from holdfast.core.moderation import ReadModeration
 from holdfast.demo import find_demo
+from holdfast.descriptors import Descriptors
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.table import Dialects
 from holdfast.generation.launcher import Launcher
@@ -27,7 +28,6 @@ from holdfast.observe.freshness import Freshness
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
-from holdfast.server.descriptors import Descriptors
 from holdfast.server.handshakes import Handshakes
 from holdfast.server.listener.listening import Listener, tls_context
 from holdfast.server.listener.turns import Turns
