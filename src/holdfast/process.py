@@ -34,7 +34,7 @@ from holdfast.server.listener.turns import Turns
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route, Router
 from holdfast.server.services import Services, Surface, SurfaceLimits
-from holdfast.server.surfaces.bounds import Bounds, collect
+from holdfast.server.surfaces.bounds import Bounds, Largest, collect
 from holdfast.server.surfaces.keys import AdminApi, TokenApi
 from holdfast.server.surfaces.operations import Operations
 from holdfast.streams.directory import Directory
@@ -104,6 +104,7 @@ class Process:
         observer = Observers(self.request_log, *observers)
         self.budget = Budget(server.memory_bytes)
         self.directory = Directory(config.streams, timers, MemoryStore(timers), self.budget)
+        self._largest = Largest(self.directory, self.peers, self.admission)
         self.launcher = Launcher(self.directory, self.routes, self.admission, timers, observer, clock=clock)
         flusher = Flusher(ReadModeration(max_hold=server.max_hold))
         turns = Turns()
@@ -213,6 +214,7 @@ class Process:
             self.directory,
             self.peers,
             self.admission,
+            self._largest,
             providers=self.routes.statistics(),
             caller=caller,
             now=self.timers.now(),
