@@ -73,8 +73,8 @@ class Log:
         self._entries: list[bytes] = []
         # Earlier epochs, each with the number of the entry that followed its last one.
         self._older: tuple[tuple[int, int], ...] = ()
-        # The newest batch as one framing has written it, shared by all cursors that stand at the same place. It counts
-        # in no bound, so it is kept only while the log is open and has several readers.
+        # The newest batch as one framing has written it, shared by all cursors that stand at the same place. It
+        # counts in no bound, so it is kept only while the log is open and has several readers.
         self._framing: Framing | None = None
         self._rendered = b""
         self._rendered_span = (-1, -1)
