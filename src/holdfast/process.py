@@ -18,6 +18,7 @@ from holdfast.core.limits.budget import Budget
 from holdfast.core.masking import Masking
 from holdfast.core.moderation import ReadModeration
 from holdfast.demo import find_demo
+from holdfast.descriptors import Descriptors
 from holdfast.dialects.chat import CHAT
 from holdfast.dialects.table import Dialects
 from holdfast.generation.launcher import Launcher
@@ -27,14 +28,13 @@ from holdfast.observe.freshness import Freshness
 from holdfast.observe.request_log import RequestLog
 from holdfast.server.delivery.flusher import Flusher
 from holdfast.server.delivery.sse import SseDelivery
-from holdfast.server.descriptors import Descriptors
 from holdfast.server.handshakes import Handshakes
 from holdfast.server.listener.listening import Listener, tls_context
 from holdfast.server.listener.turns import Turns
 from holdfast.server.peers import Peers
 from holdfast.server.router import Route, Router
 from holdfast.server.services import Services, Surface, SurfaceLimits
-from holdfast.server.surfaces.bounds import Bounds, collect
+from holdfast.server.surfaces.bounds import Bounds, Largest, collect
 from holdfast.server.surfaces.keys import AdminApi, TokenApi
 from holdfast.server.surfaces.operations import Operations
 from holdfast.streams.directory import Directory
@@ -104,6 +104,7 @@ class Process:
         observer = Observers(self.request_log, *observers)
         self.budget = Budget(server.memory_bytes)
         self.directory = Directory(config.streams, timers, MemoryStore(timers), self.budget)
+        self._largest = Largest(self.directory, self.peers, self.admission)
         self.launcher = Launcher(self.directory, self.routes, self.admission, timers, observer, clock=clock)
         flusher = Flusher(ReadModeration(max_hold=server.max_hold))
         turns = Turns()
@@ -213,6 +214,7 @@ class Process:
             self.directory,
             self.peers,
             self.admission,
+            self._largest,
             providers=self.routes.statistics(),
             caller=caller,
             now=self.timers.now(),

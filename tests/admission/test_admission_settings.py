@@ -144,6 +144,24 @@ async def test_same_key_name_in_two_tenants_is_two_callers(timers: Timers) -> No
     admission.enter("a", None, request())
 
 
+async def test_tenant_whose_only_request_waits_keeps_its_limit_among_many_tenants(timers: Timers) -> None:
+    limits = LimitsConfig(tenants={"t": LimitConfig(concurrent_streams=1)})
+    admission = Admission(limits, QueueConfig(), {"demo": 1}, timers)
+    other, _ = enter(admission, "other")
+    waiting, turn = enter(admission)
+    for number in range(3000):
+        admission.rates(f"t-{number}", None)
+    other.close(None, 0)
+    assert turn.started == 1
+    again, turn = enter(admission)
+    admission.configure(limits, QueueConfig(), {"demo": None})
+    assert turn.started == 0  # one runs
+    waiting.close(None, 0)
+    assert turn.started == 1
+    again.close(None, 0)
+    assert not any(admission.held.values())
+
+
 async def test_accounts_without_use_are_forgotten(timers: Timers) -> None:
     admission = Admission(LimitsConfig(requests_per_minute=1), QueueConfig(), {"demo": None}, timers)
     enter(admission, "busy")[0]

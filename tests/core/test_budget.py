@@ -222,13 +222,36 @@ def test_many_who_are_short_are_looked_at_when_a_part_of_the_limit_is_free() -> 
     for account in accounts:
         account.add(Kind.LOGS, 1)
     assert small.is_short
-    small.free(Kind.LOGS, 4400)  # it has room now, and so little was freed that nobody looked
-    assert (small.is_short, small.has_room) == (True, True)
-    accounts[0].free(Kind.LOGS, 40_000)
+    house.budget.strangers.add(Kind.BODIES, 1000)
+    house.budget.strangers.free(Kind.BODIES, 1000)  # so little that nobody looked
+    assert small.is_short
+    accounts[0].free(Kind.LOGS, 78_900)
     assert not small.is_short
     for account in accounts:
         account.free(Kind.LOGS, account.used)
     assert not any(account.is_short for account in accounts)
+
+
+def test_who_gives_back_what_it_holds_is_short_no_longer_whoever_takes_it() -> None:
+    house = House(LIMIT * 1000)
+    accounts = [house.budget.account(str(number)) for number in range(20)]
+    while not all(account.is_short for account in accounts):
+        for account in accounts:
+            if not account.is_short:
+                account.add(Kind.LOGS, 100)
+    paused = Paused()
+    accounts[0].waiting.add(paused)
+    for number in range(20):
+        assert accounts[0].is_short
+        account = house.budget.account(f"newcomer {number}")
+        step = min(accounts[0].used, 2000)
+        accounts[0].free(Kind.LOGS, step)
+        if not accounts[0].is_short:
+            break
+        assert account.take(Kind.REQUESTS, step)
+        accounts.append(account)
+    assert paused.resumed == 1
+    assert all(account.is_short for account in accounts[1:20])
 
 
 def test_each_who_waits_is_resumed_once_though_resuming_frees_more() -> None:

@@ -154,6 +154,24 @@ def test_single_reader_keeps_no_rendering() -> None:
     assert log.cursor().read(SESSION_FRAMING, 1000) is not message
 
 
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_log_that_has_ended_or_has_no_readers_keeps_no_rendering(is_ended: bool) -> None:
+    """Nobody counts it, and it may be as large as the log."""
+    log = new_log(5)
+    one, two = log.cursor(), log.cursor()
+    message = one.read(SESSION_FRAMING, 1000)
+    assert message is not None
+    if is_ended:
+        log.seal(END)
+        assert two.read(SESSION_FRAMING, 1000) == message
+        assert log.cursor().read(SESSION_FRAMING, 1000) == message
+    else:
+        one.close()
+        two.close()
+    held = [value for name in type(log).__slots__ if type(value := getattr(log, name)) is bytes]
+    assert sum(map(len, held)) == len(log.stream)
+
+
 def test_payloads_include_the_end() -> None:
     cursor = new_log(3, is_ended=True).cursor(Position(0))
     assert cursor.read_payloads(10) == [b"1000000001"]

@@ -228,11 +228,30 @@ def test_provider_cannot_read_another_model_than_the_one_that_was_judged(name: b
     assert sent == b'{"model":"their-b","messages":[{"n":1}],"stream":true}'
 
 
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("MODEL", "model"),
+        ("Stream", "stream"),
+        ("\u017ftream", "stream"),
+        ("Max_Tokens", "max_tokens"),
+        ("N", "n"),
+    ],
+)
+def test_field_that_a_provider_may_take_for_another_is_refused(name: str, spelled: str) -> None:
+    """Parsers that do not look at case are common, Go's among them; the last field counts for them."""
+    with pytest.raises(InvalidRequest, match=f"must be spelled `{spelled}`") as caught:
+        request(parse(**{name: "x"}))
+    assert caught.value.param == name
+    assert request(parse(Metadata={"MODEL": 1}))[0]["Metadata"] == {"MODEL": 1}
+
+
 def test_request_with_more_fields_than_any_api_has_is_refused() -> None:
     for fields in (257, 10_000):
         ask = parse(**{f"field_{number}": 1 for number in range(fields)})
         with pytest.raises(InvalidRequest, match="more than 256 fields"):
             request(ask)
+        assert CHAT.prompt_of(ask) == BODY["messages"]  # it is logged before it is refused
 
 
 def test_prompt_is_that_of_the_caller_and_the_beginning_of_a_large_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from contextlib import ExitStack
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect as ws_connect
+from websockets.typing import Subprotocol
 
 from tests.support.command_line import DEADLINE, Server, serve
+from tests.support.gateway_client import chat
 
 NOFILE = 256
 HANDSHAKE = (
@@ -93,3 +97,29 @@ def test_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
         limits = Path(f"/proc/{server.process.pid}/limits").read_text()
         (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
         assert line.split()[3:5] == ["4096", "4096"]
+
+
+def test_connections_to_providers_leave_the_last_descriptors_to_probes(tmp_path: Path) -> None:
+    """One caller with one connection has more streams than there are descriptors, each with a connection."""
+    simulated = Server("simulate", "--port", "0", "--http1-only", cwd=tmp_path, last_line="Ctrl-C")
+    with simulated:
+        (tmp_path / "holdfast.toml").write_text(
+            f'[providers.p]\nbase_url = "{simulated.url}/v1"\nmax_concurrency = 1000\n'
+            '[models.m]\nroute = ["p/demo"]\n'
+        )
+        stall = {"tokens": 5, "fault": {"kind": "stall", "after_tokens": 1}}
+        with (
+            serve("--config", "holdfast.toml", cwd=tmp_path, nofile=NOFILE) as server,
+            ws_connect(f"ws{server.url[4:]}/v1/ws/stream", subprotocols=[Subprotocol("holdfast.v1")]) as session,
+        ):
+            session.send(json.dumps({"type": "hello", "version": 1}))
+            for number in range(NOFILE):
+                request = {**chat(stall), "model": "m"}
+                session.send(json.dumps({"type": "create", "request_id": f"r-{number}", "request": request}))
+            message = {"type": ""}
+            while message["type"] != "end":  # there is no connection for one of them
+                message = json.loads(session.recv(DEADLINE))
+            assert message["status"] == "failed"
+            assert ask(server, "/healthz") == 200
+            assert ask(server, "/readyz") == 200
+            assert server.descriptors < NOFILE - 32

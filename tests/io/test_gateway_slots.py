@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from contextlib import AsyncExitStack
+import struct
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +193,33 @@ async def test_handshakes_count_against_the_rate_and_have_the_time_of_a_head(
         for http in silent:
             assert await http.is_closed()
     await eventually(lambda: len(path.gateway.peers) == 0)
+
+
+async def test_client_that_is_gone_as_its_handshake_ends_gives_its_slot_back(
+    make_path: MakePath, certificate: tuple[Path, ssl.SSLContext]
+) -> None:
+    file, trust = certificate
+    path = await make_path(server={"tls_cert": str(file), "tls_key": str(file)})
+    loop = asyncio.get_running_loop()
+
+    async def shake_hands_and_reset() -> None:
+        with socket.socket() as own:
+            own.setblocking(False)
+            # Closing resets the connection: what was sent last and the reset are there at once.
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await loop.sock_connect(own, ("127.0.0.1", path.gateway.port))
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            await loop.sock_sendall(own, outgoing.read())
+            incoming.write(await loop.sock_recv(own, 65536))
+            tls.do_handshake()
+            await loop.sock_sendall(own, outgoing.read())
+
+    async with asyncio.timeout(DEADLINE):
+        await asyncio.gather(*[shake_hands_and_reset() for _ in range(60)])
+    await eventually(lambda: len(path.gateway.peers) == 0, "all slots are free")
 
 
 async def test_drain_ends_handshakes(make_path: MakePath, certificate: tuple[Path, ssl.SSLContext]) -> None:

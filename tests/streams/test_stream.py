@@ -185,6 +185,23 @@ def test_memory_is_charged_in_grains_and_exactly_at_the_end(world: World) -> Non
     assert stream.charged == world.budget.used == stream.held
 
 
+def test_charge_is_right_where_making_room_for_it_resumes_the_stream_itself(world: World) -> None:
+    """What was on its way when the source was paused still comes."""
+    world.budget.configure(1 << 17)
+    world.budget.let_go = lambda _: world.account.free(Kind.LOGS, 60_000)
+    stream = world.stream()
+    source = ScriptedSource(stream)
+    slow = Reading(stream, is_slow=True)
+    stream.offer([b"x" * 50_000])
+    world.account.add(Kind.LOGS, 60_000)
+    assert stream.is_full
+    world.account.may_go("an ended log", 60_000)
+    slow.read()
+    stream.offer([b"y" * 20_000])
+    assert source.told == ["resume"]
+    assert stream.charged == world.budget.used >= stream.held
+
+
 # -- a log that is let go of --
 
 

@@ -26,13 +26,15 @@ _Name = TypeVar("_Name", bound=Hashable)
 class Account(Generic[_Name]):
     """What one key or one tenant uses, against its limits."""
 
-    __slots__ = ("connections", "kind", "limits", "name", "requests", "streams", "tokens")
+    __slots__ = ("connections", "kind", "limits", "name", "requests", "streams", "tickets", "tokens")
 
     def __init__(self, kind: str, name: _Name, limits: LimitConfig) -> None:
         self.kind = kind
         self.name = name
         self.streams = Concurrency()
         self.connections = Concurrency()
+        #: Its requests that wait or run: of a tenant, those that wait hold nothing else yet.
+        self.tickets = 0
         self.requests: RateLimit | None = None
         self.tokens: RateLimit | None = None
         self.configure(limits)
@@ -46,8 +48,9 @@ class Account(Generic[_Name]):
         self.tokens = _rate(self.tokens, limits.tokens_per_minute)
 
     def is_idle(self, now: float) -> bool:
-        rates = (self.requests, self.tokens)
-        return not (self.streams.used or self.connections.used or any(rate and rate.used(now) for rate in rates))
+        if self.tickets or self.streams.used or self.connections.used:
+            return False
+        return not any(rate and rate.used(now) for rate in (self.requests, self.tokens))
 
     def refuse(self, what: str, limit: object, key: str, retry_after: float) -> RateLimited:
         return RateLimited(

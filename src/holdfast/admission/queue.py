@@ -77,6 +77,7 @@ class Ticket:
         self._is_closed = False
         self.model = model
         self.key, self.tenant = accounts
+        self.tenant.tickets += 1
         #: The endpoints that it waits for; None for any of its model.
         self.endpoints: Endpoints | None = None
         self.pool = model
@@ -158,6 +159,7 @@ class Ticket:
 
     def give_back(self, used: int, now: float) -> None:
         """Release every lease, and settle the reserved tokens with those that were used."""
+        self.tenant.tickets -= 1
         self._key_lease.release()
         self.pause()
         for reservation in self._reservations:

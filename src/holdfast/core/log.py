@@ -73,7 +73,8 @@ class Log:
         self._entries: list[bytes] = []
         # Earlier epochs, each with the number of the entry that followed its last one.
         self._older: tuple[tuple[int, int], ...] = ()
-        # The newest batch as one framing has written it, shared by all cursors that stand at the same place.
+        # The newest batch as one framing has written it, shared by all cursors that stand at the same place. It
+        # counts in no bound, so it is kept only while the log is open and has several readers.
         self._framing: Framing | None = None
         self._rendered = b""
         self._rendered_span = (-1, -1)
@@ -101,6 +102,7 @@ class Log:
         """Append the end entry and return the bytes that were added."""
         added = self.append((encode_end(end),))
         self.end = end
+        self._forget_rendered()
         return added
 
     def begin_epoch(self, epoch: int) -> None:
@@ -113,7 +115,10 @@ class Log:
         self._older = (*self._older, (self.epoch, self.next))
         self.epoch = epoch
         # Framings write the epoch that is in force, also for entries before it.
-        self._rendered_span = (-1, -1)
+        self._forget_rendered()
+
+    def _forget_rendered(self) -> None:
+        self._rendered, self._rendered_span = b"", (-1, -1)
 
     def trim(self) -> int:
         """Drop what every cursor has consumed, and return the bytes that were freed.
@@ -190,7 +195,7 @@ class Log:
             entries.pop()
             stop -= 1
         message = framing.entries(self.stream, self.epoch, start, entries)
-        if len(self.cursors) > 1:
+        if len(self.cursors) > 1 and self.end is None:
             self._framing, self._rendered_span, self._rendered = framing, (start, stop), message
         return stop, message
 
@@ -273,4 +278,7 @@ class Cursor:
 
     def close(self) -> None:
         """Leave the log; the cursor must not be read afterwards. Idempotent."""
-        self.log.cursors.discard(self)
+        log = self.log
+        log.cursors.discard(self)
+        if log._rendered and len(log.cursors) < 2:
+            log._forget_rendered()

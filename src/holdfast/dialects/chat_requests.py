@@ -61,6 +61,10 @@ class _Request(msgspec.Struct, gc=False):
     n: msgspec.Raw = _NULL
 
 
+class _Prompt(msgspec.Struct, gc=False):
+    messages: msgspec.Raw
+
+
 class _Part(msgspec.Struct, gc=False):
     type: msgspec.Raw = _ABSENT
 
@@ -73,7 +77,12 @@ class _Contents(msgspec.Struct, gc=False):
     messages: list[_Message]
 
 
+#: What is read here. Some providers do not look at the case of names, and of two take the one that comes last: the
+#: model that they served would not be the one that was allowed.
+_READ = frozenset(_Request.__struct_fields__)
+
 _decode_request = msgspec.json.Decoder(_Request).decode
+_decode_prompt = msgspec.json.Decoder(_Prompt).decode
 _decode_contents = msgspec.json.Decoder(_Contents).decode
 _decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
@@ -104,9 +113,12 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     """Write the provider's request: the caller's, with another model, streamed or not as the surface wants it.
 
     `with_usage` says whether a streamed answer shall end with its usage. Raises `InvalidRequest` for too many
-    fields.
+    fields, and for one that a provider may take for another.
     """
     body: dict[str, Any] = members(ask.body)
+    for name in body:
+        if name not in _READ and name.casefold() in _READ:
+            raise InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
     body["model"] = model
     body["stream"] = ask.stream
     if not ask.stream:
@@ -124,7 +136,7 @@ def least_text(raw: bytes) -> int:
 
 def prompt_of(ask: Ask) -> object:
     """Return the messages of a request; of large or deeply nested ones the beginning, as text."""
-    messages = members(ask.body)["messages"]
+    messages = _decode_prompt(ask.body).messages
     if len(messages) <= _MAX_PROMPT:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):  # the stack and numbers have their limits
             return msgspec.json.decode(messages)

@@ -344,9 +344,8 @@ class Stream:
 
     def _charge(self, held: int) -> None:
         """Take what the log has grown by, in grains; where memory is short, drop what all readers have."""
-        charged, account = _in_grains(held), self.account
-        account.add(Kind.LOGS, charged - self.charged)
-        self.charged = charged
+        account = self.account
+        self._settle(_in_grains(held))
         if account.is_short:
             self._trim()
 
@@ -355,6 +354,7 @@ class Stream:
             self._settle(_in_grains(self.held))
 
     def _settle(self, size: int) -> None:
+        # Noted first: to make room for it may bring the stream back here.
         grown, self.charged = size - self.charged, size
         if grown > 0:
             self.account.add(Kind.LOGS, grown)

@@ -19,6 +19,7 @@ from holdfast.config import ProviderConfig, check_proxy
 from holdfast.core.http.connection import HttpConnection
 from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
+from holdfast.descriptors import check_descriptor
 from holdfast.errors import ConfigError, ConnectTimeout, UpstreamConnectError
 from holdfast.upstream.connection import UpstreamConnection
 
@@ -209,6 +210,7 @@ async def _connect_to(candidate: _Address) -> socket.socket:
     family, address = candidate
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        check_descriptor(sock.fileno())
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _keep_alive(sock)

@@ -137,8 +137,12 @@ class Account:
     def free(self, kind: Kind, size: int) -> None:
         """Give back what was taken or added."""
         self._count(kind, -size)
-        if self._budget._short:
-            self._budget._look()
+        budget = self._budget
+        if self.is_short:
+            # Whatever others take of what it gives back.
+            budget._relieve(self)
+        if budget._short:
+            budget._look()
 
     def move(self, kind: Kind, other: Kind, size: int) -> None:
         """Hold for another reason what is held already."""
@@ -302,10 +306,15 @@ class Budget:
         self._look_below = self.used - self.limit // _STEPS
         bound = SHARE * self.free * _ENOUGH
         for account in [account for account in self._short if account.used * 10 <= bound]:
-            if self._short.pop(account, self) is None:
-                account.is_short = False
-                for waiting in list(account.waiting):
-                    waiting.resume_source()
+            self._relieve(account)
+
+    def _relieve(self, account: Account) -> None:
+        """Resume who waits for an account, unless its memory is short still."""
+        if account.used * 10 <= SHARE * self.free * _ENOUGH and account in self._short:
+            del self._short[account]
+            account.is_short = False
+            for waiting in list(account.waiting):
+                waiting.resume_source()
 
     def _move(self, account: Account) -> None:
         """Put an account into the class that it has grown or shrunk into."""

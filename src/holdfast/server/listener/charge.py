@@ -26,12 +26,17 @@ class Charge:
 
     def set(self, size: int) -> bool:
         """Hold so many bytes. False, and nothing has changed, where that is more than fits."""
-        more = size - self.size
+        before = self.size
+        more = size - before
         if more > 0 and not self._account.take(self._kind, more):
             return False
         if more < 0:
             self._account.free(self._kind, -more)
-        self.size = size
+        if self.size != before:
+            # What had to go for it has ended the connection as well, and all that was held is freed.
+            self._account.free(self._kind, more)
+        else:
+            self.size = size
         return True
 
     def grow(self, size: int) -> bool:

@@ -26,6 +26,7 @@ class Handshaking(asyncio.Protocol):
         self._timeout = timeout
         self._tasks = tasks
         self._is_lost = False
+        self._securing: asyncio.Task[asyncio.Transport | None] | None = None
         # What comes before the TLS protocol has the transport is the handshake's; behind its end it is the first
         # request's.
         self._early = b""
@@ -46,9 +47,11 @@ class Handshaking(asyncio.Protocol):
 
     async def _shake_hands(self, raw: asyncio.Transport) -> None:
         connection, loop = self._connection, asyncio.get_running_loop()
-        securing = loop.create_task(
+        securing = self._securing = loop.create_task(
             loop.start_tls(raw, self, self._context, server_side=True, ssl_handshake_timeout=self._timeout)
         )
+        if self._is_lost:
+            securing.cancel()
         # Behind the first step of that, and behind what that schedules: the TLS protocol is connected then, and
         # nothing has been read for it yet.
         loop.call_soon(loop.call_soon, self._feed, raw)
@@ -56,7 +59,12 @@ class Handshaking(asyncio.Protocol):
             secure = await securing
         except (OSError, RuntimeError):  # ssl.SSLError and timeouts are OSErrors; whoever failed it knows why
             secure = None
-        if secure is None or self._is_lost:
+        except asyncio.CancelledError:
+            if not self._is_lost:
+                raise
+            secure = None
+        # One that was lost in this very turn has told, or will tell, this object alone.
+        if secure is None or self._is_lost or secure.is_closing():
             connection.connection_lost(None)
             raw.abort()
             return
@@ -82,3 +90,7 @@ class Handshaking(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
+        if self._securing is not None:
+            # Where the TLS protocol has come too late to be told, it would wait for ever: its own timeout only
+            # closes what is closed.
+            self._securing.cancel()

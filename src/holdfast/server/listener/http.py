@@ -485,7 +485,9 @@ class HttpConnection(FairProtocol):
         self._forget_input()
         self.free_output()
         transport, self.transport = self.transport, None
-        if transport is not None and self._pauses:
+        if transport is None or transport.is_closing():
+            return None  # whoever takes it would never be told that it is lost: TLS has told this object, or will
+        if self._pauses:
             transport.resume_reading()
         return transport
 

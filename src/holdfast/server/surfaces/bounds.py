@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ from holdfast.core.limits.budget import Budget, Kind
 from holdfast.core.limits.rate_limit import Concurrency, RateLimit
 from holdfast.core.session import messages as m
 from holdfast.core.session.server import MAX_INVALID_MESSAGES
-from holdfast.server.peers import Peers, PeerStatistics
+from holdfast.server.peers import Peers
 from holdfast.streams.directory import Directory
 from holdfast.upstream.statistics import ProviderStatistics
 
 #: How many of those who hold most memory an admin is shown.
 _LARGEST = 20
+#: Seconds between two looks at every connection, log and tenant.
+_LOOK_INTERVAL = 1.0
 
 
 class Bound(Struct, frozen=True):
@@ -102,23 +105,48 @@ class Bounds(Struct, frozen=True):
     queue_timeouts: int
 
 
+class Largest:
+    """What the one connection, log or tenant has that has most.
+
+    To know it all of them are looked at: once in a while, however often callers ask.
+    """
+
+    def __init__(self, directory: Directory, peers: Peers, admission: Admission) -> None:
+        self._directory = directory
+        self._peers = peers
+        self._admission = admission
+        self._looked_at = -math.inf
+        #: Bytes of a log, streams that a session reads, and requests of a tenant that wait.
+        self.log = self.session = self.waiting = 0
+
+    def look(self, now: float) -> None:
+        """Look again where that was not done just now."""
+        if now - self._looked_at >= _LOOK_INTERVAL:
+            self._looked_at = now
+            self.log = self._directory.largest_log
+            self.session = self._peers.statistics().most_streams
+            self.waiting = self._admission.queue.most_waiting
+
+
 def collect(
     config: Config,
     directory: Directory,
     peers: Peers,
     admission: Admission,
+    largest: Largest,
     *,
     providers: Sequence[ProviderStatistics],
     caller: Principal,
     now: float,
 ) -> Bounds:
-    """Collect all bounds. It looks at every connection and stream once."""
+    """Collect all bounds, in time that does not grow with what there is, but for admins."""
+    largest.look(now)
     tenant, key = caller.tenant, caller.key_id
     key_account, tenant_account = admission.limiter.accounts(tenant, key, now)
     waiting = admission.queue.waiting_of(tenant)
     return Bounds(
         bounds=[
-            *_process_bounds(config, directory, peers.statistics(), admission),
+            *_process_bounds(config, directory, len(peers), admission, largest),
             *_provider_bounds(config, providers),
             *_protocol_bounds(config),
         ],
@@ -135,32 +163,32 @@ def collect(
 
 
 def _process_bounds(
-    config: Config, directory: Directory, peers: PeerStatistics, admission: Admission
+    config: Config, directory: Directory, connections: int, admission: Admission, largest: Largest
 ) -> list[Bound]:
     server, streams, queue = config.server, config.streams, config.queue
     use = directory.statistics()
     rate = server.max_connections_per_second_per_address
     memory = directory.budget.used
     return [
-        Bound("connections", server.max_connections, peers.open, "server.max_connections"),
+        Bound("connections", server.max_connections, connections, "server.max_connections"),
         Bound(
             "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
         ),
         Bound("bytes that clients make it hold", server.memory_bytes, memory, "server.memory_bytes"),
         Bound("streams that are kept", streams.max_streams, use.streams, "streams.max_streams"),
-        Bound("bytes of a log", streams.log_bytes, directory.largest_log, "streams.log_bytes"),
+        Bound("bytes of a log", streams.log_bytes, largest.log, "streams.log_bytes"),
         Bound("waiting requests", queue.max_waiting, len(admission.queue), "queue.max_waiting"),
         Bound(
             "waiting requests of a tenant",
             queue.max_waiting_per_tenant,
-            admission.queue.most_waiting,
+            largest.waiting,
             "queue.max_waiting_per_tenant",
         ),
         Bound("seconds in the queue", queue.deadline, None, "queue.deadline"),
         Bound(
             "streams that a session reads",
             server.max_streams_per_session,
-            peers.most_streams,
+            largest.session,
             "server.max_streams_per_session",
         ),
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 
 try:
     import resource
@@ -17,8 +19,9 @@ _ENOUGH = 1 << 20
 _OTHERS = 64
 #: Of what is left, this part may be connections of clients; the rest is for those to providers.
 _CLIENTS = (2, 3)
-#: New connections with so high a descriptor are the last: `accept` would fail soon, and nobody would get in.
-_MARGIN = 24
+#: So many of the last are for probes, for connections that linger behind a refusal, and for files: neither clients
+#: nor connections to providers get one of them. Without them `accept` would fail, and nobody would get in.
+_MARGIN = 48
 
 
 class Descriptors:
@@ -31,7 +34,7 @@ class Descriptors:
     @property
     def max_descriptor(self) -> int | None:
         """The descriptor from which on new connections count as the last."""
-        return None if self.limit is None else max(self.limit - _MARGIN, 1)
+        return _first_of_last(self.limit)
 
     def connections(self, wanted: int) -> int:
         """Return how many of the wanted connections there may be. It warns where they are less."""
@@ -50,6 +53,24 @@ class Descriptors:
         return min(wanted, possible)
 
 
+def check_descriptor(descriptor: int) -> None:
+    """Raise OSError where a new connection to a provider has one of the last descriptors."""
+    first = _first_of_last(_limit())
+    if first is not None and descriptor >= first:
+        raise OSError(errno.EMFILE, f"{os.strerror(errno.EMFILE)}; the last ones are for probes")
+
+
+def _first_of_last(limit: int | None) -> int | None:
+    return None if limit is None else max(limit - _MARGIN, 1)
+
+
+def _limit() -> int | None:
+    if resource is None:  # pragma: no cover
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def _raise_limit() -> int | None:
     if resource is None:  # pragma: no cover
         return None
@@ -60,6 +81,4 @@ def _raise_limit() -> int | None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as exc:
             logger.warning("the limit of open descriptors stays at %d: %s", soft, exc)
-        else:
-            soft = wanted
-    return None if soft == resource.RLIM_INFINITY else soft
+    return _limit()
