@@ -158,3 +158,20 @@ def test_nothing_is_appended_to_an_answer_that_was_refused(clock: Clock) -> None
     gateway.settle()
     assert outcome(reading) == ("failed", "upstream_malformed")
     assert reading.entries == []
+@pytest.mark.parametrize("begun", [b"", b'{"error":{"message":"wrong key"'])
+def test_refusal_whose_body_is_cut_is_a_refusal(clock: Clock, begun: bytes) -> None:
+    """Who refuses a request before it is sent whole may reset the connection under its own answer."""
+    gateway = Gateway(clock)
+    reading = Reading(gateway.start())
+    call = gateway.upstream().call
+    call.head(413)
+    if begun:
+        call.data(begun)
+    call.fail(UpstreamReset("cut"))
+    clock.advance(5.0)
+    assert outcome(reading) == ("failed", "upstream_status")
+    error = ended(reading).error
+    assert error is not None
+    assert (error.status, error.retryable, len(gateway.upstream().calls)) == (413, False, 1)
+
+

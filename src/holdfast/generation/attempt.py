@@ -260,8 +260,8 @@ class Attempt:
         self._settle(reader.error)
 
     def response_failed(self, error: UpstreamError) -> None:
-        if self.reader.is_answered:
-            self.response_ended()  # all that can be missing is the usage
+        if self.reader.is_answered or self._error_body is not None:
+            self.response_ended()  # all that can be missing is the usage, or words about the status
         else:
             self._settle(error)
 
