@@ -83,6 +83,29 @@ def test_time_for_the_usage_begins_when_a_slow_reader_has_made_room(clock: Clock
     assert reading.stream.end.usage is not None
 
 
+def test_silence_behind_a_finish_reason_that_fills_the_log_is_not_waited_out(clock: Clock) -> None:
+    gateway = Gateway(clock, streams={"log_bytes": 1100})
+    reading = Reading(gateway.start(), is_slow=True)
+    call = gateway.upstream().call
+    call.head().events(*[chunk("x" * 300)] * 3, FINISH)
+    assert call.told == ["pause"]
+    clock.advance(5.0)
+    assert not reading.stream.is_ended
+    reading.advance()
+    clock.advance(2.5)
+    assert reading.stream.end is not None
+    assert (reading.stream.end.status, call.told) == ("completed", ["pause", "resume", "cancel"])
+
+
+def test_reader_that_takes_a_whole_answer_too_slowly_has_it_whole(clock: Clock) -> None:
+    gateway = Gateway(clock, streams={"log_bytes": 1100})
+    reading = Reading(gateway.start(), is_slow=True)
+    gateway.upstream().call.head().tokens(*["x" * 300] * 3).events(FINISH)
+    clock.advance(301.0)
+    assert reading.stream.end is not None
+    assert reading.stream.end.status == "completed"
+
+
 def test_total_deadline_does_not_undo_an_answer_with_its_finish_reason(clock: Clock) -> None:
     gateway = Gateway(clock)
     reading = Reading(gateway.start())
@@ -150,14 +173,6 @@ def test_endless_body_of_an_error_is_read_no_further_than_its_bound(clock: Clock
     assert call.told == ["cancel"]
 
 
-def test_nothing_is_appended_to_an_answer_that_was_refused(clock: Clock) -> None:
-    gateway = Gateway(clock, retry=NO_RETRY)
-    reading = Reading(gateway.start())
-    gateway.upstream().call.head(content_encoding="gzip").tokens("Hi").complete()
-    gateway.upstream().call.end()
-    gateway.settle()
-    assert outcome(reading) == ("failed", "upstream_malformed")
-    assert reading.entries == []
 @pytest.mark.parametrize("begun", [b"", b'{"error":{"message":"wrong key"'])
 def test_refusal_whose_body_is_cut_is_a_refusal(clock: Clock, begun: bytes) -> None:
     """Who refuses a request before it is sent whole may reset the connection under its own answer."""
@@ -175,3 +190,11 @@ def test_refusal_whose_body_is_cut_is_a_refusal(clock: Clock, begun: bytes) -> N
     assert (error.status, error.retryable, len(gateway.upstream().calls)) == (413, False, 1)
 
 
+def test_nothing_is_appended_to_an_answer_that_was_refused(clock: Clock) -> None:
+    gateway = Gateway(clock, retry=NO_RETRY)
+    reading = Reading(gateway.start())
+    gateway.upstream().call.head(content_encoding="gzip").tokens("Hi").complete()
+    gateway.upstream().call.end()
+    gateway.settle()
+    assert outcome(reading) == ("failed", "upstream_malformed")
+    assert reading.entries == []

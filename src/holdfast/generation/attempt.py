@@ -223,12 +223,13 @@ class Attempt:
         elif reader.is_finished:
             # The terminal event ends the answer; a provider that keeps the stream open is not waited for.
             self._settle(None)
-        elif stream.is_full and not self._paused:
-            self._paused = True
-            if self._call is not None:
-                self._call.pause()
-        elif reader.is_answered and self._rest_due is None:
-            self._await_rest(_REST_GRACE)
+        else:
+            if stream.is_full and not self._paused:
+                self._paused = True
+                if self._call is not None:
+                    self._call.pause()
+            if reader.is_answered and self._rest_due is None:
+                self._await_rest(_REST_GRACE)
 
     def _answered(self) -> None:
         stream, now = self._stream, self._timers.now()
@@ -302,7 +303,7 @@ class Attempt:
         timeouts, total, now = self.target.timeouts, self._deadline, self._timers.now()
         deadline = total
         error: UpstreamError | None = None
-        if self._rest_due is not None and not self._paused:
+        if self._rest_due is not None and (not self._paused or now >= total):
             deadline = min(total, self._rest_due)
             if now >= deadline:
                 self._is_overdue = True
