@@ -148,7 +148,7 @@ def test_completion_that_cannot_be_spliced_is_written_anew() -> None:
     assert reader.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("body", [b"", b"Hold", b"[]", b'{"choices":', b'{"choices":[]}}', b"[" * 9000, b"dat"])
+@pytest.mark.parametrize("body", [b"Hold", b"[]", b'{"choices":', b'{"choices":[]}}', b"[" * 9000])
 def test_body_that_is_no_completion_is_malformed(body: bytes) -> None:
     reader, entries = read_whole(body)
     assert entries == []

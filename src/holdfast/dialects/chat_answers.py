@@ -233,7 +233,7 @@ class StreamReader:
         if name == b"error":
             self.error = error_in(payload, name)
         elif text == _DONE:
-            if self._open and self._requires_finish_reason:
+            if self._requires_finish_reason and (self._open or not self._done):
                 # Servers exist that stop an answer for a newer request and still say that it is done.
                 self.error = UpstreamTruncated("the provider ended the answer without a finish reason")
             else:
@@ -388,6 +388,9 @@ class CompletionReader:
 
     def _end_body(self) -> bytes | None:
         body = b"".join(self._chunks).strip()
+        if not body:
+            self.error = UpstreamTruncated()
+            return None
         try:
             body.decode()
             completion = _decode_chunk(body)
