@@ -9,7 +9,7 @@ import pytest
 from holdfast.core.entries import EndBody
 from holdfast.errors import UpstreamReset
 from tests.support.clock import Clock
-from tests.support.generating import Gateway
+from tests.support.generating import Gateway, request
 from tests.support.reading import Reading
 from tests.support.scripted_upstream import FINISH, chunk
 
@@ -53,6 +53,22 @@ def test_usage_that_comes_within_that_time_counts(clock: Clock) -> None:
     end = ended(reading)
     assert end.usage is not None
     assert (end.status, end.usage.prompt_tokens) == ("completed", 7)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_text_behind_a_finish_reason_is_waited_for_like_any_other(clock: Clock, stream: bool) -> None:
+    """Some APIs write one into every chunk."""
+    gateway = Gateway(clock)
+    reading = Reading(gateway.start(raw=request(stream=stream)))
+    call = gateway.upstream().call
+    call.head()
+    for _ in range(6):
+        call.events(b'{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}')
+        clock.advance(1.5)
+    assert not reading.stream.is_ended
+    clock.advance(1.0)
+    assert outcome(reading) == ("completed", None)
+    assert b"".join(reading.entries).count(b"Hi") == 6
 
 
 def test_answer_that_is_cut_behind_its_finish_reason_is_complete(clock: Clock) -> None:

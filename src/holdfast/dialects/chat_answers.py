@@ -421,7 +421,7 @@ class CompletionReader:
             self.usage = self.finish_reason = None
             return []
         self.error, self.is_answered = events.error, events.is_answered
-        self.usage, self.finish_reason = events.usage, events.finish_reason
+        self.usage, self.finish_reason, self.units = events.usage, events.finish_reason, events.units
         if self.error is not None or not events.is_finished:
             return []
         try:
@@ -430,7 +430,6 @@ class CompletionReader:
             self.error = UpstreamMalformed(f"the provider's answer cannot be written as a completion: {exc}")
             return []
         self.is_finished = True
-        self.units = events.units
         return [completion]
 
 

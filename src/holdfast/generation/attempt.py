@@ -213,6 +213,7 @@ class Attempt:
                 self.response_ended()
             return
         reader, stream = self.reader, self._stream
+        units = reader.units
         entries = reader.receive(chunks)
         if entries:
             if self.first_entry is None:
@@ -228,8 +229,11 @@ class Attempt:
                 self._paused = True
                 if self._call is not None:
                     self._call.pause()
-            if reader.is_answered and self._rest_due is None:
-                self._await_rest(_REST_GRACE)
+            if reader.is_answered:
+                if self._rest_due is None:
+                    self._await_rest(_REST_GRACE)
+                elif reader.units > units:  # APIs exist that write a finish reason into every chunk
+                    self._rest_due = self._last_read + _REST_GRACE
 
     def _answered(self) -> None:
         stream, now = self._stream, self._timers.now()
