@@ -202,6 +202,18 @@ async def test_redirection_says_where_it_leads_but_not_to_which_host(caplog: pyt
     assert "secret" not in caplog.text
 
 
+async def test_provider_that_redirects_is_passed_over() -> None:
+    raw = answer(b"", b"location: https://example.test/v1/chat/completions", status=301)
+    async with (
+        RawProvider(raw) as moved,
+        RawProvider(answer(WHOLE)) as spare,
+        ScriptedWorld(moved, spare) as world,
+    ):
+        reading = await asked(world)
+        assert (text(reading), outcome(reading.end)) == ("Hold fast", ("completed", None))
+        assert len(moved.heads) == 1
+
+
 async def test_choice_that_is_cut_makes_the_answer_incomplete() -> None:
     body = HOLD + chunk("Hold", index=1) + STOP + DONE
     async with RawProvider(answer(body)) as provider, ScriptedWorld(provider) as world:
