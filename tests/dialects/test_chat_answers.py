@@ -281,7 +281,16 @@ def test_object_that_cannot_be_spliced_is_written_anew(payload: bytes, entry: st
 
 
 @pytest.mark.parametrize(
-    "beat", [b"data:\n\n", b"data: \n\n", b": ping\n\n", b"event: ping\ndata: ping\n\n", b"event: ping\n\n"]
+    "beat",
+    [
+        b"data:\n\n",
+        b"data: \n\n",
+        b": ping\n\n",
+        b"event: ping\ndata: ping\n\n",
+        b"event: ping\n\n",
+        b"data: ping\n\n",
+        b"data: PING\n\n",
+    ],
 )
 def test_heartbeat_is_ignored_anywhere(beat: bytes) -> None:
     reader = stream_reader()

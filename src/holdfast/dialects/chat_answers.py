@@ -240,7 +240,7 @@ class StreamReader:
                 self.is_finished = True
         elif (found := decode_leniently(payload)) is not None:
             return chunk_of(found[0]), found[1]
-        elif text and name not in _HEARTBEATS:
+        elif text and name not in _HEARTBEATS and (self._is_leading or text.lower() not in _HEARTBEATS):
             if not (self._is_leading and _is_word(text)):
                 self._fail(UpstreamMalformed(f"the provider sent an event that is not a chat chunk: {fault}"))
             elif not self._heard:
