@@ -191,8 +191,7 @@ class Pump:
             previous = target
             if told is None or error.retryable or not told.retryable:
                 told = error
-        # Said of what was tried, if anything was, and rather of what asking again may better; else of the wait that
-        # has come to nothing.
+        # Said of what was tried, if anything was, and rather of what asking again may better; else of the wait.
         reason: HoldfastError | None = told or self._expired
         if reason is None:
             reason = CircuitOpen(retry_after=route.retry_after(timers.now()))
