@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -305,6 +306,42 @@ def test_event_stream_that_is_put_together_is_bounded() -> None:
     assert fault(reader) is type(None)
     assert reader.receive([chunk]) == []
     assert (fault(reader), "larger than 1000" in str(reader.error)) == (UpstreamMalformed, True)
+
+
+MANY = b"[" + b"[]," * 400_000 + b"[]]"
+HIDDEN = b'{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}],"x":' + MANY + b"}"
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize("as_events", [True, False])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices":[{}],"usage":' + MANY + b"}",
+        b'{"choices":[{}],"usage":{"prompt_tokens":' + MANY + b"}}",
+        b'{"choices":[],"error":' + MANY + b"}",
+        b'{"choices":[],"error":{"message":' + MANY + b"}}",
+        b'{"choices":{},"x":' + MANY + b"}",
+        HIDDEN,
+        MANY,
+    ],
+    ids=["usage", "count", "error", "message", "choices", "hidden", "bare"],
+)
+def test_no_object_is_made_of_each_part_of_an_answer(body: bytes, *, as_events: bool, is_streamed: bool) -> None:
+    """That would hold everybody up for a second, and take fifty times the memory of the answer."""
+    size = 2 * len(body)
+    reader = StreamReader(max_event=size, hide_usage=True) if is_streamed else CompletionReader(max_size=size)
+    raw = b"data: " + body + b"\n\ndata: [DONE]\n\n" if as_events else body
+    tracemalloc.start()
+    try:
+        entries = fed(reader, raw)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * len(body)
+    assert bool(entries) != (reader.error is not None)
+    if body is HIDDEN and as_events == is_streamed:
+        assert entries == [body]  # it passes to the letter
 
 
 def test_number_of_choices_calls_and_fields_that_are_put_together_is_bounded() -> None:

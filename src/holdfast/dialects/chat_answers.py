@@ -159,8 +159,8 @@ class StreamReader:
                     break
             if choices and (choices[0].finish_reason or self._is_several or not opened):
                 self._note(choices)
-            if chunk.usage is not None and (usage := usage_of(chunk.usage)) is not None:
-                self.usage = usage
+            if chunk.usage is not None:
+                self.usage = usage_of(chunk.usage)
                 if self._hide_usage and not choices:
                     continue
             if is_leading and self._is_leading:
@@ -376,7 +376,10 @@ class CompletionReader:
     def end_object(self) -> dict[str, Any] | None:
         """End as `end` does, and return the completion decoded; None with `error` set where it is none."""
         body = self._end_body()
-        return None if body is None else decoded(body)
+        said: dict[str, Any] | None = None if body is None else decoded(body)
+        if said is None and self.error is None:
+            self.error = UpstreamMalformed.too_large("the provider's answer has too many parts to be streamed")
+        return said
 
     def _count(self, size: int) -> None:
         self._size += size
@@ -406,7 +409,7 @@ class CompletionReader:
             self.error = error_in(body, b"")
             if self.error is not None:
                 return None
-        self.usage = usage_of(completion.usage)
+        self.usage = None if completion.usage is None else usage_of(completion.usage)
         if choices:
             self.finish_reason = reason_of(choices[0].finish_reason or "")
         return body
