@@ -10,6 +10,7 @@ import pytest
 
 from holdfast.core.entries import Usage
 from holdfast.dialects.beginning import Beginning
+from holdfast.dialects.chat import CHAT, ChatOptions
 from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.errors import UpstreamError, UpstreamMalformed, UpstreamTruncated
@@ -282,6 +283,15 @@ def test_event_stream_to_a_request_for_a_completion_is_put_together() -> None:
     }
     assert (reader.is_finished, reader.finish_reason, reader.usage) == (True, "stop", Usage(7, 2))
     assert reader.receive([DONE]) == reader.end() == []
+
+
+def test_provider_that_sends_no_finish_reason_is_put_together_where_its_options_say_so() -> None:
+    ask = CHAT.parse(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}')
+    for is_strict in (True, False):
+        reader = CHAT.reader(ask, ChatOptions(requires_finish_reason=is_strict), max_entry=1000)
+        entries = fed(reader, events({"choices": [{"delta": {"content": "Hold"}}]}) + DONE)
+        assert bool(entries) != is_strict
+        assert reader.is_finished != is_strict
 
 
 def test_odd_chunks_are_put_together_as_far_as_they_can_be() -> None:

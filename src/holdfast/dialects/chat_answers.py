@@ -313,6 +313,7 @@ class CompletionReader:
         "_collector",
         "_events",
         "_max_size",
+        "_requires_finish_reason",
         "_size",
         "error",
         "finish_reason",
@@ -322,10 +323,11 @@ class CompletionReader:
         "usage",
     )
 
-    def __init__(self, *, max_size: int, choices: int = 1) -> None:
+    def __init__(self, *, max_size: int, requires_finish_reason: bool = True, choices: int = 1) -> None:
         self._beginning = Beginning()
         self._chunks: list[bytes] = []
         self._choices = choices
+        self._requires_finish_reason = requires_finish_reason
         self._max_size = max_size
         self._size = 0
         self._events: StreamReader | None = None
@@ -350,7 +352,12 @@ class CompletionReader:
                 self.error = exc
                 return []
             if self._beginning.is_events:
-                self._events = StreamReader(max_event=self._max_size, hide_usage=False, choices=self._choices)
+                self._events = StreamReader(
+                    max_event=self._max_size,
+                    hide_usage=False,
+                    requires_finish_reason=self._requires_finish_reason,
+                    choices=self._choices,
+                )
                 self._events.begin(b"text/event-stream")
         if self._events is not None:
             return self._collect(self._events, self._events.receive(chunks))
