@@ -483,7 +483,7 @@ def from_wire(
     """
     cls = ERRORS.get(code)
     error: HoldfastError
-    if cls is UpstreamStatus or (cls is not None and issubclass(cls, UpstreamStatus)):
+    if cls is UpstreamStatus:
         error = UpstreamStatus(message, status=status or 502, retry_after=retry_after)
     elif cls is None:
         error = StreamFailed(f"{code}: {message}", retry_after=retry_after)

@@ -89,7 +89,15 @@ def test_delay_beyond_the_bound_is_not_begun_and_another_target_is_tried() -> No
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(b"1500", 1.5), (b"0", 0.0), (b"2.5", 0.0025), (b"", None), (b"-1", None), (b"soon", None)],
+    [
+        (b"1500", 1.5),
+        (b"0", 0.0),
+        (b"2.5", 0.0025),
+        (b"9999999999", 86_400.0),
+        (b"", None),
+        (b"-1", None),
+        (b"soon", None),
+    ],
 )
 def test_milliseconds_of_a_provider(value: bytes, seconds: float | None) -> None:
     assert parse_milliseconds(value) == seconds
@@ -253,6 +261,8 @@ NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
         (b"Sun Nov  6 08:50:37 1994", 60.0),
         (b"Sun, 06 Nov 1994 10:50:37 +0200", 60.0),
         (b"Sun, 06 Nov 1994 08:00:00 GMT", 0.0),
+        (b"9999999999", 86_400.0),
+        (b"Fri, 31 Dec 9999 23:59:59 GMT", 86_400.0),
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(value: bytes, seconds: float) -> None:

@@ -54,9 +54,9 @@ def test_chunks_are_entries_to_the_letter_without_the_white_space_around_them() 
 
 def test_nothing_is_read_behind_the_terminal_event() -> None:
     reader = stream_reader()
-    assert reader.receive([DONE + event(LAST)]) == []
-    assert reader.receive([event(LAST)]) == []
-    assert (reader.is_finished, reader.units) == (True, 0)
+    assert reader.receive([event(LAST) + DONE + event(ANSWER)]) == [LAST]
+    assert reader.receive([event(ANSWER)]) == []
+    assert (reader.is_finished, reader.units) == (True, 1)
 
 
 def test_body_that_ends_without_terminal_event_and_finish_reason_is_truncated() -> None:
@@ -156,10 +156,26 @@ def test_only_the_first_choice_counts_where_one_was_asked_for() -> None:
     assert (reader.is_answered, reader.finish_reason) == (True, "stop")
 
 
-def test_empty_answer_needs_no_finish_reason() -> None:
-    reader = stream_reader()
-    assert reader.receive([DONE]) == []
-    assert reader.is_finished
+def test_answer_that_is_done_before_it_begins_is_none() -> None:
+    for body in (DONE, event(USAGE) + DONE):
+        reader = stream_reader()
+        assert reader.receive([body]) == []
+        assert fault(reader) is UpstreamTruncated
+        whole = CompletionReader(max_size=1000)
+        assert whole.receive([body]) == whole.end() == []
+        assert fault(whole) is UpstreamTruncated
+    lenient = stream_reader(requires_finish_reason=False)
+    assert lenient.receive([DONE]) == []
+    assert lenient.is_finished
+
+
+def test_body_without_anything_is_truncated_whatever_was_asked_for() -> None:
+    for body in (b"", b"\n"):
+        whole = CompletionReader(max_size=1000)
+        assert whole.receive([body]) + whole.end() == []
+        assert fault(whole) is UpstreamTruncated
+        assert whole.error is not None
+        assert whole.error.retryable
 
 
 def test_answer_without_any_content_is_not_asked_for_again_at_the_same_endpoint() -> None:
@@ -265,7 +281,16 @@ def test_object_that_cannot_be_spliced_is_written_anew(payload: bytes, entry: st
 
 
 @pytest.mark.parametrize(
-    "beat", [b"data:\n\n", b"data: \n\n", b": ping\n\n", b"event: ping\ndata: ping\n\n", b"event: ping\n\n"]
+    "beat",
+    [
+        b"data:\n\n",
+        b"data: \n\n",
+        b": ping\n\n",
+        b"event: ping\ndata: ping\n\n",
+        b"event: ping\n\n",
+        b"data: ping\n\n",
+        b"data: PING\n\n",
+    ],
 )
 def test_heartbeat_is_ignored_anywhere(beat: bytes) -> None:
     reader = stream_reader()

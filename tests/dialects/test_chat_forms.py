@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from holdfast.core.entries import Usage
 from holdfast.dialects.beginning import Beginning
+from holdfast.dialects.chat import CHAT, ChatOptions
 from holdfast.dialects.chat_answers import CompletionReader, StreamReader
 from holdfast.dialects.dialect import AnswerReader
 from holdfast.errors import UpstreamError, UpstreamMalformed, UpstreamTruncated
@@ -148,7 +150,7 @@ def test_completion_that_cannot_be_spliced_is_written_anew() -> None:
     assert reader.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("body", [b"", b"Hold", b"[]", b'{"choices":', b'{"choices":[]}}', b"[" * 9000, b"dat"])
+@pytest.mark.parametrize("body", [b"Hold", b"[]", b'{"choices":', b'{"choices":[]}}', b"[" * 9000])
 def test_body_that_is_no_completion_is_malformed(body: bytes) -> None:
     reader, entries = read_whole(body)
     assert entries == []
@@ -283,6 +285,15 @@ def test_event_stream_to_a_request_for_a_completion_is_put_together() -> None:
     assert reader.receive([DONE]) == reader.end() == []
 
 
+def test_provider_that_sends_no_finish_reason_is_put_together_where_its_options_say_so() -> None:
+    ask = CHAT.parse(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}')
+    for is_strict in (True, False):
+        reader = CHAT.reader(ask, ChatOptions(requires_finish_reason=is_strict), max_entry=1000)
+        entries = fed(reader, events({"choices": [{"delta": {"content": "Hold"}}]}) + DONE)
+        assert bool(entries) != is_strict
+        assert reader.is_finished != is_strict
+
+
 def test_odd_chunks_are_put_together_as_far_as_they_can_be() -> None:
     body = (
         b'data: {"choices":[{"delta":{"content":"a\\ud83d"}},"odd"]}\n\n'
@@ -305,6 +316,42 @@ def test_event_stream_that_is_put_together_is_bounded() -> None:
     assert fault(reader) is type(None)
     assert reader.receive([chunk]) == []
     assert (fault(reader), "larger than 1000" in str(reader.error)) == (UpstreamMalformed, True)
+
+
+MANY = b"[" + b"[]," * 400_000 + b"[]]"
+HIDDEN = b'{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}],"x":' + MANY + b"}"
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize("as_events", [True, False])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices":[{}],"usage":' + MANY + b"}",
+        b'{"choices":[{}],"usage":{"prompt_tokens":' + MANY + b"}}",
+        b'{"choices":[],"error":' + MANY + b"}",
+        b'{"choices":[],"error":{"message":' + MANY + b"}}",
+        b'{"choices":{},"x":' + MANY + b"}",
+        HIDDEN,
+        MANY,
+    ],
+    ids=["usage", "count", "error", "message", "choices", "hidden", "bare"],
+)
+def test_no_object_is_made_of_each_part_of_an_answer(body: bytes, *, as_events: bool, is_streamed: bool) -> None:
+    """That would hold everybody up for a second, and take fifty times the memory of the answer."""
+    size = 2 * len(body)
+    reader = StreamReader(max_event=size, hide_usage=True) if is_streamed else CompletionReader(max_size=size)
+    raw = b"data: " + body + b"\n\ndata: [DONE]\n\n" if as_events else body
+    tracemalloc.start()
+    try:
+        entries = fed(reader, raw)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 8 * len(body)
+    assert bool(entries) != (reader.error is not None)
+    if body is HIDDEN and as_events == is_streamed:
+        assert entries == [body]  # it passes to the letter
 
 
 def test_number_of_choices_calls_and_fields_that_are_put_together_is_bounded() -> None:

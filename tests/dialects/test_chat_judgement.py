@@ -96,6 +96,14 @@ def test_refusal_of_the_gateway_itself_is_told_without_the_providers_words(
     assert str(status) not in refused.message
 
 
+@pytest.mark.parametrize("body", [b"<html>Blocked</html>", b"", b"{}"])
+def test_refusal_that_the_api_itself_does_not_speak_may_be_of_this_request(body: bytes) -> None:
+    refused = CHAT.judged(CHAT.status_error(403, body, retry_after=None))
+    assert isinstance(refused, UpstreamRefused)
+    assert not refused.is_certain
+    assert "credential" not in refused.message
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -9,7 +9,7 @@ import pytest
 from holdfast.core.entries import EndBody
 from holdfast.errors import UpstreamReset
 from tests.support.clock import Clock
-from tests.support.generating import Gateway
+from tests.support.generating import Gateway, request
 from tests.support.reading import Reading
 from tests.support.scripted_upstream import FINISH, chunk
 
@@ -55,6 +55,22 @@ def test_usage_that_comes_within_that_time_counts(clock: Clock) -> None:
     assert (end.status, end.usage.prompt_tokens) == ("completed", 7)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_text_behind_a_finish_reason_is_waited_for_like_any_other(clock: Clock, stream: bool) -> None:
+    """Some APIs write one into every chunk."""
+    gateway = Gateway(clock)
+    reading = Reading(gateway.start(raw=request(stream=stream)))
+    call = gateway.upstream().call
+    call.head()
+    for _ in range(6):
+        call.events(b'{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}')
+        clock.advance(1.5)
+    assert not reading.stream.is_ended
+    clock.advance(1.0)
+    assert outcome(reading) == ("completed", None)
+    assert b"".join(reading.entries).count(b"Hi") == 6
+
+
 def test_answer_that_is_cut_behind_its_finish_reason_is_complete(clock: Clock) -> None:
     gateway = Gateway(clock)
     reading = Reading(gateway.start())
@@ -81,6 +97,29 @@ def test_time_for_the_usage_begins_when_a_slow_reader_has_made_room(clock: Clock
     assert reading.stream.end is not None
     assert reading.stream.end.status == "completed"
     assert reading.stream.end.usage is not None
+
+
+def test_silence_behind_a_finish_reason_that_fills_the_log_is_not_waited_out(clock: Clock) -> None:
+    gateway = Gateway(clock, streams={"log_bytes": 1100})
+    reading = Reading(gateway.start(), is_slow=True)
+    call = gateway.upstream().call
+    call.head().events(*[chunk("x" * 300)] * 3, FINISH)
+    assert call.told == ["pause"]
+    clock.advance(5.0)
+    assert not reading.stream.is_ended
+    reading.advance()
+    clock.advance(2.5)
+    assert reading.stream.end is not None
+    assert (reading.stream.end.status, call.told) == ("completed", ["pause", "resume", "cancel"])
+
+
+def test_reader_that_takes_a_whole_answer_too_slowly_has_it_whole(clock: Clock) -> None:
+    gateway = Gateway(clock, streams={"log_bytes": 1100})
+    reading = Reading(gateway.start(), is_slow=True)
+    gateway.upstream().call.head().tokens(*["x" * 300] * 3).events(FINISH)
+    clock.advance(301.0)
+    assert reading.stream.end is not None
+    assert reading.stream.end.status == "completed"
 
 
 def test_total_deadline_does_not_undo_an_answer_with_its_finish_reason(clock: Clock) -> None:
@@ -148,6 +187,23 @@ def test_endless_body_of_an_error_is_read_no_further_than_its_bound(clock: Clock
     gateway.settle()
     assert outcome(reading) == ("failed", "upstream_status")
     assert call.told == ["cancel"]
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"error":{"message":"wrong key"'])
+def test_refusal_whose_body_is_cut_is_a_refusal(clock: Clock, begun: bytes) -> None:
+    """Who refuses a request before it is sent whole may reset the connection under its own answer."""
+    gateway = Gateway(clock)
+    reading = Reading(gateway.start())
+    call = gateway.upstream().call
+    call.head(413)
+    if begun:
+        call.data(begun)
+    call.fail(UpstreamReset("cut"))
+    clock.advance(5.0)
+    assert outcome(reading) == ("failed", "upstream_status")
+    error = ended(reading).error
+    assert error is not None
+    assert (error.status, error.retryable, len(gateway.upstream().calls)) == (413, False, 1)
 
 
 def test_nothing_is_appended_to_an_answer_that_was_refused(clock: Clock) -> None:

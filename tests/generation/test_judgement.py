@@ -176,6 +176,22 @@ def test_refusal_of_the_only_provider_is_told_neutrally(clock: Clock) -> None:
     assert outcome(Reading(gateway.start()))[:2] == ("failed", "circuit_open")
 
 
+@pytest.mark.parametrize("order", [("busy", "revoked"), ("revoked", "busy")])
+def test_what_another_try_may_better_is_told_rather_than_what_it_cannot(
+    clock: Clock, order: tuple[str, str]
+) -> None:
+    gateway = Gateway(clock, *order)
+    reading = Reading(gateway.start())
+    for name in order:
+        if name == "busy":
+            gateway.upstream(name).call.refuse(429, "slow down", retry_after="25")
+        else:
+            say(gateway.upstream(name).call, 401, "wrong key")
+        gateway.settle()
+    error = error_of(reading)
+    assert (error.message, error.retryable, error.retry_after) == ("slow down", True, 25.0)
+
+
 def test_provider_whose_key_is_good_again_is_found_by_a_trial(clock: Clock) -> None:
     gateway = Gateway(clock)
     gateway.start()

@@ -39,7 +39,7 @@ ODD_USAGE = {"prompt_tokens": 7.0, "completion_tokens": "2", "total_tokens": -1}
 COMPLETION = json.dumps(
     {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hold fast"}, "finish_reason": "stop"}]}
 ).encode()
-TOLD = b'{"error":{"message":"quota","code":"too_many_images"}}'
+NO = b'{"error":{"message":"no such luck","code":"out_of_luck"}}'
 
 COMPLETE = {
     "a clean end without [DONE]": answer(WHOLE),
@@ -100,8 +100,8 @@ WRONG = {
     "an error event": (answer(HOLD + event({"message": "boom", "code": 500}, b"error")), "boom", "Hold"),
     "an error event of words": (answer(HOLD + event(b"boom", b"error")), "boom", "Hold"),
     "an error object": (answer(HOLD + event({"object": "error", "message": "boom"}) + DONE), "boom", "Hold"),
-    "an error in JSON": (answer(TOLD, content_type=JSON), "quota", ""),
-    "an error in JSON as a stream": (answer(TOLD), "quota", ""),
+    "an error in JSON": (answer(NO, content_type=JSON), "no such luck", ""),
+    "an error in JSON as a stream": (answer(NO), "no such luck", ""),
 }
 
 
@@ -202,6 +202,18 @@ async def test_redirection_says_where_it_leads_but_not_to_which_host(caplog: pyt
     assert "secret" not in caplog.text
 
 
+async def test_provider_that_redirects_is_passed_over() -> None:
+    raw = answer(b"", b"location: https://example.test/v1/chat/completions", status=301)
+    async with (
+        RawProvider(raw) as moved,
+        RawProvider(answer(WHOLE)) as spare,
+        ScriptedWorld(moved, spare) as world,
+    ):
+        reading = await asked(world)
+        assert (text(reading), outcome(reading.end)) == ("Hold fast", ("completed", None))
+        assert len(moved.heads) == 1
+
+
 async def test_choice_that_is_cut_makes_the_answer_incomplete() -> None:
     body = HOLD + chunk("Hold", index=1) + STOP + DONE
     async with RawProvider(answer(body)) as provider, ScriptedWorld(provider) as world:
@@ -246,7 +258,7 @@ async def test_thinking_behind_a_first_sign_of_life_may_take_as_long_as_the_firs
 @pytest.mark.parametrize("size", [100_000, 20_000_000])
 @pytest.mark.parametrize("status", [400, 413, 429])
 async def test_connection_with_a_request_that_was_not_read_is_not_lent_again(status: int, size: int) -> None:
-    refusal = answer(TOLD, content_type=JSON, status=status)
+    refusal = answer(NO, content_type=JSON, status=status)
     async with (
         RawProvider(refusal, reads=False) as provider,
         ScriptedWorld(provider, retry={"max_attempts": 1}) as world,
@@ -272,7 +284,7 @@ async def test_connection_whose_request_was_not_sent_whole_is_not_lent_again(tls
 
 
 async def test_connection_is_lent_again_behind_a_small_refusal() -> None:
-    refusal = answer(TOLD, content_type=JSON, status=422)
+    refusal = answer(NO, content_type=JSON, status=422)
     async with RawProvider(refusal) as provider, ScriptedWorld(provider) as world:
         for _ in range(2):
             await world.ask()

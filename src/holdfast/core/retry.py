@@ -210,21 +210,23 @@ class RoutePlan:
 
 _SECONDS: Final = re.compile(rb"\d{1,10}(?:\.\d{1,6})?")
 _MAX_DATE_LENGTH: Final = 64
+#: Longest wait that is passed on: there are clients that sleep for as long as they are told.
+_MAX_WAIT: Final = 86_400.0
 
 
 def parse_milliseconds(value: bytes) -> float | None:
     """Parse a `retry-after-ms` header, as OpenAI's SDKs do, into seconds. Returns None for anything else."""
-    return float(value) / 1000 if _SECONDS.fullmatch(value) else None
+    return min(float(value) / 1000, _MAX_WAIT) if _SECONDS.fullmatch(value) else None
 
 
 def parse_retry_after(value: bytes, wall_time: float) -> float | None:
     """Parse a `Retry-After` header (RFC 9110 section 10.2.3) into seconds from `wall_time`.
 
     The value is a number of seconds or a date. `wall_time` is in seconds since 1970. Fractions of seconds are
-    accepted, since some providers send them. Returns None for anything else.
+    accepted, since some providers send them; more than a day is read as a day. Returns None for anything else.
     """
     if _SECONDS.fullmatch(value):
-        return float(value)
+        return min(float(value), _MAX_WAIT)
     if len(value) > _MAX_DATE_LENGTH:
         return None
     try:
@@ -234,4 +236,4 @@ def parse_retry_after(value: bytes, wall_time: float) -> float | None:
         seconds = calendar.timegm((*parsed[:6], 0, 1, 0)) - (parsed[9] or 0)
     except (ValueError, OverflowError, IndexError, TypeError):
         return None
-    return max(0.0, seconds - wall_time)
+    return min(max(0.0, seconds - wall_time), _MAX_WAIT)

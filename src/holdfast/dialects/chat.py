@@ -129,13 +129,14 @@ class ChatDialect:
         return HttpRequest("POST", f"{path}/chat/completions", headers, body)
 
     def reader(self, ask: Ask, options: ChatOptions, *, max_entry: int) -> AnswerReader:
+        choices, is_strict = ask.bounds.choices, options.requires_finish_reason
         if not ask.stream:
-            return CompletionReader(max_size=max_entry, choices=ask.bounds.choices)
+            return CompletionReader(max_size=max_entry, requires_finish_reason=is_strict, choices=choices)
         return StreamReader(
             max_event=max_entry,
             hide_usage=not ask.wants_usage,
-            requires_finish_reason=options.requires_finish_reason,
-            choices=ask.bounds.choices,
+            requires_finish_reason=is_strict,
+            choices=choices,
         )
 
     def request_id(self, headers: Headers) -> str | None:

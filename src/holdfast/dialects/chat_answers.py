@@ -159,8 +159,8 @@ class StreamReader:
                     break
             if choices and (choices[0].finish_reason or self._is_several or not opened):
                 self._note(choices)
-            if chunk.usage is not None and (usage := usage_of(chunk.usage)) is not None:
-                self.usage = usage
+            if chunk.usage is not None:
+                self.usage = usage_of(chunk.usage)
                 if self._hide_usage and not choices:
                     continue
             if is_leading and self._is_leading:
@@ -233,14 +233,14 @@ class StreamReader:
         if name == b"error":
             self.error = error_in(payload, name)
         elif text == _DONE:
-            if self._open and self._requires_finish_reason:
+            if self._requires_finish_reason and (self._open or not self._done):
                 # Servers exist that stop an answer for a newer request and still say that it is done.
                 self.error = UpstreamTruncated("the provider ended the answer without a finish reason")
             else:
                 self.is_finished = True
         elif (found := decode_leniently(payload)) is not None:
             return chunk_of(found[0]), found[1]
-        elif text and name not in _HEARTBEATS:
+        elif text and name not in _HEARTBEATS and (self._is_leading or text.lower() not in _HEARTBEATS):
             if not (self._is_leading and _is_word(text)):
                 self._fail(UpstreamMalformed(f"the provider sent an event that is not a chat chunk: {fault}"))
             elif not self._heard:
@@ -313,6 +313,7 @@ class CompletionReader:
         "_collector",
         "_events",
         "_max_size",
+        "_requires_finish_reason",
         "_size",
         "error",
         "finish_reason",
@@ -322,10 +323,11 @@ class CompletionReader:
         "usage",
     )
 
-    def __init__(self, *, max_size: int, choices: int = 1) -> None:
+    def __init__(self, *, max_size: int, requires_finish_reason: bool = True, choices: int = 1) -> None:
         self._beginning = Beginning()
         self._chunks: list[bytes] = []
         self._choices = choices
+        self._requires_finish_reason = requires_finish_reason
         self._max_size = max_size
         self._size = 0
         self._events: StreamReader | None = None
@@ -350,7 +352,12 @@ class CompletionReader:
                 self.error = exc
                 return []
             if self._beginning.is_events:
-                self._events = StreamReader(max_event=self._max_size, hide_usage=False, choices=self._choices)
+                self._events = StreamReader(
+                    max_event=self._max_size,
+                    hide_usage=False,
+                    requires_finish_reason=self._requires_finish_reason,
+                    choices=self._choices,
+                )
                 self._events.begin(b"text/event-stream")
         if self._events is not None:
             return self._collect(self._events, self._events.receive(chunks))
@@ -376,7 +383,10 @@ class CompletionReader:
     def end_object(self) -> dict[str, Any] | None:
         """End as `end` does, and return the completion decoded; None with `error` set where it is none."""
         body = self._end_body()
-        return None if body is None else decoded(body)
+        said: dict[str, Any] | None = None if body is None else decoded(body)
+        if said is None and self.error is None:
+            self.error = UpstreamMalformed.too_large("the provider's answer has too many parts to be streamed")
+        return said
 
     def _count(self, size: int) -> None:
         self._size += size
@@ -388,6 +398,9 @@ class CompletionReader:
 
     def _end_body(self) -> bytes | None:
         body = b"".join(self._chunks).strip()
+        if not body:
+            self.error = UpstreamTruncated()
+            return None
         try:
             body.decode()
             completion = _decode_chunk(body)
@@ -403,7 +416,7 @@ class CompletionReader:
             self.error = error_in(body, b"")
             if self.error is not None:
                 return None
-        self.usage = usage_of(completion.usage)
+        self.usage = None if completion.usage is None else usage_of(completion.usage)
         if choices:
             self.finish_reason = reason_of(choices[0].finish_reason or "")
         return body
@@ -418,7 +431,7 @@ class CompletionReader:
             self.usage = self.finish_reason = None
             return []
         self.error, self.is_answered = events.error, events.is_answered
-        self.usage, self.finish_reason = events.usage, events.finish_reason
+        self.usage, self.finish_reason, self.units = events.usage, events.finish_reason, events.units
         if self.error is not None or not events.is_finished:
             return []
         try:
@@ -427,7 +440,6 @@ class CompletionReader:
             self.error = UpstreamMalformed(f"the provider's answer cannot be written as a completion: {exc}")
             return []
         self.is_finished = True
-        self.units = events.units
         return [completion]
 
 

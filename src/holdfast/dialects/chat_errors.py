@@ -64,6 +64,8 @@ def error_in(payload: bytes, name: bytes) -> UpstreamError | None:
         if said is None:
             said = payload.decode(errors="replace").strip()
         return error_within(told(said, is_error=True))
+    if said is None:
+        return UpstreamMalformed.too_large("the provider's answer has too many parts to look for an error in")
     found = told(said)
     return None if found is None else error_within(found)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from holdfast.dialects.chat_lenient import MAX_CHOICES, count_of, decode_leniently, encode
+from holdfast.dialects.chat_lenient import MAX_CHOICES, count_of, decoded, encode
 
 #: Fields of a completion that a chunk has in another form.
 _OWN_FORM = frozenset({"object", "choices", "usage"})
@@ -46,20 +44,20 @@ def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
 class Collector:
     """Puts the chunks of a streamed answer together as a completion. Linear in their size."""
 
-    __slots__ = ("_choices", "_head", "_usage")
+    __slots__ = ("_choices", "_head", "_is_whole", "_usage")
 
     def __init__(self) -> None:
+        self._is_whole = True
         self._head: dict[str, Any] = {}
         self._usage: object = None
         self._choices: dict[int, _Choice] = {}
 
     def add(self, entry: bytes) -> None:
         """Take one entry, which is a JSON object."""
-        try:
-            said = msgspec.json.decode(entry)
-        except (msgspec.DecodeError, RecursionError):
-            found = decode_leniently(entry)
-            said = {} if found is None else found[0]
+        said = decoded(entry)
+        if said is None:
+            self._is_whole = False
+            return
         for name, value in said.items():
             if name not in _OWN_FORM and len(self._head) < MAX_CHOICES:
                 self._head.setdefault(name, value)
@@ -73,6 +71,8 @@ class Collector:
 
     def completion(self) -> bytes:
         """Write what has come. Raises ValueError or RecursionError for what cannot be written."""
+        if not self._is_whole:
+            raise ValueError("a chunk of it has too many parts")
         choices = [{"index": index, **choice.written()} for index, choice in sorted(self._choices.items())]
         completion = {**self._head, "object": "chat.completion", "choices": choices}
         if self._usage is not None:

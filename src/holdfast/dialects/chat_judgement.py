@@ -49,6 +49,10 @@ def judged(error: UpstreamError) -> UpstreamError:
         if _is_of_the_content(error, words):
             error.status = 400  # an HTTP answer with 403 would be about the caller's credential
             return error
+        if told is None:
+            # Most likely a firewall before the API, which dislikes this one prompt: no caller shall be able to
+            # have the provider put aside for all.
+            return _refused(error, "the provider refused the request without saying why", is_certain=False)
         return _refused(
             error, "the provider refused the gateway's own credential", is_certain=not words & _ONE_MODEL
         )

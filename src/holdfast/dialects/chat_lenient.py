@@ -18,6 +18,9 @@ from holdfast.core.entries import MAX_COUNT, Usage
 
 #: Reading so much slowly takes some twenty milliseconds at the worst: nobody else is served meanwhile.
 _MAX_SLOW: Final = 64 * 1024
+#: More commas and brackets than these are not decoded to objects: that takes over 0.1 s, and 0.1 GB.
+_MAX_PARTS: Final = 300_000
+_PARTS: Final = (b",", b"[", b"{")
 _MAX_REASON: Final = 100
 _MAX_DIGITS: Final = 400
 #: Most choices of an answer that are looked at; there is no API that gives more.
@@ -26,6 +29,9 @@ MAX_CHOICES: Final = 128
 
 #: What the decoder raises.
 FAULTS: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+#: How a count comes, most often.
+_Count = int | float | str | None
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -40,12 +46,34 @@ class NumberedChoice(Choice, gc=False):
     index: int = 0
 
 
+class _CachedTokens(msgspec.Struct, gc=False):
+    cached_tokens: _Count = None
+
+
+class _ReasoningTokens(msgspec.Struct, gc=False):
+    reasoning_tokens: _Count = None
+
+
+class SaidUsage(msgspec.Struct, gc=False):
+    """The usage as it is said, where its fields have the expected types."""
+
+    prompt_tokens: _Count = None
+    completion_tokens: _Count = None
+    total_tokens: _Count = None
+    prompt_tokens_details: _CachedTokens | None = None
+    completion_tokens_details: _ReasoningTokens | None = None
+
+
+class _Error(msgspec.Struct, gc=False):
+    """An error of which only is read that there is one."""
+
+
 class Chunk(msgspec.Struct, gc=False):
     """What is read of a chunk or a completion; all else is only checked to be JSON."""
 
     choices: Sequence[Choice] | None = None
-    usage: Any = None
-    error: Any = None
+    usage: SaidUsage | None = None
+    error: _Error | str | bool | int | float | None = None
 
 
 class ChunkOfSeveral(Chunk, gc=False):
@@ -76,10 +104,20 @@ def decode_leniently(payload: bytes) -> tuple[dict[str, Any], bytes] | None:
     become null.
     """
     try:
-        said = msgspec.json.decode(payload)
+        said = decode(payload)
     except FAULTS:
         return _decode_slowly(payload) if len(payload) <= _MAX_SLOW else None
     return (said, payload.strip()) if isinstance(said, dict) else None
+
+
+def decode(payload: bytes) -> Any:
+    """Decode any JSON of a provider, unless so many objects would come of it that all others would wait for them.
+
+    Raises one of `FAULTS`.
+    """
+    if len(payload) > _MAX_SLOW and sum(map(payload.count, _PARTS)) > _MAX_PARTS:
+        raise msgspec.DecodeError("it has too many parts")
+    return msgspec.json.decode(payload)
 
 
 def encode(said: dict[str, Any]) -> bytes:
@@ -113,7 +151,7 @@ def _decode_slowly(payload: bytes) -> tuple[dict[str, Any], bytes] | None:
 def decoded(payload: bytes) -> Any:
     """Decode any JSON, leniently; None for what is none."""
     try:
-        return msgspec.json.decode(payload)
+        return decode(payload)
     except FAULTS:
         found = decode_leniently(payload)
         return None if found is None else found[0]
@@ -126,11 +164,13 @@ def chunk_of(said: dict[str, Any]) -> Chunk:
     for choice in choices[:MAX_CHOICES] if isinstance(choices, list) else ():
         if isinstance(choice, dict):
             found.append(NumberedChoice(_reason(choice.get("finish_reason")), count_of(choice.get("index"))))
-    return Chunk(found or None, said.get("usage"), said.get("error"))
+    return Chunk(found or None, _usage_in(said.get("usage")), said.get("error"))
 
 
 def shows_something(payload: bytes) -> bool:
     """Whether a chunk has more to show than who speaks."""
+    if len(payload) > _MAX_SLOW:
+        return True
     try:
         choices = _decode_shown(payload).choices
     except FAULTS:
@@ -144,16 +184,29 @@ def shows_something(payload: bytes) -> bool:
     return False
 
 
-def usage_of(said: object) -> Usage | None:
+def usage_of(said: SaidUsage) -> Usage:
     """Read the usage, as far as it can be read."""
+    cached, reasoning = said.prompt_tokens_details, said.completion_tokens_details
+    return Usage(
+        count_of(said.prompt_tokens),
+        count_of(said.completion_tokens),
+        count_of(said.total_tokens),
+        cached_tokens=0 if cached is None else count_of(cached.cached_tokens),
+        reasoning_tokens=0 if reasoning is None else count_of(reasoning.reasoning_tokens),
+    )
+
+
+def _usage_in(said: Any) -> SaidUsage | None:
+    """Return the usage whose fields have unexpected types."""
     if not isinstance(said, dict):
         return None
-    return Usage(
-        count_of(said.get("prompt_tokens")),
-        count_of(said.get("completion_tokens")),
-        count_of(said.get("total_tokens")),
-        cached_tokens=_detail(said.get("prompt_tokens_details"), "cached_tokens"),
-        reasoning_tokens=_detail(said.get("completion_tokens_details"), "reasoning_tokens"),
+    cached, reasoning = said.get("prompt_tokens_details"), said.get("completion_tokens_details")
+    return SaidUsage(
+        said.get("prompt_tokens"),
+        said.get("completion_tokens"),
+        said.get("total_tokens"),
+        _CachedTokens(cached.get("cached_tokens")) if isinstance(cached, dict) else None,
+        _ReasoningTokens(reasoning.get("reasoning_tokens")) if isinstance(reasoning, dict) else None,
     )
 
 
@@ -182,10 +235,6 @@ def _reason(value: object) -> str | None:
         return value
     # A number of any length would take long to write.
     return str(value) if type(value) is int and abs(value) < 1 << 64 else None
-
-
-def _detail(details: object, name: str) -> int:
-    return count_of(details.get(name)) if isinstance(details, dict) else 0
 
 
 def _float(text: str) -> float | None:

@@ -30,7 +30,7 @@ class AnswerReader(Protocol):
     error: UpstreamError | None
     finish_reason: str | None
     usage: Usage | None
-    #: About how many tokens the entries hold: what counts where the provider does not say the usage.
+    #: About how many tokens have come: what counts where the provider does not say the usage.
     units: int
 
     def begin(self, content_type: bytes) -> None:

@@ -95,6 +95,7 @@ class Endpoint:
         error = self._dialect.status_error(status, body, retry_after=retry_after)
         if 300 <= status < 400 and location:
             error = error.with_note(f"; it redirects to {_path(location)}: is `base_url` right?", retryable=False)
+            error.same_endpoint_retry = False  # but another provider may have a right address
         return error
 
     def judged(self, error: UpstreamError) -> UpstreamError:

@@ -213,6 +213,7 @@ class Attempt:
                 self.response_ended()
             return
         reader, stream = self.reader, self._stream
+        units = reader.units
         entries = reader.receive(chunks)
         if entries:
             if self.first_entry is None:
@@ -223,12 +224,16 @@ class Attempt:
         elif reader.is_finished:
             # The terminal event ends the answer; a provider that keeps the stream open is not waited for.
             self._settle(None)
-        elif stream.is_full and not self._paused:
-            self._paused = True
-            if self._call is not None:
-                self._call.pause()
-        elif reader.is_answered and self._rest_due is None:
-            self._await_rest(_REST_GRACE)
+        else:
+            if stream.is_full and not self._paused:
+                self._paused = True
+                if self._call is not None:
+                    self._call.pause()
+            if reader.is_answered:
+                if self._rest_due is None:
+                    self._await_rest(_REST_GRACE)
+                elif reader.units > units:  # APIs exist that write a finish reason into every chunk
+                    self._rest_due = self._last_read + _REST_GRACE
 
     def _answered(self) -> None:
         stream, now = self._stream, self._timers.now()
@@ -260,8 +265,8 @@ class Attempt:
         self._settle(reader.error)
 
     def response_failed(self, error: UpstreamError) -> None:
-        if self.reader.is_answered:
-            self.response_ended()  # all that can be missing is the usage
+        if self.reader.is_answered or self._error_body is not None:
+            self.response_ended()  # all that can be missing is the usage, or words about the status
         else:
             self._settle(error)
 
@@ -302,7 +307,7 @@ class Attempt:
         timeouts, total, now = self.target.timeouts, self._deadline, self._timers.now()
         deadline = total
         error: UpstreamError | None = None
-        if self._rest_due is not None and not self._paused:
+        if self._rest_due is not None and (not self._paused or now >= total):
             deadline = min(total, self._rest_due)
             if now >= deadline:
                 self._is_overdue = True

@@ -162,6 +162,7 @@ class Pump:
         plan = route.plan(deadline=deadline)
         previous: Target | None = None
         error: UpstreamError | None = None
+        told: UpstreamError | None = None
         self._lease = self._ticket.take_lease()
         while (step := await self._next_step(plan)) is not None:
             if step.delay:
@@ -188,8 +189,10 @@ class Pump:
                 return
             self._note_failure(plan, step.index, error)
             previous = target
-        # Said of what was tried, if anything was; else of the wait that has come to nothing.
-        reason: HoldfastError | None = error or self._expired
+            if told is None or error.retryable or not told.retryable:
+                told = error
+        # Said of what was tried, if anything was, and rather of what asking again may better; else of the wait.
+        reason: HoldfastError | None = told or self._expired
         if reason is None:
             reason = CircuitOpen(retry_after=route.retry_after(timers.now()))
         self._seal("failed", reason)
