@@ -75,20 +75,34 @@ def _mode_too_open(path: Path) -> str | None:
 
 
 def _literal_secrets(raw: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Find secrets that stand in the file itself."""
-    auth, providers = raw.get("auth", {}), raw.get("providers", {})
+    """Find secrets that stand in the file itself. What is of another type is told elsewhere."""
+    auth = _table(raw, "auth")
     for name in ("admin_key", "token_secret"):
-        value = auth.get(name, "")
+        value = _text(auth, name)
         if value and not value.startswith(("env:", "sha256:")):
             yield ("auth", name)
-    for name, provider in providers.items():
-        if (key := provider.get("api_key")) and not key.startswith("env:"):
+    providers = _table(raw, "providers")
+    for name in providers:
+        provider = _table(providers, name)
+        if (key := _text(provider, "api_key")) and not key.startswith("env:"):
             yield ("providers", name, "api_key")
-        for header, value in provider.get("headers", {}).items():
-            if header.lower() in _SECRET_HEADERS and not value.startswith("env:"):
+        headers = _table(provider, "headers")
+        for header in headers:
+            value = _text(headers, header)
+            if value and header.lower() in _SECRET_HEADERS and not value.startswith("env:"):
                 yield ("providers", name, "headers", header)
-        if "@" in provider.get("proxy", ""):
+        if "@" in _text(provider, "proxy"):
             yield ("providers", name, "proxy")
+
+
+def _table(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = raw.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str:
+    value = raw.get(name)
+    return value if isinstance(value, str) else ""
 
 
 # -- the listening socket ------------------------------------------------------------------------------------

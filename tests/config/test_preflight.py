@@ -101,6 +101,14 @@ def test_key_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert said(folder)
 
 
+def test_empty_key_store_is_no_problem_as_it_is_none_for_a_start(tmp_path: Path) -> None:
+    store = tmp_path / "keys.db"
+    store.touch()
+    assert found(f'[auth]\nkey_store = "{store}"\n') == {}
+    assert store.read_bytes() == b""
+    KeyStore(store).prepare()
+
+
 def test_key_that_a_start_leaves_out_is_a_warning_and_the_store_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "keys.db"
     store = KeyStore(path)
