@@ -113,10 +113,10 @@ class KeyWatcher:
             await asyncio.wait([self._reading])
         return self._version is not None
 
-    def revoke(self, key_id: str) -> None:
-        """Refuse a key from now on, also where the file cannot be read."""
+    def revoke(self, key_id: str, *, before: int | None = None) -> None:
+        """Refuse a key, or its secrets `before` a generation, from now on, also where the file cannot be read."""
         if self._keys is not None:
-            self._keys = self._keys.without(key_id)
+            self._keys = self._keys.without(key_id, before=before)
             self._table.replace(_SOURCE, self._keys)
 
     async def aclose(self) -> None:
@@ -149,7 +149,7 @@ class KeyWatcher:
     async def _update(self) -> None:
         try:
             content = await self._worker.run(partial(self._read, self._version, self._keys), timeout=TIMEOUT)
-        except (OSError, sqlite3.Error, ConfigError) as exc:
+        except Exception as exc:  # noqa: BLE001 - a supervisor: whatever a damaged file does, it has to be said
             self._version = None
             if self._freshness.failed(
                 Source.KEY_STORE, "the key store cannot be read", self._clock(), detail=str(exc)
