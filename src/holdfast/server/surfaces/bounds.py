@@ -142,7 +142,14 @@ def _process_bounds(
     rate = server.max_connections_per_second_per_address
     memory = directory.budget.used
     return [
-        Bound("connections", server.max_connections, peers.open, "server.max_connections"),
+        # The setting, or less where too few descriptors may be open.
+        Bound("connections", peers.limit, peers.open, "server.max_connections"),
+        Bound(
+            "connections of an address",
+            server.max_connections_per_address,
+            None,
+            "server.max_connections_per_address",
+        ),
         Bound(
             "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
         ),
