@@ -69,7 +69,7 @@ def _mode_too_open(path: Path) -> str | None:
         return None
     try:
         mode = path.stat().st_mode & 0o777
-    except OSError:
+    except (OSError, ValueError):
         return None
     return f"{mode:04o}" if mode & _TOO_OPEN else None
 
@@ -136,8 +136,8 @@ def _why_no_address(server: ServerConfig) -> str | None:
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as own:
             own.bind(address)
-    except OSError as exc:
-        return f"cannot listen on {server.host}: {exc.strerror or exc}"
+    except (OSError, UnicodeError) as exc:
+        return f"cannot listen on {server.host}: {getattr(exc, 'strerror', None) or exc}"
     return None
 
 

@@ -201,6 +201,10 @@ class Pool:
         except UpstreamError as exc:
             # Without its frames: this one knows it, and the cycle would keep all that they hold.
             failure = exc.with_traceback(None)
+        except Exception:
+            # A fault of ours; without this, those who wait for the connection would wait for their own deadlines.
+            logger.exception("cannot connect to %s", self._origin.url)
+            failure = UpstreamConnectError(f"cannot connect to {self._origin.name}")
         finally:
             self._dials.pop(member, None)
         now = self._timers.now()
