@@ -369,3 +369,17 @@ async def test_changes_by_other_processes_are_told(
     await eventually(lambda: events(caplog, "keys_changed")[2:] == [{"changed": [record.id]}])
     store.revoke(record.id)
     await eventually(lambda: events(caplog, "keys_changed")[3:] == [{"ended": [record.id]}])
+
+
+async def test_change_of_many_keys_names_every_one(
+    stored: GatewayPath, store: KeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AUDIT)
+    ids = {store.create(NewKey("web"))[0].id for _ in range(20)}
+
+    def named(what: str) -> set[str]:
+        return {key_id for event in events(caplog, "keys_changed") for key_id in event.get(what, ())}
+
+    await eventually(lambda: named("added") == ids)
+    edit(store, "UPDATE keys SET tenant = 'other'")
+    await eventually(lambda: named("changed") == ids)
