@@ -140,6 +140,14 @@ def test_serve_refuses_a_wrong_file_in_the_words_of_check(config: WriteConfig) -
     assert (served.returncode, served.stdout, served.stderr) == (2, "", checked.stderr)
 
 
+def test_check_refuses_a_file_that_is_too_large_for_serve(config: WriteConfig) -> None:
+    path = config("#" * 2**20 + "\n")
+    for command in ("check", "serve"):
+        result = run(command, "--config", path)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "is larger than 1048576 bytes" in result.stderr
+
+
 def test_check_of_a_file_that_is_not_there_says_so() -> None:
     result = run("check", "--config", "nowhere.toml")
     assert result.returncode == 2
