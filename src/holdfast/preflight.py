@@ -124,7 +124,10 @@ def _server(server: ServerConfig) -> Iterator[Problem]:
         else:
             yield Problem(("server", "tls_cert"), f"cannot be used: {exc.__cause__}")
         return
-    end = x509.load_pem_x509_certificate(Path(server.tls_cert).read_bytes()).not_valid_after_utc
+    try:
+        end = x509.load_pem_x509_certificate(Path(server.tls_cert).read_bytes()).not_valid_after_utc
+    except ValueError:
+        return  # OpenSSL takes forms that this reader does not know
     if end < datetime.datetime.now(datetime.UTC):
         yield Problem(("server", "tls_cert"), f"has expired on {end:%Y-%m-%d}", is_warning=True)
 
