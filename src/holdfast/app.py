@@ -90,13 +90,14 @@ class Gateway:
         old, process = self.config, self.process
         if old.models and not config.models:
             raise ConfigError("models: a running gateway keeps at least one; the demo needs a start of its own")
-        if config.has_callers != old.has_callers:
+        kept_auth = msgspec.structs.replace(config, auth=old.auth)
+        if not config.has_callers == kept_auth.has_callers == old.has_callers:
             raise ConfigError("keys: a gateway changes between callers with and without keys only at its start")
         kept = {name: getattr(old.server, name) for name in ("host", "port", "max_hold")}
         if (config.server.tls_cert is not None) != process.listener.has_tls:
             kept |= {"tls_cert": old.server.tls_cert, "tls_key": old.server.tls_key}
         server = msgspec.structs.replace(config.server, **kept)
-        prepared = process.prepare(msgspec.structs.replace(config, server=server, auth=old.auth))
+        prepared = process.prepare(msgspec.structs.replace(kept_auth, server=server))
         previous = process.in_use
         try:
             # Whatever is known to fail has been done; what fails here is a fault of ours.

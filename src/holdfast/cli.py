@@ -154,6 +154,9 @@ def _serve(args: argparse.Namespace) -> int:
         use(config)
         gateway = Gateway(config, masking=masking)
         signals = _Signals()
+        if file is not None and hasattr(signal, "SIGHUP"):
+            # Until the file is followed it asks for nothing, but must not end the process.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
         await gateway.start()
         # Each token allocates a few containers that die young without the collector's help; what a connection
         # or a stream leaves in cycles can wait for a rarer look.

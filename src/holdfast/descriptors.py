@@ -30,6 +30,7 @@ class Descriptors:
     def __init__(self) -> None:
         #: None where there is no limit, or none is known.
         self.limit = _raise_limit()
+        self._warned_of: int | None = None
 
     @property
     def max_descriptor(self) -> int | None:
@@ -37,12 +38,13 @@ class Descriptors:
         return _first_of_last(self.limit)
 
     def connections(self, wanted: int) -> int:
-        """Return how many of the wanted connections there may be. It warns where they are less."""
+        """Return how many of the wanted connections there may be. It warns once where they are less."""
         if self.limit is None:
             return wanted
         clients, all_ = _CLIENTS
         possible = max((self.limit - _OTHERS) * clients // all_, 1)
-        if possible < wanted:
+        if possible < wanted != self._warned_of:
+            self._warned_of = wanted
             logger.warning(
                 "server.max_connections is %d, but only %d descriptors may be open (ulimit -n): %d connections "
                 "are accepted; raise the limit, or lower the setting",

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, TypeAlias
 
 from holdfast.config.logging import LoggingConfig
 
@@ -45,8 +45,24 @@ def _number(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+#: Takes secrets out of a text.
+Mask: TypeAlias = Callable[[str], str]
+
+
+def _unmasked(text: str) -> str:
+    return text
+
+
 class JsonFormatter(logging.Formatter):
-    """Formats a line as one JSON object: time, level, logger, message, then the fields."""
+    """Formats a line as one JSON object: time, level, logger, message, then the fields.
+
+    Each value is masked before it becomes JSON, and before it is shortened: a mask knows nothing of the quotes and
+    backslashes around a secret.
+    """
+
+    def __init__(self, mask: Mask = _unmasked) -> None:
+        super().__init__()
+        self._mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -58,8 +74,17 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        line = {name: self._masked(value) for name, value in line.items()}
         text = json.dumps(line, default=str)  # pure ASCII: control characters are escaped
         return text if len(text) <= MAX_LINE else _shortened(line)
+
+    def _masked(self, value: Any) -> Any:
+        """Return the value; of a list or a table with a secret in it, its text without that."""
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        masked = self._mask(text)
+        return value if masked == text else masked
 
 
 def _shortened(line: dict[str, Any]) -> str:
@@ -82,9 +107,10 @@ class ConsoleFormatter(logging.Formatter):
     Audit lines are JSON here too: programs read them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Mask = _unmasked) -> None:
         super().__init__()
-        self._json = JsonFormatter()
+        self._mask = mask
+        self._json = JsonFormatter(mask)
 
     def format(self, record: logging.LogRecord) -> str:
         if _is_audit(record):
@@ -97,7 +123,7 @@ class ConsoleFormatter(logging.Formatter):
         if record.exc_info:
             trace = self.formatException(record.exc_info)
             line = "\n    | ".join([line, *(escape(part) for part in trace.split("\n"))])
-        return line
+        return self._mask(line)
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -111,11 +137,8 @@ def _is_audit(record: logging.LogRecord) -> bool:
 class QueueHandler(logging.Handler):
     """Passes lines to a thread that writes them. While the queue is full, lines are dropped and counted."""
 
-    def __init__(
-        self, stream: TextIO, *, max_waiting: int = MAX_WAITING, mask: Callable[[str], str] | None = None
-    ) -> None:
+    def __init__(self, stream: TextIO, *, max_waiting: int = MAX_WAITING) -> None:
         super().__init__()
-        self._mask = mask
         self.dropped = 0
         self._told = 0
         self._stream = stream
@@ -129,8 +152,6 @@ class QueueHandler(logging.Handler):
             if self._lines.qsize() >= self._max_waiting and not _is_audit(record):
                 raise queue.Full
             line = self.format(record)
-            if self._mask is not None:
-                line = self._mask(line)
             if len(line) > MAX_LINE:
                 line = line[:MAX_LINE] + "..."
             self._lines.put_nowait(line)
@@ -184,18 +205,18 @@ def _notice(lost: int) -> logging.LogRecord:
 class Logs:
     """The log of a process. Use it as a context manager: its end writes the waiting lines.
 
-    `mask` takes secrets out of a whole line, before it is cut.
+    `mask` takes secrets out of each line, before it is cut.
     """
 
-    def __init__(
-        self, config: LoggingConfig, stream: TextIO | None = None, *, mask: Callable[[str], str] | None = None
-    ) -> None:
-        self.handler = QueueHandler(stream or sys.stderr, mask=mask)
+    def __init__(self, config: LoggingConfig, stream: TextIO | None = None, *, mask: Mask = _unmasked) -> None:
+        self._mask = mask
+        self.handler = QueueHandler(stream or sys.stderr)
         self.configure(config)
 
     def configure(self, config: LoggingConfig) -> None:
         """Set the format and the level; also while the process runs."""
-        self.handler.setFormatter(JsonFormatter() if config.format == "json" else ConsoleFormatter())
+        is_json = config.format == "json"
+        self.handler.setFormatter(JsonFormatter(self._mask) if is_json else ConsoleFormatter(self._mask))
         logging.getLogger("holdfast").setLevel(config.level.upper())
         logging.getLogger(AUDIT).setLevel(logging.INFO)  # whatever the level of the rest
 

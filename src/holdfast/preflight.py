@@ -69,26 +69,40 @@ def _mode_too_open(path: Path) -> str | None:
         return None
     try:
         mode = path.stat().st_mode & 0o777
-    except OSError:
+    except (OSError, ValueError):
         return None
     return f"{mode:04o}" if mode & _TOO_OPEN else None
 
 
 def _literal_secrets(raw: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Find secrets that stand in the file itself."""
-    auth, providers = raw.get("auth", {}), raw.get("providers", {})
+    """Find secrets that stand in the file itself. What is of another type is told elsewhere."""
+    auth = _table(raw, "auth")
     for name in ("admin_key", "token_secret"):
-        value = auth.get(name, "")
+        value = _text(auth, name)
         if value and not value.startswith(("env:", "sha256:")):
             yield ("auth", name)
-    for name, provider in providers.items():
-        if (key := provider.get("api_key")) and not key.startswith("env:"):
+    providers = _table(raw, "providers")
+    for name in providers:
+        provider = _table(providers, name)
+        if (key := _text(provider, "api_key")) and not key.startswith("env:"):
             yield ("providers", name, "api_key")
-        for header, value in provider.get("headers", {}).items():
-            if header.lower() in _SECRET_HEADERS and not value.startswith("env:"):
+        headers = _table(provider, "headers")
+        for header in headers:
+            value = _text(headers, header)
+            if value and header.lower() in _SECRET_HEADERS and not value.startswith("env:"):
                 yield ("providers", name, "headers", header)
-        if "@" in provider.get("proxy", ""):
+        if "@" in _text(provider, "proxy"):
             yield ("providers", name, "proxy")
+
+
+def _table(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = raw.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str:
+    value = raw.get(name)
+    return value if isinstance(value, str) else ""
 
 
 # -- the listening socket ------------------------------------------------------------------------------------
@@ -110,7 +124,10 @@ def _server(server: ServerConfig) -> Iterator[Problem]:
         else:
             yield Problem(("server", "tls_cert"), f"cannot be used: {exc.__cause__}")
         return
-    end = x509.load_pem_x509_certificate(Path(server.tls_cert).read_bytes()).not_valid_after_utc
+    try:
+        end = x509.load_pem_x509_certificate(Path(server.tls_cert).read_bytes()).not_valid_after_utc
+    except ValueError:
+        return  # OpenSSL takes forms that this reader does not know
     if end < datetime.datetime.now(datetime.UTC):
         yield Problem(("server", "tls_cert"), f"has expired on {end:%Y-%m-%d}", is_warning=True)
 
@@ -122,8 +139,8 @@ def _why_no_address(server: ServerConfig) -> str | None:
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as own:
             own.bind(address)
-    except OSError as exc:
-        return f"cannot listen on {server.host}: {exc.strerror or exc}"
+    except (OSError, UnicodeError) as exc:
+        return f"cannot listen on {server.host}: {getattr(exc, 'strerror', None) or exc}"
     return None
 
 

@@ -85,6 +85,12 @@ def test_certificate_that_has_expired_is_warned_of(pair: tuple[Path, Path]) -> N
     assert problem == Problem(("server", "tls_cert"), "has expired on 2020-01-02", is_warning=True)
 
 
+def test_certificate_in_a_form_that_openssl_alone_reads_is_no_problem(pair: tuple[Path, Path]) -> None:
+    cert, key = pair
+    cert.write_text(cert.read_text().replace(" CERTIFICATE-", " TRUSTED CERTIFICATE-"))
+    assert found(tls(cert, key)) == {}
+
+
 def test_key_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     def said(path: Path) -> str:
         return found(f'[auth]\nkey_store = "{path}"\n')[("auth", "key_store")]
@@ -99,6 +105,14 @@ def test_key_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert "cannot be used as a key store" in said(garbage)
     assert "another version" in said(other)
     assert said(folder)
+
+
+def test_empty_key_store_is_no_problem_as_it_is_none_for_a_start(tmp_path: Path) -> None:
+    store = tmp_path / "keys.db"
+    store.touch()
+    assert found(f'[auth]\nkey_store = "{store}"\n') == {}
+    assert store.read_bytes() == b""
+    KeyStore(store).prepare()
 
 
 def test_key_that_a_start_leaves_out_is_a_warning_and_the_store_stays_as_it_is(tmp_path: Path) -> None:

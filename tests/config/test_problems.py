@@ -98,6 +98,8 @@ def test_value_that_can_never_work_is_refused_without_being_shown(setting: str, 
         "https://user:secret@a.example/v1",
         "ftp://a.example/v1",
         "https:///v1",
+        "https://a..example/v1",
+        f"https://{'a' * 64}.example/v1",
         "https://a.example/v1?key=secret",
     ],
 )
@@ -105,6 +107,12 @@ def test_base_url_that_can_never_be_reached_is_refused(url: str) -> None:
     (line,) = errors(f'[providers.a]\nbase_url = "{url}"\n')
     assert line.startswith("2: providers.a.base_url: expected http(s)://host[:port]/path")
     assert "secret" not in line
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64, "127.0.0.1\\n"])
+def test_host_that_can_never_be_listened_on_is_refused(host: str) -> None:
+    (line,) = errors(f'[keys.web]\nhash = "sha256:{"1" * 64}"\n[server]\nhost = "{host}"\n')
+    assert line.startswith("4: server.host: expected a name or an address")
 
 
 def test_all_errors_are_told_in_the_order_of_the_file_and_what_follows_from_them_is_not() -> None:

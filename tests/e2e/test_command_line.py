@@ -55,6 +55,12 @@ def test_check_of_a_valid_file_says_what_is_in_it(config: WriteConfig) -> None:
         ("[sever]", ["sever", "no such key"]),
         (GOOD + '[providers.other]\nbase_url = "ftp://x"\n', ["providers.other.base_url", "http"]),
         (GOOD + "[models.m]\nroute = []\n", ["models.m.route"]),
+        ("auth = 3\n", ["auth", "expected a table"]),
+        ("providers = 3\n", ["providers", "expected a table"]),
+        ('[providers]\nother = "x"\n', ["providers.other", "expected a table"]),
+        ("[auth]\nadmin_key = 3\n", ["auth.admin_key", "expected `str"]),
+        (GOOD.replace('"env:PATH"', "5"), ["providers.openai.api_key", "expected `str"]),
+        (GOOD + "[providers.openai.headers]\nauthorization = 5\n", ["providers.openai.headers", "expected `str`"]),
         (GOOD + '[server]\ntls_cert = "cert.pem"\n', ["server.tls_cert", "server.tls_key"]),
         ("[server]\nprot = 80", ["server.prot", "no such key"]),
         (GOOD + "[streams]\nmemory_bytes = 1000000\n", ["streams.memory_bytes", "server.memory_bytes"]),
@@ -132,6 +138,14 @@ def test_serve_refuses_a_wrong_file_in_the_words_of_check(config: WriteConfig) -
     checked, served = run("check", "--config", path), run("serve", "--port", "0", "--config", path)
     assert "server.port" in served.stderr
     assert (served.returncode, served.stdout, served.stderr) == (2, "", checked.stderr)
+
+
+def test_check_refuses_a_file_that_is_too_large_for_serve(config: WriteConfig) -> None:
+    path = config("#" * 2**20 + "\n")
+    for command in ("check", "serve"):
+        result = run(command, "--config", path)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "is larger than 1048576 bytes" in result.stderr
 
 
 def test_check_of_a_file_that_is_not_there_says_so() -> None:

@@ -44,6 +44,10 @@ def test_fewer_connections_than_configured_are_said_once_at_the_start(server: Se
         assert "server.max_connections is 20000" in warning
         assert f"only {NOFILE} descriptors may be open" in warning
         assert "128 connections are accepted" in warning
+        with httpx.Client(trust_env=False, timeout=DEADLINE) as client:
+            bounds = client.get(f"{server.url}/v1/limits").json()["bounds"]
+        (shown,) = [bound for bound in bounds if bound["name"] == "connections"]
+        assert shown["limit"] == 128
 
 
 def test_idle_connections_never_use_up_the_descriptors(server: Server) -> None:

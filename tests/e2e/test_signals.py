@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from holdfast.errors import HoldfastError
 from holdfast_tools.simulate.certificate import self_signed
 from holdfast_tools.simulate.text import text
 from tests.support.slow_issuer import SlowIssuer
+from tests.support.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -55,20 +56,22 @@ class Command:
             return await self.process.wait()
 
 
-Serve = Callable[..., Awaitable[Command]]
+Serve = Callable[..., Coroutine[None, None, Command]]
 
 
 @pytest.fixture
 async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     processes = []
 
-    async def start(config: str = "") -> Command:
+    async def start(config: str = "", started: Callable[[Process], None] | None = None) -> Command:
         file = tmp_path / "holdfast.toml"
         file.write_text(f"[server]\nport = 0\n{config}")
         command = [sys.executable, "-m", "holdfast.cli", "serve", "--config", str(file)]
         environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environ)
         processes.append(process)
+        if started is not None:
+            started(process)
         assert process.stdout is not None
         async with asyncio.timeout(20):
             match = re.search(r"https?://[0-9.:]+", (await process.stdout.readline()).decode())
@@ -99,6 +102,18 @@ async def test_gateway_whose_issuer_drips_its_keys_starts_and_exits_at_once(serv
         start = asyncio.get_running_loop().time()
         assert await gateway.exit_code() == 0
         assert asyncio.get_running_loop().time() - start < 3.0
+
+
+async def test_sighup_while_the_gateway_starts_does_not_end_it(serve: Serve) -> None:
+    async with SlowIssuer(b"{}", "silent") as issuer:
+        keys = f'[auth.jwt]\nissuer = "https://idp.example"\naudience = "holdfast"\njwks_url = "{issuer.url}"\n'
+        processes: list[Process] = []
+        async with asyncio.TaskGroup() as tasks:
+            starting = tasks.create_task(serve(keys, processes.append))
+            await eventually(lambda: issuer.requests == 1, within=20.0)
+            processes[0].send_signal(signal.SIGHUP)
+        gateway = starting.result()
+        assert await asyncio.to_thread(gateway.status, "/healthz") == 200
 
 
 async def test_sigterm_lets_a_running_stream_finish(serve: Serve) -> None:

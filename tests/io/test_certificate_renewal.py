@@ -8,6 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from holdfast.app import Gateway
 from holdfast.config import parse
@@ -111,6 +117,23 @@ async def test_certificate_without_its_key_is_refused_told_and_taken_when_both_a
     served.look()
     assert await served.certificate() == cert.decode()
     assert not served.gateway.freshness.is_stale
+
+
+def with_password(key: Path) -> bytes:
+    loaded = load_pem_private_key(key.read_bytes(), None)
+    return loaded.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+
+
+async def test_key_with_a_password_is_refused_and_holds_nobody_up(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    """OpenSSL would ask for it: on the terminal, or else on the standard input, where nobody answers."""
+    first = served.cert.read_text()
+    served.key.write_bytes(with_password(served.key))
+    served.look()
+    assert "the private key has a password" in caplog.text
+    assert served.gateway.freshness.report()["certificates"].stale
+    assert await served.certificate() == first
 
 
 async def test_demo_takes_other_settings(served: Served) -> None:

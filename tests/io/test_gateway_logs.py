@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.config.logging import LoggingConfig
+from holdfast.core.masking import Masking
 from holdfast.logs import ConsoleFormatter, JsonFormatter, Logs, QueueHandler, escape
 from tests.support.gateway_client import Session, ask, chat
 from tests.support.gateway_path import GatewayPath, MakePath
@@ -55,6 +56,28 @@ def test_traceback_cannot_look_like_a_line_of_the_log() -> None:
     assert first.endswith("failed")
     assert all(line.startswith("    | ") for line in rest)
     assert "forged" in json.loads(JsonFormatter().format(record("failed", exc_info=info)))["exception"]
+
+
+KEY = "sk-live-1234567890abcdef"
+
+
+@pytest.mark.parametrize(
+    "value", [f'the key "{KEY}" is wrong', f"C:\\{KEY}\\", [f'"{KEY}"'], {"key": KEY, "n": 1}]
+)
+def test_line_from_which_a_secret_is_taken_is_still_json(value: object) -> None:
+    line = JsonFormatter(Masking([KEY]).mask).format(record(f'"{KEY}"', {"reason": value, "status": 401}))
+    assert KEY not in line
+    fields = json.loads(line)
+    assert fields["message"].startswith('"***')
+    assert "***" in fields["reason"]
+    assert fields["status"] == 401
+
+
+def test_secret_that_a_shortened_field_would_be_cut_within_is_taken_out_whole() -> None:
+    field = "x" * (16 * 1024 - 4) + KEY + "y " * 40_000
+    fields = json.loads(JsonFormatter(Masking([KEY]).mask).format(record("long", {"prompt": field})))
+    assert fields["is_shortened"]
+    assert KEY[:3] not in fields["prompt"]
 
 
 class Stuck(io.StringIO):

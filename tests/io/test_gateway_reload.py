@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from holdfast.admission.keys import create_key
 from holdfast.app import Gateway
 from holdfast.config import Config, parse
 from holdfast.errors import ConfigError
@@ -205,6 +206,24 @@ async def test_invalid_file_is_refused_and_the_old_one_kept(
     assert "the old one stays" in record.getMessage()
     assert says in record.getMessage()
     assert (await whole_answer(running.url)).status == 200
+
+
+async def test_keys_are_not_given_up_for_callers_that_only_a_start_lets_in(
+    tmp_path: Path, providers: list[SimulatedProvider], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else the gateway would run with neither, and take only what this machine may send."""
+    key, hashed = create_key()
+    path = tmp_path / "holdfast.toml"
+    path.write_text(text(providers[0], rest=f'[keys.web]\nhash = "{hashed}"\n'))
+    running = Running(path)
+    await running.start()
+    headers = {"authorization": f"Bearer {key}", "host": "gateway.example"}
+    try:
+        running.reload(text(providers[0], rest=f'[keys]\n[auth]\nkey_store = "{tmp_path / "keys.db"}"\n'))
+        assert "only at its start" in caplog.text
+        assert (await ask(running.url, "GET", "/v1/models", **headers)).status == 200
+    finally:
+        await running.gateway.aclose()
 
 
 async def test_what_only_a_start_can_change_is_said_and_stays(

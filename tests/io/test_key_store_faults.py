@@ -192,6 +192,48 @@ async def test_locked_store_holds_up_neither_the_loop_nor_the_end(
         assert loop.time() - start < 2.0
 
 
+@pytest.mark.parametrize(("grace", "left"), [(0, 401), (60, 200)])
+async def test_secret_that_was_replaced_is_refused_where_the_store_is_lost_behind_the_change(
+    stored: GatewayPath, store: KeyStore, monkeypatch: pytest.MonkeyPatch, grace: float, left: int
+) -> None:
+    record, first = store.create(NewKey("web"))
+    await becomes(stored, first, 200)
+    _, second = store.rotate(record.id, grace=600.0)
+    await becomes(stored, second, 200)
+    used, rotate = stored.gateway.access.store, store.rotate
+    assert used is not None
+
+    def rotate_and_lose(key_id: str, *, grace: float) -> object:
+        done = rotate(key_id, grace=grace)
+        store.path.unlink()
+        return done
+
+    monkeypatch.setattr(used, "rotate", rotate_and_lose)
+    answer = await ask(stored.url, "POST", f"{KEYS}/{record.id}/rotate", {"grace": grace}, **ADMIN)
+    assert answer.status == 200
+    assert await status(stored, first) == 401
+    assert await status(stored, second) == left
+
+
+async def test_rows_of_other_types_cost_their_own_keys(
+    stored: GatewayPath, store: KeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite holds the columns to their types only as long as nobody makes the tables anew."""
+    good, key = store.create(NewKey("good"))
+    spoilt, other = store.create(NewKey("spoilt"))
+    await becomes(stored, other, 200)
+    edit(store, "CREATE TABLE loose AS SELECT * FROM keys")
+    edit(store, "UPDATE loose SET tenant = NULL WHERE id = ?", spoilt.id)
+    edit(store, "PRAGMA foreign_keys = OFF")
+    edit(store, "DROP TABLE keys")
+    edit(store, "ALTER TABLE loose RENAME TO keys")
+    await becomes(stored, other, 401)
+    await becomes(stored, key, 200)
+    assert f"{spoilt.id!r}: Expected `str`, got `null` - at `$.tenant`" in caplog.text
+    store.revoke(good.id)
+    await becomes(stored, key, 401)
+
+
 # -- copies --------------------------------------------------------------------------------------------
 
 
@@ -327,3 +369,17 @@ async def test_changes_by_other_processes_are_told(
     await eventually(lambda: events(caplog, "keys_changed")[2:] == [{"changed": [record.id]}])
     store.revoke(record.id)
     await eventually(lambda: events(caplog, "keys_changed")[3:] == [{"ended": [record.id]}])
+
+
+async def test_change_of_many_keys_names_every_one(
+    stored: GatewayPath, store: KeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, AUDIT)
+    ids = {store.create(NewKey("web"))[0].id for _ in range(20)}
+
+    def named(what: str) -> set[str]:
+        return {key_id for event in events(caplog, "keys_changed") for key_id in event.get(what, ())}
+
+    await eventually(lambda: named("added") == ids)
+    edit(store, "UPDATE keys SET tenant = 'other'")
+    await eventually(lambda: named("changed") == ids)

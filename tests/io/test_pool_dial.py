@@ -15,6 +15,7 @@ import pytest
 from holdfast.config import ProviderConfig
 from holdfast.errors import ConfigError
 from holdfast.upstream import dial as dialling
+from holdfast.upstream import pool
 from holdfast.upstream.dial import Origin
 from holdfast_tools.simulate.certificate import context_of
 from tests.support.pool_world import ONCE, World, ca_file, certificate
@@ -30,6 +31,16 @@ async def message(world: World) -> str:
     error = (await stream.end()).error
     assert error is not None
     return error.message
+
+
+async def test_fault_of_ours_in_connecting_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(origin: object, make: object, timeout: float) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async with await World.start("http1", settings=ONCE) as world:
+        monkeypatch.setattr(pool, "dial", broken)
+        assert "cannot connect" in await message(world)
+        await world.is_like_new()
 
 
 # -- TLS -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
@@ -271,6 +272,27 @@ def test_token_ends_at_its_time_and_with_its_key(made: tuple[ClientTokens, KeyTa
     table.replace("store", KeySet([], 0))
     with pytest.raises(Unauthorized, match="no longer good"):
         tokens.read(token, None)
+
+
+def test_token_is_held_to_what_its_key_allows_by_now(
+    made: tuple[ClientTokens, KeyTable, Clock, Principal],
+) -> None:
+    tokens, table, _, caller = made
+    wide = tokens.issue(caller, TokenRequest()).token
+    narrow = tokens.issue(caller, TokenRequest(models=["a", "b"], max_tokens=50)).token
+
+    def change(**fields: Any) -> None:
+        principal = msgspec.structs.replace(caller, **fields)
+        table.replace("store", KeySet([Key(parse_hash(HASH), principal)], 0))
+
+    change(scopes=Scopes(models=frozenset({"b", "c"}), max_tokens=100))
+    assert tokens.read(wide, None).scopes == Scopes(frozenset({"b", "c"}), 100, is_server=False)
+    assert tokens.read(narrow, None).scopes == Scopes(frozenset({"b"}), 50, is_server=False)
+    change(scopes=Scopes(models=frozenset({"c"})))
+    assert tokens.read(narrow, None).scopes == Scopes(frozenset(), 50, is_server=False), "no model is left"
+    change(tenant="other")
+    with pytest.raises(Unauthorized, match="no longer good"):
+        tokens.read(wide, None)
 
 
 def test_token_for_one_origin_is_refused_elsewhere(made: tuple[ClientTokens, KeyTable, Clock, Principal]) -> None:

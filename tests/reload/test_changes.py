@@ -9,6 +9,9 @@ from holdfast.reload.changes import changes, lost_limits, refusal
 
 HASHES = [f"sha256:{n:064x}" for n in range(4)]
 BASE = f"""
+[server]
+max_connections_per_second_per_address = 11
+max_connections_per_address = 12
 [providers.a]
 base_url = "https://a.example/v1"
 api_key = "sk-secret-one"
@@ -99,6 +102,8 @@ def test_file_without_a_line_end_is_taken_when_asked_only() -> None:
         ('tenant = "big"', "keys.web.tenant"),
         ("max_concurrency = 5", "providers.a.max_concurrency"),
         ("max_concurrency = 3", 'models."gpt-4.1".max_concurrency'),
+        ("max_connections_per_second_per_address = 11", "server.max_connections_per_second_per_address"),
+        ("max_connections_per_address = 12", "server.max_connections_per_address"),
     ],
 )
 def test_limit_that_is_gone_is_refused_unless_asked(line: str, named: str) -> None:

@@ -168,20 +168,23 @@ class ClientTokens:
             raise _invalid(exc) from None
         if claims.exp <= self._clock():
             raise Unauthorized("the client token has expired")
+        models = None if claims.models is None else frozenset(claims.models)
+        scopes = Scopes(models=models, max_tokens=claims.max, is_server=False)
         limits = None
         if claims.kid is not None and not claims.kid.startswith(SUBJECT_PREFIX):
             key = self._table.get((claims.kid, claims.gen))
-            if key is None:
+            if key is None or key.principal.tenant != claims.ten:
                 raise Unauthorized("the key that made this client token is no longer good")
+            # What the key allows may have become less since.
+            scopes = scopes.narrowed(key.principal.scopes)
             limits = key.principal.limits
         if claims.origin is not None and claims.origin != origin:
             raise Forbidden("this client token is for pages of another origin")
-        models = None if claims.models is None else frozenset(claims.models)
         return Principal(
             tenant=claims.ten,
             key_id=claims.kid,
             subject=claims.sub,
-            scopes=Scopes(models=models, max_tokens=claims.max, is_server=False),
+            scopes=scopes,
             limits=limits,
             generation=claims.gen,
             expires=float(claims.exp),

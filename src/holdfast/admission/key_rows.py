@@ -43,6 +43,19 @@ class KeyRecord(msgspec.Struct, frozen=True):
     problem: str | None = None
 
 
+class _Row(msgspec.Struct, frozen=True):
+    """A row of `_ACTIVE`. Even its types are checked: tables can be made anew, and files damaged."""
+
+    hash: str
+    generation: int
+    expires: float | None
+    id: str
+    tenant: str
+    models: str | None
+    max_tokens: int | None
+    limits: str | None
+
+
 class BadKey(msgspec.Struct, frozen=True):
     """A key that is left out, and what is wrong with it."""
 
@@ -56,21 +69,23 @@ def read_active(connection: sqlite3.Connection) -> tuple[list[Key], list[BadKey]
     One row without sense, as after an edit by hand, costs its own key and no other.
     """
     keys, bad = [], []
-    for hashed, generation, expires, key_id, tenant, models, max_tokens, limits in connection.execute(_ACTIVE):
+    for values in connection.execute(_ACTIVE):
+        raw = dict(zip(_Row.__struct_fields__, values, strict=True))
         try:
-            _check_names(key_id, tenant)
-            allowed = _decode_models(models)
-            _check_max_tokens(max_tokens)
+            row = msgspec.convert(raw, _Row)
+            _check_names(row.id, row.tenant)
+            allowed = _decode_models(row.models)
+            _check_max_tokens(row.max_tokens)
             principal = Principal(
-                tenant=tenant,
-                key_id=key_id,
-                scopes=Scopes(models=None if allowed is None else frozenset(allowed), max_tokens=max_tokens),
-                limits=_decode_limits(limits),
-                generation=generation,
+                tenant=row.tenant,
+                key_id=row.id,
+                scopes=Scopes(models=None if allowed is None else frozenset(allowed), max_tokens=row.max_tokens),
+                limits=_decode_limits(row.limits),
+                generation=row.generation,
             )
-            keys.append(Key(_digest(hashed), principal, expires))
-        except ValueError as exc:
-            bad.append(BadKey(_printable(key_id), str(exc)))
+            keys.append(Key(_digest(row.hash), principal, row.expires))
+        except (ValueError, msgspec.ValidationError) as exc:
+            bad.append(BadKey(_printable(str(raw["id"])), str(exc)))
     return keys, bad
 
 

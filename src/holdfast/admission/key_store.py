@@ -116,6 +116,8 @@ class KeyStore:
         """Read the file and change nothing; return the keys that are left out. Raises `ConfigError`."""
         try:
             with closing(self.connect()) as connection:
+                if self.path.stat().st_size == 0:
+                    return []  # `prepare` makes the tables in an empty file
                 check_version(connection, self.path)
                 return read_active(connection)[1]
         except sqlite3.Error as exc:

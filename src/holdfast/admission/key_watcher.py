@@ -31,6 +31,8 @@ TIMEOUT: Final = 10.0
 _LAST_WAIT: Final = 0.5
 #: Most keys that are named in one line of the log.
 _MAX_NAMED: Final = 10
+#: Most keys of a kind in one line of the audit log, which cuts what is longer than `audit.MAX_VALUE`.
+_MAX_AUDITED: Final = 8
 _SOURCE = "store"
 
 _T = TypeVar("_T")
@@ -113,10 +115,10 @@ class KeyWatcher:
             await asyncio.wait([self._reading])
         return self._version is not None
 
-    def revoke(self, key_id: str) -> None:
-        """Refuse a key from now on, also where the file cannot be read."""
+    def revoke(self, key_id: str, *, before: int | None = None) -> None:
+        """Refuse a key, or its secrets `before` a generation, from now on, also where the file cannot be read."""
         if self._keys is not None:
-            self._keys = self._keys.without(key_id)
+            self._keys = self._keys.without(key_id, before=before)
             self._table.replace(_SOURCE, self._keys)
 
     async def aclose(self) -> None:
@@ -149,7 +151,7 @@ class KeyWatcher:
     async def _update(self) -> None:
         try:
             content = await self._worker.run(partial(self._read, self._version, self._keys), timeout=TIMEOUT)
-        except (OSError, sqlite3.Error, ConfigError) as exc:
+        except Exception as exc:  # noqa: BLE001 - a supervisor: whatever a damaged file does, it has to be said
             self._version = None
             if self._freshness.failed(
                 Source.KEY_STORE, "the key store cannot be read", self._clock(), detail=str(exc)
@@ -169,8 +171,8 @@ class KeyWatcher:
             logger.warning("%s: can be read again", self._store.path)
         if content.changes is None:
             audit("keys_read", keys=len(content.keys.by_digest))
-        elif any(content.changes.values()):
-            audit("keys_changed", **content.changes)
+        else:
+            _tell(content.changes)
         self._keys = content.keys
         self._table.replace(_SOURCE, content.keys)
         if content.bad != self._bad:
@@ -226,18 +228,22 @@ class KeyWatcher:
             connection.close()
 
 
-def _changes(before: KeySet, keys: KeySet) -> dict[str, list[str] | None]:
-    """Tell which keys were added, changed (a rotation is a change) and ended; None stands for no key.
-
-    The audit log needs it: the command line, which writes the file as well, has no log.
-    """
+def _changes(before: KeySet, keys: KeySet) -> dict[str, list[str]]:
+    """Tell which keys were added, changed (a rotation is a change) and ended."""
     old, new = _newest(before), _newest(keys)
     changed = [key_id for key_id in new.keys() & old.keys() if new[key_id] != old[key_id]]
     return {
-        "added": sorted(new.keys() - old.keys()) or None,
-        "changed": sorted(changed) or None,
-        "ended": sorted(old.keys() - new.keys()) or None,
+        "added": sorted(new.keys() - old.keys()),
+        "changed": sorted(changed),
+        "ended": sorted(old.keys() - new.keys()),
     }
+
+
+def _tell(changes: dict[str, list[str]]) -> None:
+    """Name every key in the audit log: the command line, which writes the file as well, has none."""
+    for start in range(0, max(map(len, changes.values())), _MAX_AUDITED):
+        named = {what: ids[start : start + _MAX_AUDITED] or None for what, ids in changes.items()}
+        audit("keys_changed", **named)
 
 
 def _newest(keys: KeySet) -> dict[str, Principal]:

@@ -77,14 +77,14 @@ class KeySet:
         self.limits = {key.id[0]: limits for key in good if (limits := key.principal.limits) is not None}
         self.next_expiry = min((key.expires for key in good if key.expires is not None), default=float("inf"))
 
-    def without(self, key_id: str) -> KeySet:
-        """Return these keys but for the secrets of one."""
-        left = KeySet((), 0.0)
-        left.by_digest = {digest: key for digest, key in self.by_digest.items() if key.id[0] != key_id}
-        left.by_id = {secret: key for secret, key in self.by_id.items() if secret[0] != key_id}
-        left.limits = {name: limits for name, limits in self.limits.items() if name != key_id}
-        left.next_expiry = self.next_expiry
-        return left
+    def without(self, key_id: str, *, before: int | None = None) -> KeySet:
+        """Return these keys without the secrets of one, or without those of them `before` a generation."""
+        left = (
+            key
+            for key in self.by_id.values()
+            if key.id[0] != key_id or (before is not None and key.id[1] >= before)
+        )
+        return KeySet(left, 0.0)
 
 
 class KeyTable:

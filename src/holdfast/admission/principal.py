@@ -29,6 +29,13 @@ class Scopes(msgspec.Struct, frozen=True):
     def allows_model(self, model: str) -> bool:
         return self.models is None or model in self.models
 
+    def narrowed(self, other: Scopes) -> Scopes:
+        """Return these scopes without the models and tokens that the others do not allow."""
+        named = [models for models in (self.models, other.models) if models is not None]
+        models = frozenset.intersection(*named) if named else None
+        bounds = [bound for bound in (self.max_tokens, other.max_tokens) if bound is not None]
+        return msgspec.structs.replace(self, models=models, max_tokens=min(bounds, default=None))
+
     def filter_models(self, models: Iterable[str]) -> list[str]:
         return [model for model in models if self.allows_model(model)]
 

@@ -115,6 +115,8 @@ def _server(server: ServerConfig) -> Iterator[Problem]:
             ("memory_bytes",),
             f"expected at least four times server.max_body ({4 * server.max_body}), got {server.memory_bytes}",
         )
+    if not is_host(server.host):
+        yield Problem(("host",), f"expected a name or an address, got {server.host[:100]!r}")
     for index, origin in enumerate(server.allowed_origins):
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             yield Problem(
@@ -216,10 +218,19 @@ def split_url(text: str) -> SplitResult | None:
         return None
     try:
         url = urlsplit(text)
-        has_host, _ = bool(url.hostname), url.port
+        host, _ = url.hostname, url.port
     except ValueError:  # the port, or an IPv6 address
         return None
-    return url if has_host else None
+    return url if host and is_host(host) else None
+
+
+def is_host(name: str) -> bool:
+    """Whether a name or address can be looked up: no label of it is empty, or too long."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return name.isprintable()
 
 
 def _host(url: SplitResult) -> str:

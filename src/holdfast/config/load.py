@@ -24,6 +24,8 @@ from holdfast.errors import ConfigError
 _MOVED = (
     ("streams", "memory_bytes", "`server.memory_bytes`, which bounds all that clients can make the gateway hold"),
 )
+#: The largest configuration, in bytes.
+MAX_SIZE = 1024 * 1024
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _TOML_LINE = re.compile(r" \(at line (\d+), column \d+\)$")
 
@@ -46,7 +48,11 @@ def load(path: str | Path, *, environ: Mapping[str, str] | None = None, dialects
 def read_text(path: str | Path) -> str:
     """Read the text of a configuration file. Raises `ConfigError`."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_SIZE + 1)
+        if len(content) > MAX_SIZE:
+            raise ConfigError(f"{path}: is larger than {MAX_SIZE} bytes")
+        return content.decode("utf-8")
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:

@@ -55,7 +55,8 @@ def refusal(old: tuple[str, Config] | None, new: tuple[str, Config], *, is_asked
     """
     if old is None:
         return None
-    gone = [name for name in _GUARDED if _section(old[0], name) and _section(new[0], name) is None]
+    before, now = tomllib.loads(old[0]), tomllib.loads(new[0])
+    gone = [name for name in _GUARDED if before.get(name) and name not in now]
     if gone:
         shown = ", ".join(f"[{name}]" for name in gone)
         return (
@@ -71,11 +72,6 @@ def refusal(old: tuple[str, Config] | None, new: tuple[str, Config], *, is_asked
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
         return f"{shown} is gone, as from a file that was cut short; send SIGHUP to say that it is meant"
     return None
-
-
-def _section(text: str, name: str) -> Any:
-    """Return the section of a file; None where it is not there."""
-    return tomllib.loads(text).get(name)
 
 
 def lost_limits(old: Config, new: Config) -> Iterator[str]:
@@ -98,9 +94,9 @@ def lost_limits(old: Config, new: Config) -> Iterator[str]:
         model_now = new.models.get(name)
         if model_now is not None and model.max_concurrency is not None and model_now.max_concurrency is None:
             yield dotted(("models", name, "max_concurrency"))
-    per_address = "max_connections_per_second_per_address"
-    if getattr(old.server, per_address) is not None and getattr(new.server, per_address) is None:
-        yield f"server.{per_address}"
+    for per_address in ("max_connections_per_second_per_address", "max_connections_per_address"):
+        if getattr(old.server, per_address) is not None and getattr(new.server, per_address) is None:
+            yield f"server.{per_address}"
 
 
 def _bounds(provider: Any) -> bool:

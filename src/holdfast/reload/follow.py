@@ -13,6 +13,7 @@ from typing import Final
 
 from holdfast.app import Gateway
 from holdfast.config import Config, read_text
+from holdfast.config.load import MAX_SIZE
 from holdfast.errors import ConfigError
 from holdfast.observe.audit import audit
 from holdfast.observe.freshness import SAY_AGAIN, Source
@@ -24,8 +25,7 @@ logger = logging.getLogger("holdfast")
 
 #: Seconds between two looks at the files.
 INTERVAL: Final = 1.0
-#: The largest configuration, and the largest certificate or list of authorities, in bytes.
-_MAX_SIZE: Final = 1024 * 1024
+#: The largest certificate or list of authorities, in bytes.
 _MAX_TLS_SIZE: Final = 4 * 1024 * 1024
 _MAX_SHOWN: Final = 20
 
@@ -55,15 +55,12 @@ class ConfigFile:
 
     def load(self) -> Config:
         """Read the file for a start. Raises `ConfigError`."""
-        look = look_at([self._path], None, max_size=_MAX_SIZE)
+        look = look_at([self._path], None, max_size=MAX_SIZE)
         if look.is_whole:
             text = self._text(look)
-        elif self._path.is_file():
-            text = read_text(self._path)  # raises, unless it is too large for a look
-            raise ConfigError(f"{self._path}: is larger than {_MAX_SIZE} bytes")
         else:
-            # A pipe can be read once, and says nothing new later.
-            text, self._is_pipe = read_text(self._path), True
+            # It says why it cannot be read. A pipe can be, once, and says nothing new later.
+            text, self._is_pipe = read_text(self._path), not self._path.is_file()
         self._settling = Settling(look)
         config = self._parse(text)
         self._in_use, self._since = (text, config), self._clock()
@@ -125,7 +122,7 @@ class ConfigFile:
             self._certificates.look(now)
 
     def _look(self, gateway: Gateway, now: float) -> None:
-        look = look_at([self._path], self._settling.known(), max_size=_MAX_SIZE)
+        look = look_at([self._path], self._settling.known(), max_size=MAX_SIZE)
         is_asked = self._settling.is_asked
         if self._settling.look(look, now):
             self._deal_with(gateway, look, now, is_asked=is_asked)

@@ -92,9 +92,13 @@ class ArrivingPeer(Arrival, Peer, Protocol):
 
 @dataclass(slots=True, frozen=True)
 class PeerStatistics:
-    """`open` counts all connections. `most_streams` is what the conversation reads that reads most."""
+    """`open` counts all connections, of which `limit` may ask for more than public paths.
+
+    `most_streams` is what the conversation reads that reads most.
+    """
 
     open: int
+    limit: int
     conversations: int
     most_streams: int
 
@@ -309,6 +313,7 @@ class Peers:
         """Count. It looks at every connection once."""
         return PeerStatistics(
             open=len(self._open),
+            limit=self.max_connections,
             conversations=sum(peer.is_conversation for peer in self._open),
             most_streams=max((peer.stream_count for peer in self._open), default=0),
         )

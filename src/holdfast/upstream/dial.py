@@ -21,6 +21,7 @@ from holdfast.core.http.http1 import Http1Connection
 from holdfast.core.http.http2 import Http2Connection
 from holdfast.descriptors import check_descriptor
 from holdfast.errors import ConfigError, ConnectTimeout, UpstreamConnectError
+from holdfast.tls import load_pair
 from holdfast.upstream.connection import UpstreamConnection
 
 logger = logging.getLogger("holdfast")
@@ -318,13 +319,13 @@ def _basic(user: str | None, password: str | None) -> bytes | None:
 def _tls_context(config: ProviderConfig) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=config.ca_file)
-    except (OSError, ssl.SSLError) as exc:
+    except (OSError, ValueError) as exc:
         raise ConfigError(f"ca_file {config.ca_file!r} of {config.base_url} cannot be used: {exc}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if config.client_cert is not None:
         try:
-            context.load_cert_chain(config.client_cert, config.client_key)
-        except (OSError, ssl.SSLError) as exc:
+            load_pair(context, config.client_cert, config.client_key)
+        except (OSError, ValueError) as exc:
             raise ConfigError(
                 f"client_cert {config.client_cert!r} of {config.base_url} cannot be used: {exc}"
             ) from exc

@@ -201,6 +201,10 @@ class Pool:
                 raise UpstreamConnectError(f"{self._origin.name} closed the connection at once")
         except UpstreamError as exc:
             failure = without_frames(exc)
+        except Exception:
+            # A fault of ours; without this, those who wait for the connection would wait for their own deadlines.
+            logger.exception("cannot connect to %s", self._origin.url)
+            failure = UpstreamConnectError(f"cannot connect to {self._origin.name}")
         finally:
             self._dials.pop(member, None)
         now = self._timers.now()

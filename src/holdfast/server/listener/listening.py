@@ -15,6 +15,7 @@ from holdfast.server.listener.handshaking import Handshaking
 from holdfast.server.listener.http import Application, HttpConnection
 from holdfast.server.listener.turns import Turns
 from holdfast.timers import Timers
+from holdfast.tls import load_pair
 
 #: Connections that the kernel keeps for us until we accept them.
 _BACKLOG = 4096
@@ -123,8 +124,8 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as exc:
+        load_pair(context, config.tls_cert, config.tls_key)
+    except (OSError, ValueError) as exc:
         raise ConfigError(f"server.tls_cert {config.tls_cert!r} and server.tls_key cannot be used: {exc}") from exc
     return context
 

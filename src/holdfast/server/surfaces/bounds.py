@@ -146,7 +146,7 @@ def collect(
     waiting = admission.queue.waiting_of(tenant)
     return Bounds(
         bounds=[
-            *_process_bounds(config, directory, len(peers), admission, largest),
+            *_process_bounds(config, directory, peers, admission, largest),
             *_provider_bounds(config, providers),
             *_protocol_bounds(config),
         ],
@@ -163,14 +163,21 @@ def collect(
 
 
 def _process_bounds(
-    config: Config, directory: Directory, connections: int, admission: Admission, largest: Largest
+    config: Config, directory: Directory, peers: Peers, admission: Admission, largest: Largest
 ) -> list[Bound]:
     server, streams, queue = config.server, config.streams, config.queue
     use = directory.statistics()
     rate = server.max_connections_per_second_per_address
     memory = directory.budget.used
     return [
-        Bound("connections", server.max_connections, connections, "server.max_connections"),
+        # The setting, or less where too few descriptors may be open.
+        Bound("connections", peers.max_connections, len(peers), "server.max_connections"),
+        Bound(
+            "connections of an address",
+            server.max_connections_per_address,
+            None,
+            "server.max_connections_per_address",
+        ),
         Bound(
             "new connections per second and address", rate, None, "server.max_connections_per_second_per_address"
         ),

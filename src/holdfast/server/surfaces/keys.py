@@ -87,7 +87,9 @@ class AdminApi:
         rotation = _decode(request.body or b"{}", Rotation)
         record, key = await watcher.run(lambda: store.rotate(key_id, grace=rotation.grace))
         _audit("key_rotated", exchange, record, grace=rotation.grace)
-        await watcher.refresh()
+        if not await watcher.refresh():
+            # Then it is done by hand: the secret before this one has its grace, if any; older ones have none.
+            watcher.revoke(record.id, before=record.generation - (1 if rotation.grace else 0))
         respond_json(exchange, _with_key(record, key))
 
 
