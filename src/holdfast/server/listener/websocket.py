@@ -43,8 +43,8 @@ class Liveness(msgspec.Struct, frozen=True):
 class Counting(Protocol):
     """What understands messages.
 
-    It counts those that serve nothing; that is set back when they were noted. Whoever has messages wait in it calls
-    `count_waiting` when they begin to, and when they do no more.
+    It counts those that serve nothing; that is set back when they were noted. Whoever has messages wait in it
+    calls `count_waiting` when they begin to, and when they do no more.
     """
 
     useless: int
