@@ -401,7 +401,7 @@ async def test_body_is_left_in_the_socket_while_keys_are_fetched(make_fetching: 
     issuer.gate.clear()
     forget_the_last_fetch(path)
     body = json.dumps(chat({"tokens": 1}, stream=False)).encode()
-    body = body[:-1] + b" " * (8 << 20) + b"}"
+    body = body[:-1] + b" " * (4 << 20) + b"}"
     headers = bearer(token(key=new, kid="new"))
     waiting = asyncio.create_task(ask(path.url, "POST", "/v1/chat/completions", body, **headers))
     await eventually(lambda: issuer.requests == 2, "the fetch")
