@@ -74,17 +74,25 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        line = {name: self._masked(value) for name, value in line.items()}
+        self._take_secrets(line)
         text = json.dumps(line, default=str)  # pure ASCII: control characters are escaped
         return text if len(text) <= MAX_LINE else _shortened(line)
 
-    def _masked(self, value: Any) -> Any:
-        """Return the value; of a list or a table with a secret in it, its text without that."""
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        masked = self._mask(text)
-        return value if masked == text else masked
+    def _take_secrets(self, line: dict[str, Any]) -> None:
+        """Mask the values; of a list or a table with a secret in it the text of it."""
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value, default=str)
+            for name, value in line.items()
+            if not (value is None or isinstance(value, bool | int | float))
+        }
+        # Most lines have none: one look at all of it says so.
+        whole = "\n".join(texts.values())
+        if self._mask(whole) == whole:
+            return
+        for name, text in texts.items():
+            masked = self._mask(text)
+            if masked != text:
+                line[name] = masked
 
 
 def _shortened(line: dict[str, Any]) -> str:

@@ -95,12 +95,22 @@ async def test_bad_row_costs_its_own_key_and_is_named(
     assert (await ask(stored.url, "DELETE", f"{KEYS}/{record.id}", **ADMIN)).status == 200
 
 
-def test_list_says_which_key_is_left_out(store: KeyStore, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("statement", "column"),
+    [
+        ("UPDATE keys SET limits = '[' WHERE id = ?", "limits"),
+        ("UPDATE secrets SET hash = 'md5:1' WHERE key_id = ? AND expires IS NULL", "hash"),
+    ],
+)
+def test_list_says_which_key_is_left_out(
+    store: KeyStore, capsys: pytest.CaptureFixture[str], statement: str, column: str
+) -> None:
     record, _ = store.create(NewKey("web"))
-    edit(store, "UPDATE keys SET limits = '[' WHERE id = ?", record.id)
+    store.rotate(record.id, grace=60)
+    edit(store, statement, record.id)
     assert main(["keys", "list", "--store", str(store.path)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(record.id)]
-    assert "left out: limits" in line
+    assert f"left out: {column}" in line
 
 
 # -- a file that is lost, damaged or locked ------------------------------------------------------------

@@ -162,10 +162,10 @@ def _list(args: argparse.Namespace) -> int:
 
 def _row(record: KeyRecord) -> tuple[str, str, str, str, str]:
     state = "in force"
-    if record.problem is not None:
-        state = f"left out: {record.problem}"
     if record.revoked is not None:
         state = f"revoked {_date(record.revoked)}"
+    elif record.problem is not None:
+        state = f"left out: {record.problem}"
     elif record.previous_expires is not None:
         state = f"rotated, the secret before ends {_date(record.previous_expires)}"
     return record.id, record.name, record.tenant, _date(record.created), state

@@ -99,13 +99,14 @@ def read_record(connection: sqlite3.Connection, key_id: str, now: float) -> KeyR
     ).fetchone()
     if row is None:
         raise NotFound(f"there is no key {key_id[:100]!r}")
-    generation, rotated, previous = 1, None, None
-    for number, created, expires in connection.execute(
-        "SELECT generation, created, expires FROM secrets WHERE key_id = CAST(? AS TEXT) ORDER BY generation",
+    generation, rotated, previous, newest = 1, None, None, None
+    for number, created, expires, hashed in connection.execute(
+        "SELECT generation, created, expires, hash FROM secrets"
+        " WHERE key_id = CAST(? AS TEXT) ORDER BY generation",
         (raw_id,),
     ):
         if expires is None:
-            generation, rotated = number, created if number > 1 else None
+            generation, rotated, newest = number, created if number > 1 else None, hashed
         elif expires > now:
             previous = expires
     problem, models, limits = None, None, None
@@ -113,6 +114,8 @@ def read_record(connection: sqlite3.Connection, key_id: str, now: float) -> KeyR
         _check_names(row[0], row[2])
         models, limits = _decode_models(row[3]), _decode_limits(row[5])
         _check_max_tokens(row[4])
+        if newest is not None:
+            _digest(newest)
     except ValueError as exc:
         problem = str(exc)
     return KeyRecord(
