@@ -126,7 +126,7 @@ async def test_every_fault_ends_its_stream_as_documented_and_no_other(protocol: 
     before = stage != "mid-stream"
     cases = BEFORE if before else MIDDLE
     # A few at a time: where handshakes take over a second the pool begins spare ones, which the faults would meet.
-    places = asyncio.Semaphore(6)
+    places = asyncio.Semaphore(4)
 
     async def in_turn(fault: Any) -> Outcome | str:
         async with places:
