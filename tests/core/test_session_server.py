@@ -277,8 +277,10 @@ def test_large_held_messages_pause_the_socket() -> None:
         assert not session.must_pause
         session.receive_text(large)
         assert session.must_pause
+        assert session.bytes_held == 2 * len(large)
         list(session.resume())
         assert not session.must_pause
+        assert session.bytes_held == 0
 
 
 def test_fault_among_held_messages_closes_and_drops_the_rest() -> None:

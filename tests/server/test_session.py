@@ -273,6 +273,35 @@ def test_client_that_sends_on_while_it_waits_is_read_no_further(stage: Stage) ->
     assert client.types() == ["pong"] * MAX_HELD_MESSAGES
 
 
+def test_messages_that_wait_for_an_answer_are_charged_to_the_tenant(stage: Stage) -> None:
+    client = welcomed(stage)
+    account = client.session.account
+    stage.streams.is_late = True
+    client.say("cancel", request_id="r-1")
+    for number in range(1, 4):
+        client.say("create", request_id="r" * 200, request=REQUEST)
+        assert account.used > number * 200
+    stage.streams.is_late = False
+    stage.streams.answer()
+    assert account.used == 0
+    assert client.types() == ["accepted"] * 3
+
+
+def test_messages_that_wait_beyond_the_tenants_share_end_the_session(stage: Stage) -> None:
+    client = welcomed(stage)
+    account = client.session.account
+    stage.streams.is_late = True
+    client.say("cancel", request_id="r-1")
+    client.say("ping", t="t" * 200)
+    client.session.services.budget.configure(account.used + 100)
+    client.say("ping", t="t" * 200)
+    assert client.types() == ["error"]
+    assert client.close == (1013, "overloaded")
+    client.hang_up()
+    stage.streams.answer()
+    assert account.used == 0
+
+
 def test_client_that_sends_binary_messages_while_it_waits_is_read_no_further(stage: Stage) -> None:
     client = welcomed(stage)
     stage.streams.is_late = True

@@ -353,6 +353,11 @@ class ServerSession:
         return self._held is not None
 
     @property
+    def bytes_held(self) -> int:
+        """How many bytes the messages have that wait."""
+        return self._held_bytes
+
+    @property
     def must_pause(self) -> bool:
         """Whether so much waits that the shell has to stop reading from the socket."""
         held = self._held

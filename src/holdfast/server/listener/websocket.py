@@ -41,9 +41,17 @@ class Liveness(msgspec.Struct, frozen=True):
 
 
 class Counting(Protocol):
-    """What counts messages that serve nothing. It is set back when they were noted."""
+    """What understands messages.
+
+    It counts those that serve nothing; that is set back when they were noted. Whoever has messages wait in it
+    calls `count_waiting` when they begin to, and when they do no more.
+    """
 
     useless: int
+
+    @property
+    def bytes_held(self) -> int:
+        """How many bytes wait in it."""
 
 
 class WebSocketProtocol(FairProtocol):
@@ -191,11 +199,11 @@ class WebSocketProtocol(FairProtocol):
     def count_waiting(self) -> None:
         """Charge what waits for its turn or its rest, and see that the rest does not wait for ever."""
         codec = self.codec
-        held = codec.bytes_held + len(self._inbox)
+        held = self._bytes_held
         if held > self._held and not self.account.take(Kind.MESSAGES, held - self._held):
             codec.discard_messages()
             self.fail(self.account.refusal(held - self._held))
-            held = min(codec.bytes_held + len(self._inbox), self._held)
+            held = min(self._bytes_held, self._held)
         if held < self._held:
             self.account.free(Kind.MESSAGES, self._held - held)
         self._held = held
@@ -209,6 +217,11 @@ class WebSocketProtocol(FairProtocol):
                 timer.cancel()
             self._message_number = codec.messages_begun
             self._message_timer = self.timers.after(self.message_timeout, self._message_timed_out)
+
+    @property
+    def _bytes_held(self) -> int:
+        codec, messages = self.codec, self.messages
+        return len(self._inbox) + codec.bytes_held + (0 if messages is codec else messages.bytes_held)
 
     def _message_timed_out(self) -> None:
         self._message_timer = None

@@ -91,8 +91,10 @@ class SessionProtocol(ClientSocket):
 
     def _received(self, event: core.Event | None) -> None:
         self._handle(event)
-        if event is None and self.protocol.must_pause:
-            self.pause(BACKLOG)
+        if event is None and self.protocol.is_holding:
+            self.count_waiting()
+            if self.protocol.must_pause:
+                self.pause(BACKLOG)
 
     def _handle(self, event: core.Event | None) -> None:
         match event:
@@ -137,6 +139,7 @@ class SessionProtocol(ClientSocket):
         """Take the messages that have waited for an answer, up to one that has to wait as well."""
         for event in self.protocol.resume():
             self._handle(event)
+        self.count_waiting()
         if not self.protocol.must_pause:
             self.resume(BACKLOG)
         self.outlet.mark()
