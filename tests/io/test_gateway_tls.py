@@ -11,6 +11,8 @@ import openai
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from holdfast.core.limits.budget import Kind
+from holdfast.server.listener.http import HttpConnection
 from holdfast_tools.simulate.certificate import self_signed
 from tests.support.gateway_client import DEADLINE, Http, Session, answer, chat, content
 from tests.support.gateway_path import GatewayPath, MakePath
@@ -104,3 +106,36 @@ async def test_plain_http_at_a_tls_port_gets_no_answer_and_harms_nobody(
         assert b"HTTP" not in data
     async with await Http.open(path.url, ssl=trust) as http:
         assert (await http.ask("GET", "/healthz")).status == 200
+
+
+async def test_session_reads_its_streams_to_their_end_while_the_process_goes(
+    path: GatewayPath, trust: SSLContext
+) -> None:
+    async with await Session.open(path.url, ssl=trust) as session:
+        await session.create("r-1", chat({"tokens": 20, "interval_ms": 10}))
+        await session.entries(2)
+        path.gateway.peers.close_when_idle()
+        entries, _ = await session.read(start=2)
+        assert content(entries).endswith(answer(20)[-20:])
+        assert await session.closed() == (1012, "draining")
+
+
+async def test_client_that_does_not_read_has_no_more_waiting_over_tls_than_without(
+    path: GatewayPath, trust: SSLContext
+) -> None:
+    """As little is read of it, and all that waits is charged."""
+    budget = path.gateway.process.budget
+    async with await Http.open(path.url, ssl=trust) as http:
+        http.request("POST", COMPLETIONS, chat({"tokens": 60_000}))
+        await http.head()
+        http.transport.pause_reading()
+        (peer,) = path.gateway.peers
+        assert isinstance(peer, HttpConnection)
+        await eventually(lambda: not peer.is_writable)
+        assert peer.transport is not None
+        assert 0 < peer.transport.get_write_buffer_size() <= 128 * 1024
+        assert budget.by_kind[Kind.OUTPUT] == peer.transport.get_write_buffer_size()
+        http.transport.resume_reading()
+        events = [event async for event in http.events()]
+        assert events[-1].data == "[DONE]"
+        assert budget.by_kind[Kind.OUTPUT] == 0

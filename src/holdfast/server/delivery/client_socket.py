@@ -182,8 +182,9 @@ class ClientSocket(WebSocketProtocol):
         if transport is None or self.outlet.on_flushed is not None:
             return
         self.outlet.on_flushed = self._close_if_idle
-        # So that `resume_writing` says when all has been written.
-        transport.set_write_buffer_limits(high=0)
+        # So that `resume_writing` says when all has been written. TLS has more than a byte or none; with 0 it
+        # would count as full when it is empty, and nothing would tell of its end.
+        transport.set_write_buffer_limits(high=0 if transport.get_extra_info("sslcontext") is None else 1, low=0)
         self._close_if_idle()
 
     def _close_if_idle(self) -> None:

@@ -10,6 +10,9 @@ import ssl
 
 from holdfast.server.listener.http import HttpConnection
 
+#: Bytes in either direction past which a connection is paused, as without TLS.
+_BUFFER = 64 * 1024
+
 
 class Handshaking(asyncio.Protocol):
     """Stands for the HTTP connection until its handshake is done. `tasks` has the handshakes under way."""
@@ -68,6 +71,10 @@ class Handshaking(asyncio.Protocol):
             connection.connection_lost(None)
             raw.abort()
             return
+        # Left to itself, TLS has half a megabyte waiting of what the client does not take, and a quarter of what
+        # is not read of it. It needs room for one record, of 16 KiB.
+        secure.set_write_buffer_limits(high=_BUFFER)
+        secure.set_read_buffer_limits(high=_BUFFER, low=_BUFFER // 2)  # type: ignore[attr-defined]
         secure.set_protocol(connection)
         connection.connection_made(secure)
         if self._early:
