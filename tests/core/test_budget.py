@@ -276,6 +276,18 @@ def test_each_who_waits_is_resumed_once_though_resuming_frees_more() -> None:
     assert (house.a.used, paused.resumed) == (360, 1)
 
 
+def test_smaller_limit_lets_ended_logs_go_at_once() -> None:
+    house = House()
+    for name in range(10):
+        house.end_log(house.a, name, 100)
+    house.b.add(Kind.LOGS, 300)
+    house.budget.configure(LIMIT // 2)
+    assert house.gone == [0, 1, 2, 3, 4, 5]
+    assert house.budget.used == 700
+    house.budget.configure(LIMIT // 16)
+    assert (house.a.used, house.b.used) == (0, 300)  # what runs stays
+
+
 def test_another_limit_counts_from_now_on() -> None:
     house = House()
     house.a.add(Kind.LOGS, 1300)

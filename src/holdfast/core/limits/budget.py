@@ -250,8 +250,10 @@ class Budget:
         self._occupied = 0
 
     def configure(self, limit: int) -> None:
-        """Set another limit. What is held stays counted."""
+        """Set another limit. What is held stays counted; what can be reclaimed goes where it is too much."""
         self.limit = limit
+        while self.free < 0 and self.reclaim():
+            pass
         self._look_below = self.used
         self._look()
 
