@@ -194,6 +194,25 @@ def test_reader_whose_log_goes_is_told_in_the_dialects_form(stage: Stage, has_be
     assert stage.timers.pending == 0
 
 
+@pytest.mark.parametrize("framing", [CHAT.framing, STREAMS_FRAMING])
+def test_log_that_goes_for_the_memory_of_its_own_last_write_loses_nothing(stage: Stage, framing: Any) -> None:
+    client, source = reading(stage, framing)
+    source.say(1)
+    source.end()
+    write = client.write
+
+    def write_for_which_the_log_goes(data: bytes) -> None:
+        write(data)
+        if source.stream.end is not None and client.body:
+            source.stream.forget(LogTrimmed("gone"))
+
+    client.write = write_for_which_the_log_goes  # type: ignore[method-assign]
+    stage.loop.turn()
+    assert (client.is_finished, client.is_aborted) == (True, False)
+    assert b"log_trimmed" not in client.body
+    assert stage.timers.pending == 0
+
+
 def test_reader_of_a_form_without_errors_whose_log_goes_is_cut_off(stage: Stage) -> None:
     client, source = reading(stage, STREAMS_FRAMING)
     source.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import ipaddress
 import logging
 import os
@@ -122,7 +123,9 @@ async def dial(origin: Origin, make: Callable[[], UpstreamConnection], timeout: 
             f"the certificate of {origin.name} is not trusted", f"{origin.url}: {exc.verify_message}"
         ) from exc
     except OSError as exc:
-        raise _unreachable(f"cannot connect to {origin.name}", f"{origin.url}: {exc.strerror or exc}") from exc
+        error = _unreachable(f"cannot connect to {origin.name}", f"{origin.url}: {exc.strerror or exc}")
+        error.is_own_bound = exc.errno in (errno.EMFILE, errno.ENFILE)
+        raise error from exc
     except UpstreamConnectError as exc:
         exc.detail = exc.detail or origin.url
         raise

@@ -96,11 +96,6 @@ class Account:
         return budget.limit // _STRANGERS if self.tenant is None else max(SHARE * budget.free, 0)
 
     @property
-    def has_room(self) -> bool:
-        """Whether it holds less than its bound, and the budget has room at all."""
-        return self.used < self.bound and self._budget.free > 0
-
-    @property
     def least_log(self) -> int:
         """How much each of its running logs may hold while it is short."""
         return self._budget.least_log
@@ -143,12 +138,6 @@ class Account:
             budget._relieve(self)
         if budget._short:
             budget._look()
-
-    def move(self, kind: Kind, other: Kind, size: int) -> None:
-        """Hold for another reason what is held already."""
-        by_kind = self._budget.by_kind
-        by_kind[kind] -= size
-        by_kind[other] += size
 
     def make_room(self, size: int) -> bool:
         """Let go of what can be reclaimed until so much more fits.
@@ -250,8 +239,10 @@ class Budget:
         self._occupied = 0
 
     def configure(self, limit: int) -> None:
-        """Set another limit. What is held stays counted."""
+        """Set another limit. What is held stays counted; what can be reclaimed goes where it is too much."""
         self.limit = limit
+        while self.free < 0 and self.reclaim():
+            pass
         self._look_below = self.used
         self._look()
 

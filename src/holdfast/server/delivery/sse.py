@@ -185,13 +185,16 @@ class SseReader:
         while size < _READ_BYTES and (data := cursor.read(framing, _READ_BYTES)) is not None:
             out.append(data)
             size += len(data)
+        cursor.consume()
+        is_done = cursor.is_done
+        if is_done:
+            # Before the write: that may need memory for which this very log goes, and then nothing is lost of it.
+            self._timer.cancel()
+            self._stream.release(cursor)
         if size:  # entries without a form leave the client in silence
             exchange.write(out[0] if len(out) == 1 else b"".join(out))
             self._wrote = self._timers.now()
-        cursor.consume()
-        if cursor.is_done:
-            self._timer.cancel()
-            self._stream.release(cursor)
+        if is_done:
             exchange.end()
         else:
             self._stream.resume_source()
