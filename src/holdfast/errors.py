@@ -460,11 +460,7 @@ class ConfigError(HoldfastError):
 
 
 def _tree(cls: type[HoldfastError]) -> list[type[HoldfastError]]:
-    found = []
-    for sub in cls.__subclasses__():
-        found.append(sub)
-        found.extend(_tree(sub))
-    return found
+    return [found for sub in cls.__subclasses__() for found in (sub, *_tree(sub))]
 
 
 #: Every error by its code, in the order of this file.
