@@ -223,7 +223,8 @@ class Attempt:
         if entries:
             if self.first_entry is None:
                 self._answered()
-            self.let_go()
+            if self._held:
+                self.let_go()
             stream.offer(entries)
         elif not self._hold(sum(map(len, chunks))):
             return
