@@ -357,6 +357,13 @@ class LoopDetected(UpstreamError):
     meaning = "The model's route leads back to a gateway that the request has passed; its operator has to mend it."
 
 
+class NoRoomForAnswer(UpstreamError):
+    code = "no_room_for_answer"
+    http_status = 503
+    is_own_bound = True
+    meaning = "The gateway's memory is used up, so that it could not take the provider's answer."
+
+
 class UpstreamTruncated(UpstreamError):
     code = "upstream_truncated"
     meaning = "The provider ended the answer without its terminal event."
@@ -453,11 +460,7 @@ class ConfigError(HoldfastError):
 
 
 def _tree(cls: type[HoldfastError]) -> list[type[HoldfastError]]:
-    found = []
-    for sub in cls.__subclasses__():
-        found.append(sub)
-        found.extend(_tree(sub))
-    return found
+    return [found for sub in cls.__subclasses__() for found in (sub, *_tree(sub))]
 
 
 #: Every error by its code, in the order of this file.

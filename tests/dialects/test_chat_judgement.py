@@ -71,6 +71,7 @@ def test_code_within_an_answer_decides_like_a_status(error: Any, status: int | N
 REFUSALS = [
     (401, {"message": "Incorrect API key provided: sk-1", "code": "invalid_api_key"}, True),
     (401, "no", True),
+    (407, "no", True),
     (403, {"message": "no", "type": "permission_error"}, True),
     (403, "no", True),
     (429, {"message": "quota", "code": "insufficient_quota"}, True),

@@ -43,7 +43,7 @@ def judged(error: UpstreamError) -> UpstreamError:
             error.retryable = is_passing(status)
     if words & _QUOTA:
         return _refused(error, "the gateway's quota at the provider is used up")
-    if error.status == 401:
+    if error.status in (401, 407):  # 407 is of a proxy on the way
         return _refused(error, "the provider refused the gateway's own credential")
     if error.status == 403:
         if _is_of_the_content(error, words):

@@ -12,12 +12,14 @@ import time
 from holdfast.core.breaker import Permit
 from holdfast.core.frameless import without_frames
 from holdfast.core.http.request import Headers
+from holdfast.core.limits.budget import Kind
 from holdfast.core.retry import parse_milliseconds, parse_retry_after
 from holdfast.dialects.ask import Ask
 from holdfast.errors import (
     AnswerTimeout,
     FirstByteTimeout,
     IdleTimeout,
+    NoRoomForAnswer,
     TotalTimeout,
     UpstreamError,
     UpstreamMalformed,
@@ -63,6 +65,7 @@ class Attempt:
         "_deadline",
         "_error_body",
         "_first_byte",
+        "_held",
         "_is_overdue",
         "_is_settled",
         "_last_read",
@@ -113,6 +116,8 @@ class Attempt:
         self._deadline = deadline
         self._call: Call | None = None
         self._outcome: asyncio.Future[UpstreamError | None] = asyncio.get_running_loop().create_future()
+        # Bytes that its reader may have kept since the last entry.
+        self._held = 0
         self._error_body: bytearray | None = None
         self._retry_after: float | None = None
         # What the provider says of trying again, None where it does not.
@@ -218,7 +223,11 @@ class Attempt:
         if entries:
             if self.first_entry is None:
                 self._answered()
+            if self._held:
+                self.let_go()
             stream.offer(entries)
+        elif not self._hold(sum(map(len, chunks))):
+            return
         if reader.error is not None:
             self._settle(reader.error)
         elif reader.is_finished:
@@ -234,6 +243,27 @@ class Attempt:
                     self._await_rest(_REST_GRACE)
                 elif reader.units > units:  # APIs exist that write a finish reason into every chunk
                     self._rest_due = self._last_read + _REST_GRACE
+
+    def _hold(self, size: int) -> bool:
+        """Count what came without completing an entry. Settles, and returns False, where there is no room for it.
+
+        A pause would gain nothing: it is in no log yet, which a reader could empty.
+        """
+        account = self._stream.account
+        size = min(size, self._stream.log.max_bytes - self._held)
+        if size > 0:
+            account.add(Kind.LOGS, size)
+            self._held += size
+        if account.is_short and self._held > account.least_log:
+            self._settle(NoRoomForAnswer(retry_after=1.0))
+            return False
+        return True
+
+    def let_go(self) -> None:
+        """Give back what is counted of its reader: it has made an entry of it, or does not read on. Idempotent."""
+        if self._held:
+            self._stream.account.free(Kind.LOGS, self._held)
+            self._held = 0
 
     def _answered(self) -> None:
         stream, now = self._stream, self._timers.now()
@@ -261,6 +291,7 @@ class Attempt:
             # An answer that is not streamed begins when it has ended, which tells nothing.
             if self.first_entry is None and self._ask.stream:
                 self._answered()
+            self.let_go()
             self._stream.offer(entries)
         self._settle(reader.error)
 

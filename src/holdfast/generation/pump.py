@@ -181,11 +181,14 @@ class Pump:
             )
             plan.begin(step)
             attempt, error = await self._try_target(target, deadline)
-            if error is None or stream.accepted > 0 or not _may_help(error):
+            if error is None or stream.accepted > 0 or not (_may_help(error) or error.retryable):
                 self._finish(attempt, error)
                 return
-            if route.at_most_once and self._attempts[-1].unconfirmed:
+            if route.at_most_once and self._attempts[-1].unconfirmed:  # neither here nor by the caller
                 self._finish(attempt, error.with_note(_NOT_SENT_AGAIN, retryable=False))
+                return
+            if not _may_help(error):
+                self._finish(attempt, error)
                 return
             self._note_failure(plan, step.index, error)
             previous = target
@@ -286,6 +289,7 @@ class Pump:
             raise
         finally:
             self._attempt = None
+            attempt.let_go()
             health.end_wait(attempt)
             self.units = attempt.reader.units
         if error is not None:
