@@ -185,7 +185,7 @@ class Outlet:
             self._is_marked = True
             self._flusher.add(self)
 
-    def flush(self) -> int:
+    def flush(self, *, more: bool = False) -> int:
         """Write what is due: control messages first, then entries of all ready cursors in turn."""
         self._is_marked = False
         socket, control = self._socket, self._control
@@ -207,16 +207,16 @@ class Outlet:
         if messages:
             transport.write(out[0] if messages == 1 else b"".join(out))
             if self._ready:
-                messages += self._write_more(transport)
+                messages += self._write_more(transport, MAX_WRITES - 1 if more else 0)
         if self.on_flushed is not None:
             self.on_flushed()
         return messages
 
-    def _write_more(self, transport: asyncio.Transport) -> int:
-        """Go on with what one write did not hold; the rest of a turn's share is left to the next."""
+    def _write_more(self, transport: asyncio.Transport, writes: int) -> int:
+        """Go on with what one write did not hold, for so many writes, and leave the rest to another turn."""
         ready, socket = self._ready, self._socket
         messages = 0
-        for _ in range(MAX_WRITES - 1):
+        for _ in range(writes):
             if not ready or not socket.is_writable:
                 return messages
             out: list[bytes] = []
@@ -224,8 +224,9 @@ class Outlet:
             if out:
                 transport.write(b"".join(out))
                 messages += len(out)
-        if ready and socket.is_writable:
-            self.mark()
+        if ready and socket.is_writable and not self._is_marked:
+            self._is_marked = True
+            self._flusher.add_more(self)
         return messages
 
     def _tell_positions(self) -> None:

@@ -158,7 +158,7 @@ class SseReader:
     def _mark(self) -> None:
         self.wake(self._cursor)
 
-    def flush(self) -> int:
+    def flush(self, *, more: bool = False) -> int:
         self._is_marked = False
         exchange, cursor = self._exchange, self._cursor
         if exchange.is_complete or not exchange.is_writable or not cursor.is_ready:
@@ -170,11 +170,12 @@ class SseReader:
                 return 1
             self._start()
         events = 0
-        for _ in range(_MAX_WRITES):
+        for _ in range(_MAX_WRITES if more else 1):
             events += self._write_entries()
             if not exchange.is_writable or not cursor.is_ready:
                 return events
-        self._mark()
+        self._is_marked = True
+        self._flusher.add_more(self)
         return events
 
     def _write_entries(self) -> int:
