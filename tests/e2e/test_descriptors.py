@@ -120,7 +120,7 @@ def test_connections_to_providers_leave_the_last_descriptors_to_probes(tmp_path:
             for number in range(NOFILE):
                 request = {**chat(stall), "model": "m"}
                 session.send(json.dumps({"type": "create", "request_id": f"r-{number}", "request": request}))
-            codes = []
+            codes: list[int] = []
             while len(codes) < 20:  # of those for which there is no connection
                 message = json.loads(session.recv(DEADLINE))
                 if message["type"] == "end":
