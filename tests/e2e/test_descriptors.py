@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as ws_connect
 from websockets.typing import Subprotocol
 
@@ -78,29 +80,64 @@ def test_soft_limit_is_raised_to_the_hard_one(tmp_path: Path) -> None:
         assert line.split()[3:5] == ["4096", "4096"]
 
 
-def test_connections_to_providers_leave_the_last_descriptors_to_probes(tmp_path: Path) -> None:
-    """One caller with one connection has more streams than there are descriptors, each with a connection."""
-    simulated = Server("simulate", "--port", "0", "--http1-only", cwd=tmp_path, last_line="Ctrl-C")
-    with simulated:
-        (tmp_path / "holdfast.toml").write_text(
-            f'[providers.p]\nbase_url = "{simulated.url}/v1"\nmax_concurrency = 1000\n'
-            '[models.m]\nroute = ["p/demo"]\n'
-        )
-        stall = {"tokens": 5, "fault": {"kind": "stall", "after_tokens": 1}}
+@contextmanager
+def providers(tmp_path: Path) -> Iterator[tuple[Server, ClientConnection]]:
+    """A gateway with a provider `p` that needs a connection for each stream, and a session there.
+
+    The provider `q` has one for all. `m` is served by `p`, `both` by `q` where `p` fails, and `other` by `q`.
+    """
+    text = "".join(
+        f"[models.{model}]\nroute = {json.dumps(route)}\n"
+        for model, route in {"m": ["p/demo"], "both": ["p/demo", "q/demo"], "other": ["q/demo"]}.items()
+    )
+    with Server("simulate", "--port", "0", cwd=tmp_path, last_line="Ctrl-C") as simulated:
+        for name, http2 in {"p": "off", "q": "prior-knowledge"}.items():
+            text += (
+                f'[providers.{name}]\nbase_url = "{simulated.url}/v1"\nmax_concurrency = 1000\n'
+                f'http2 = "{http2}"\nstreams_per_connection = 1000\n'
+            )
+        (tmp_path / "holdfast.toml").write_text(text)
         with (
             serve("--config", "holdfast.toml", cwd=tmp_path, nofile=NOFILE) as server,
             ws_connect(f"ws{server.url[4:]}/v1/ws/stream", subprotocols=[Subprotocol("holdfast.v1")]) as session,
         ):
             session.send(json.dumps({"type": "hello", "version": 1}))
-            for number in range(NOFILE):
-                request = {**chat(stall), "model": "m"}
-                session.send(json.dumps({"type": "create", "request_id": f"r-{number}", "request": request}))
-            codes = []
-            while len(codes) < 20:  # of those for which there is no connection
-                message = json.loads(session.recv(DEADLINE))
-                if message["type"] == "end":
-                    codes.append(message["error"]["code"])
-            assert set(codes) == {"upstream_connect_error"}  # which is nothing against the provider
-            assert ask(server, "/healthz") == 200
-            assert ask(server, "/readyz") == 200
-            assert server.descriptors < NOFILE - 32
+            yield server, session
+
+
+def create(session: ClientConnection, model: str, count: int) -> None:
+    """Ask for streams that never end."""
+    request = {**chat({"tokens": 5, "fault": {"kind": "stall", "after_tokens": 1}}), "model": model}
+    for number in range(count):
+        session.send(json.dumps({"type": "create", "request_id": f"{model}-{number}", "request": request}))
+
+
+def test_connections_to_providers_leave_the_last_descriptors_to_probes(tmp_path: Path) -> None:
+    """One caller with one connection has more streams than there are descriptors, each with a connection."""
+    with providers(tmp_path) as (server, session):
+        create(session, "m", NOFILE)
+        codes: list[str] = []
+        while len(codes) < 20:  # of those for which there is no connection
+            message = json.loads(session.recv(DEADLINE))
+            if message["type"] == "end":
+                codes.append(message["error"]["code"])
+        assert set(codes) == {"upstream_connect_error"}  # which is nothing against the provider
+        assert ask(server, "/healthz") == 200
+        assert ask(server, "/readyz") == 200
+        assert server.descriptors < NOFILE - 32
+
+
+def test_want_of_descriptors_is_made_up_for_by_a_provider_with_a_connection(tmp_path: Path) -> None:
+    with providers(tmp_path) as (_, session):
+        create(session, "other", 1)
+        begun: set[str] = set()
+        while not begun:
+            message = json.loads(session.recv(DEADLINE))
+            if message["type"].startswith("event"):
+                begun.add(message["stream"])
+        create(session, "both", NOFILE)
+        while len(begun) < 1 + NOFILE:
+            message = json.loads(session.recv(DEADLINE))
+            assert message["type"] != "end", message["error"]
+            if message["type"].startswith("event"):
+                begun.add(message["stream"])
