@@ -116,9 +116,8 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     fields, and for one that a provider may take for another.
     """
     body: dict[str, Any] = members(ask.body)
-    for name in body:
-        if name not in _READ and name.casefold() in _READ:
-            raise InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
+    if not _READ.isdisjoint(map(str.casefold, body.keys() - _READ)):
+        raise _misspelled(body)
     body["model"] = model
     body["stream"] = ask.stream
     if not ask.stream:
@@ -127,6 +126,11 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
         own = body.get("stream_options", _NULL)
         body["stream_options"] = {**({} if own == _NULL else members(own)), "include_usage": True}
     return msgspec.json.encode(body)
+
+
+def _misspelled(body: dict[str, Any]) -> InvalidRequest:
+    name = next(name for name in body if name not in _READ and name.casefold() in _READ)
+    return InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
 
 
 def least_text(raw: bytes) -> int:
