@@ -116,8 +116,9 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     fields, and for one that a provider may take for another.
     """
     body: dict[str, Any] = members(ask.body)
-    if not _READ.isdisjoint(map(str.casefold, body.keys() - _READ)):
-        raise _misspelled(body)
+    names = "".join(body)
+    if not (names.isascii() and names.islower()):
+        _check_spelling(body)
     body["model"] = model
     body["stream"] = ask.stream
     if not ask.stream:
@@ -128,9 +129,10 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _misspelled(body: dict[str, Any]) -> InvalidRequest:
-    name = next(name for name in body if name not in _READ and name.casefold() in _READ)
-    return InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
+def _check_spelling(body: dict[str, Any]) -> None:
+    for name in body:
+        if name not in _READ and name.casefold() in _READ:
+            raise InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
 
 
 def least_text(raw: bytes) -> int:
