@@ -26,6 +26,7 @@ FORMS = {
     "base64": base64.b64encode(KEY.encode()).decode(),
     "Basic, as the password": base64.b64encode(b":" + KEY.encode()).decode().rstrip("="),
     "Basic, as the user": base64.b64encode(KEY.encode() + b":").decode().rstrip("="),
+    "the value of its header": base64.b64encode(b"Bearer " + KEY.encode()).decode().rstrip("="),
 }
 
 

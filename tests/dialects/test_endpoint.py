@@ -114,6 +114,7 @@ def test_request_that_comes_back_is_known_by_status_and_code(
         (b"https://10.0.0.7:8443/x?key=secret", "; it redirects to /x on another host or port: is"),
         (b"https://10.0.0.7", "; it redirects to / on another host or port: is"),
         (b"https://[10.0.0.7", "; it redirects to an address that is none: is"),
+        (b"https://u:half/secret@10.0.0.7/x", "; it redirects to another host or port: is"),
         (b"\xff", "; it redirects to an address that is none: is"),
         (b"/" + b"x" * 5000, "; it redirects to /" + "x" * 199 + ": is"),
     ],

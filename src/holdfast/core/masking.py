@@ -109,8 +109,9 @@ def _forms(secret: str) -> set[str]:
         forms |= {within, within.replace("/", "\\/")}
     for url in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
         forms |= {url, _lower_hex(url)}
-    # As the password of Basic authentication without a user, and as its user; see `config.secrets` for both.
-    for text in (raw, b":" + raw, raw + b":"):
+    # As the password of Basic authentication without a user, and as its user (see `config.secrets` for both), and
+    # as the whole value of the header that it is sent in.
+    for text in (raw, b":" + raw, raw + b":", b"Bearer " + raw):
         forms.add(base64.b64encode(text).decode().rstrip("="))
         forms.add(base64.urlsafe_b64encode(text).decode().rstrip("="))
     return forms

@@ -109,5 +109,7 @@ def _path(location: bytes) -> str:
         url = urlsplit(location[:1000].decode("ascii"))
     except ValueError:
         return "an address that is none"
+    if "@" in location.decode("ascii"):
+        return "another host or port"  # with a user and a password, which may reach into the path
     path = url.path[:200] or "/"
     return f"{path} on another host or port" if url.netloc else path

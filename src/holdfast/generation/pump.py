@@ -379,7 +379,8 @@ class Pump:
 def _may_help(error: UpstreamError) -> bool:
     """Whether another try may do better, here or elsewhere: not where the request itself was refused."""
     if error.is_own_bound:
-        return False
+        # An answer that is too large is so again; for want of a descriptor another endpoint may have a connection.
+        return isinstance(error, UpstreamConnectError)
     return error.retryable or not error.same_endpoint_retry or isinstance(error, UpstreamRefused)
 
 
