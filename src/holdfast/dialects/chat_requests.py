@@ -116,9 +116,9 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     fields, and for one that a provider may take for another.
     """
     body: dict[str, Any] = members(ask.body)
-    names = "".join(body)
-    if not (names.isascii() and names.islower()):
-        _check_spelling(body)
+    for name in body:
+        if name not in _READ and name.casefold() in _READ:
+            raise InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
     body["model"] = model
     body["stream"] = ask.stream
     if not ask.stream:
@@ -127,12 +127,6 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
         own = body.get("stream_options", _NULL)
         body["stream_options"] = {**({} if own == _NULL else members(own)), "include_usage": True}
     return msgspec.json.encode(body)
-
-
-def _check_spelling(body: dict[str, Any]) -> None:
-    for name in body:
-        if name not in _READ and name.casefold() in _READ:
-            raise InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
 
 
 def least_text(raw: bytes) -> int:
