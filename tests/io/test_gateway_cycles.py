@@ -73,3 +73,15 @@ async def test_request_whose_provider_is_away_is_freed_at_once(
     assert (await ask(path.url, "POST", _COMPLETIONS, chat())).status == 502
     await eventually(lambda: not any(path.gateway.admission.held.values()), "the end of all that is held")
     assert look(left_in_cycles) == []
+
+
+async def test_unknown_streams_of_a_hello_and_an_attach_are_freed_at_once(
+    make_path: MakePath, left_in_cycles: list[str]
+) -> None:
+    path = await make_path()
+    resumed = [{"stream": f"st_{number}", "after": 5} for number in range(100)]
+    async with await Session.open(path.url, hello={"streams": resumed}) as session:
+        assert {state["status"] for state in session.welcome["streams"]} == {"refused"}
+        await session.send(type="attach", stream="st_0")
+        assert (await session.expect("error"))["code"] == "unknown_stream"
+        assert look(left_in_cycles) == []

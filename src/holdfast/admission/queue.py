@@ -328,6 +328,7 @@ class Admission:
         if ticket.slot is not None and ticket.slot.is_waiting:
             self.queue.cancel(ticket.slot)
             self._positions_changed(ticket.pool, now)
+        ticket.charged = ticket.slot = None  # they know the ticket: no cycle may remain
         self._admit_after(ticket, now)
 
     def admit_waiting(self) -> None:

@@ -94,8 +94,12 @@ class _ResponseReader:
             if self._head_size > self._max_head_size:
                 raise _ResponseFault("the response's head is too large")
         if self.is_done:
-            self._parser = None  # it refers to this object's methods: no cycle may remain
+            self.close()
         return self.events
+
+    def close(self) -> None:
+        """Take no more bytes."""
+        self._parser = None  # it refers to this object's methods: no cycle may remain
 
     def _refuse(self, reason: str) -> None:
         self._fault = reason
@@ -307,7 +311,7 @@ class Http1Connection:
         if reader is not None and reader.has_head and reader.until_eof:
             # RFC 9112 section 6.3, rule 8: without a length, the end of the connection ends the body.
             events.append(ResponseEnded(reader.stream_id, []))
-            self._reader = None
+            self._drop_reader()
         return self._fail(ErrorCode.NO_ERROR, "the peer closed the connection", events)
 
     def _fail(
@@ -333,4 +337,9 @@ class Http1Connection:
     def _end(self) -> None:
         self._usable = False
         self._closed = True
-        self._reader = None
+        self._drop_reader()
+
+    def _drop_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()

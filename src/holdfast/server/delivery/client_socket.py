@@ -227,3 +227,4 @@ class ClientSocket(WebSocketProtocol):
         for lease in self._leases:
             lease.release()
         self.leave_streams()
+        self.outlet.close()

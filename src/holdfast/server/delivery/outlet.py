@@ -72,6 +72,7 @@ class Outlet:
         "_conversation",
         "_flusher",
         "_framing",
+        "_is_closed",
         "_is_marked",
         "_moved",
         "_ready",
@@ -108,6 +109,7 @@ class Outlet:
         # ever have one, and there are many connections.
         self._moved: dict[Cursor, None] | None = None
         self._is_marked = False
+        self._is_closed = False
         #: Is called behind each flush that found the socket writable.
         self.on_flushed: Callable[[], None] | None = None
 
@@ -144,6 +146,13 @@ class Outlet:
         streams, self.streams = self.streams, {}
         for cursor, stream in streams.items():
             stream.lose(cursor)
+
+    def close(self) -> None:
+        """Deliver nothing any more, and forget who has this outlet: a cycle would wait for the next collection."""
+        self.lose_all()
+        self._is_closed = True
+        self.on_flushed = None
+        del self._socket, self._conversation
 
     def _remove(self, cursor: Cursor) -> Stream:
         self._ready.pop(cursor, None)
@@ -188,6 +197,8 @@ class Outlet:
     def flush(self, *, more: bool = False) -> int:
         """Write what is due: control messages first, then entries of all ready cursors in turn."""
         self._is_marked = False
+        if self._is_closed:
+            return 0
         socket, control = self._socket, self._control
         transport = socket.transport
         if transport is None or socket.codec.is_closing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
+from holdfast.core.frameless import without_frames
 from holdfast.server.listener.http import HttpConnection
 
 #: Bytes in either direction past which a connection is paused, as without TLS.
@@ -60,12 +61,18 @@ class Handshaking(asyncio.Protocol):
         loop.call_soon(loop.call_soon, self._feed, raw)
         try:
             secure = await securing
-        except (OSError, RuntimeError):  # ssl.SSLError and timeouts are OSErrors; whoever failed it knows why
+        except (OSError, RuntimeError) as exc:  # ssl.SSLError and timeouts are OSErrors; who failed it knows why
+            # The loop's frames know the future that has this error, and ours the task: with frames it is a cycle,
+            # of the connection and of all that TLS has taken for it.
+            without_frames(exc)
             secure = None
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
             if not self._is_lost:
                 raise
+            without_frames(exc)
             secure = None
+        finally:
+            self._securing = None
         # One that was lost in this very turn has told, or will tell, this object alone.
         if secure is None or self._is_lost or secure.is_closing():
             connection.connection_lost(None)

@@ -12,7 +12,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
-from typing import Protocol
 
 import msgspec
 
@@ -22,8 +21,9 @@ from holdfast.core.http.request import Headers
 from holdfast.core.limits.budget import Budget, Kind
 from holdfast.errors import HoldfastError, InternalError, InvalidRequest, Unauthorized
 from holdfast.server.listener.admitted import KEYS_TIMEOUT, Admitted, Limits
+from holdfast.server.listener.application import Application
 from holdfast.server.listener.charge import Charge, HeadCharge
-from holdfast.server.listener.exchange import ErrorShape, Exchange, Request, error_response, response_head
+from holdfast.server.listener.exchange import Exchange, Request, error_response, response_head
 from holdfast.server.listener.requests import Body, End, Event, Head, Refused, RequestParser, Upgrade
 from holdfast.server.listener.turns import BACKLOG, KEYS, TURN_OVER, FairProtocol, Turns
 from holdfast.timers import Deadline, Timers
@@ -36,34 +36,6 @@ MAX_BACKLOG = 16 * 1024
 #: After a refusal this much of the body is still read and dropped, so that the client sees the answer.
 _MAX_DISCARD = 64 * 1024 * 1024
 _DISCARD_TIMEOUT = 10.0
-
-
-class Application(Protocol):
-    """What answers the requests of a connection."""
-
-    def admit(self, request: Request, *, may_wait: bool = True) -> Admitted:
-        """Judge a request by its head. Raises `KeysPending` if it `may_wait` for the keys of its credential."""
-
-    def judged(self, connection: HttpConnection, admitted: Admitted) -> None:
-        """Note what a head has shown of its connection, and refuse what the connection may not ask."""
-
-    def upgrade(self, request: Request, connection: HttpConnection, rest: bytes) -> None:
-        """Answer a WebSocket handshake, or take over the transport. `rest` are the bytes behind the request."""
-
-    def connection_made(self, connection: HttpConnection) -> HoldfastError | None:
-        """Count a new connection. A returned error is sent to it, and closes it."""
-
-    def connection_lost(self, connection: HttpConnection) -> None: ...
-
-    def answer_finished(self, connection: HttpConnection) -> None:
-        """Note, while draining, that an answer of this connection is complete."""
-
-    def shape_of(self, path: str | None) -> ErrorShape:
-        """Return the shape of errors on a path; None stands for a path that is not known yet."""
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether each connection closes behind its answer."""
 
 
 # What a connection does next, how that shows, and what moves it:
@@ -167,7 +139,7 @@ class HttpConnection(FairProtocol):
 
     def _forget_input(self) -> None:
         self.turns.leave(self)
-        self._parser = None
+        self._close_parser()
         self._events.clear()
         self._rest = b""
         self._head = self._admitted = None
@@ -176,6 +148,11 @@ class HttpConnection(FairProtocol):
             self._charge.free()
             self._charge = None
         self._held.free()
+
+    def _close_parser(self) -> None:
+        parser, self._parser = self._parser, None
+        if parser is not None:
+            parser.close()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -263,7 +240,7 @@ class HttpConnection(FairProtocol):
             self._start()
         elif type(event) is Upgrade:
             self._stop_timer()
-            self._parser = None
+            self._close_parser()
             rest, self._rest = event.rest + self._rest, b""
             self._held.heads += event.size + len(rest)  # until the connection is given away
             self._app.upgrade(event.request, self, rest)

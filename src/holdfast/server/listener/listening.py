@@ -11,8 +11,9 @@ from holdfast.config import ServerConfig
 from holdfast.core.limits.budget import Budget
 from holdfast.errors import ConfigError
 from holdfast.server.listener.admitted import Limits
+from holdfast.server.listener.application import Application
 from holdfast.server.listener.handshaking import Handshaking
-from holdfast.server.listener.http import Application, HttpConnection
+from holdfast.server.listener.http import HttpConnection
 from holdfast.server.listener.turns import Turns
 from holdfast.timers import Timers
 from holdfast.tls import load_pair

@@ -79,7 +79,10 @@ Event: TypeAlias = Head | Body | End | Upgrade | Refused
 
 
 class RequestParser:
-    """Takes the bytes of one connection. Behind `Upgrade` or `Refused`, no more must be passed to it."""
+    """Takes the bytes of one connection. Behind `Upgrade` or `Refused`, no more must be passed to it.
+
+    Call `close` when it is done with: what it has taken would be kept until the next collection.
+    """
 
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
@@ -115,6 +118,10 @@ class RequestParser:
     def step(self) -> int:
         """How many bytes to pass at a time, so that no step takes long."""
         return min(max(self._left or 0, STEP), BODY_STEP) if self.is_in_body else STEP
+
+    def close(self) -> None:
+        """Take no more bytes. httptools' parser has the methods that it calls, and with them this object."""
+        del self._parser
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Take bytes, not many more than `step`, and return what they complete."""

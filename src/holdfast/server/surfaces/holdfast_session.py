@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from holdfast.core.entries import Owner, Position, error_body
+from holdfast.core.frameless import without_frames
 from holdfast.core.log import Cursor
 from holdfast.core.session import messages as m
 from holdfast.core.session import server as core
@@ -231,11 +232,11 @@ class SessionProtocol(ClientSocket):
         if window is not None:
             self.protocol.send(self._goaway(window))
 
-    def _resume(self, resume: m.Resume, result: Stream | HoldfastError) -> m.StreamState:
-        try:
-            stream, cursor = self._open_cursor(resume, result)
-        except HoldfastError as exc:
-            return m.StreamState(resume.stream, "refused", error=error_body(exc))
+    def _resume(self, resume: m.Resume, found: Stream | HoldfastError) -> m.StreamState:
+        opened = self._open_cursor(resume, found)
+        if isinstance(opened, HoldfastError):
+            return m.StreamState(resume.stream, "refused", error=error_body(opened))
+        stream, cursor = opened
         self._retain(stream)
         return m.StreamState(stream.id, stream.status, epoch=stream.log.epoch, next=cursor.position)
 
@@ -246,18 +247,30 @@ class SessionProtocol(ClientSocket):
     def _attached(self, resume: m.Resume, found: list[Stream | HoldfastError]) -> None:
         if self.is_gone:
             return
-        try:
-            stream, cursor = self._open_cursor(resume, found[0])
-        except HoldfastError as exc:
-            self.protocol.send_error(exc, stream=resume.stream)
+        opened = self._open_cursor(resume, found[0])
+        if isinstance(opened, HoldfastError):
+            self.protocol.send_error(opened, stream=resume.stream)
             return
+        stream, cursor = opened
         self.protocol.send(m.Attached(stream.id, stream.status, epoch=stream.log.epoch, next=cursor.position))
 
-    def _open_cursor(self, resume: m.Resume, result: Stream | HoldfastError) -> tuple[Stream, Cursor]:
+    def _open_cursor(
+        self, resume: m.Resume, found: Stream | HoldfastError
+    ) -> tuple[Stream, Cursor] | HoldfastError:
+        """Read a stream that was looked up. What refuses that is returned.
+
+        Not raised: a frame that knows what it raised is a cycle, and a hello may name a thousand unknown streams.
+        """
         older = self.protocol.cursors.get(resume.stream)
-        position = Position(resume.after, resume.epoch)
-        cursor = self.read(result, position, credit=resume.credit, replaces=older)
-        self.protocol.attach(resume.stream, cursor)
+        try:
+            if isinstance(found, HoldfastError):
+                self.check_room(older)
+                return found
+            position = Position(resume.after, resume.epoch)
+            cursor = self.read(found, position, credit=resume.credit, replaces=older)
+            self.protocol.attach(resume.stream, cursor)
+        except HoldfastError as exc:
+            return without_frames(exc)
         return self.outlet.streams[cursor], cursor
 
     def _detach(self, cursor: Cursor) -> None:
