@@ -228,3 +228,37 @@ def test_end_of_writing_on_a_socket_that_was_reset_cuts_it(world: World) -> None
     socket.carrier.write_eof = fail  # type: ignore[method-assign]
     socket.write_eof()
     assert socket.carrier.is_aborted
+
+
+# -- long steps --
+
+
+def test_account_that_owes_time_is_not_read_on_in_the_middle_of_something_large(world: World) -> None:
+    socket = world.socket("a", cost=0.1)
+    assert not world.turns.repay(socket)
+    socket.receive(1)
+    first, second, gone, other = socket, world.socket("a"), world.socket("a"), world.socket("b")
+    assert world.turns.repay(first)
+    assert world.turns.repay(second)
+    assert world.turns.repay(gone)
+    assert not world.turns.repay(other)
+    world.turns.leave(gone)
+    world.loop.pass_time(9.9)
+    assert not first.carrier.is_read
+    world.loop.pass_time(0.11)
+    assert first.carrier.is_read
+    assert not second.carrier.is_read, "all at once would be several long steps in a row"
+    world.loop.pass_time(0.2)
+    assert second.carrier.is_read
+    assert not gone.carrier.is_read
+
+
+def test_what_is_owed_by_what_has_waited_is_paid_before_the_next_socket(world: World) -> None:
+    first, second = world.socket("a", cost=0.1), world.socket("a", cost=0.1)
+    first.receive(2)
+    world.turns.repay(second)
+    world.loop.turn()
+    world.loop.pass_time(10.1)
+    assert not second.carrier.is_read, "the second step is owed as well"
+    world.loop.pass_time(10.0)
+    assert second.carrier.is_read

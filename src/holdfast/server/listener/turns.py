@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from holdfast.core.fair_turns import FairTurns
-from holdfast.core.limits.budget import Account, Kind
+from holdfast.core.limits.budget import LONG_STEP, Account, Kind
 
 logger = logging.getLogger("holdfast")
 
@@ -22,6 +23,11 @@ SHARE = 0.0005
 TURN = 0.002
 #: Seconds that it takes to read a byte and to copy it, about: what kernel and event loop do before we are called.
 PER_BYTE = 3e-10
+
+#: What has so many bytes may take a long step of the loop once it is whole.
+LARGE = 256 * 1024
+#: Seconds between two sockets of an account that are read on when nothing is owed any more.
+_APART = 0.1
 
 # Why a socket is not read. Plain numbers: an enum's flags would cost more than what they guard.
 #: Others come first.
@@ -34,12 +40,14 @@ BACKLOG = 4
 KEYS = 8
 #: It has sent too much that serves nothing.
 SLOWED = 16
+#: Its tenant has taken the loop for too long at a time, and this is the middle of something large.
+OWING = 32
 
 
 class Turns:
     """Shares the time of one event loop between the sockets of clients. `clock` gives seconds."""
 
-    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_loop", "clock")
+    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_loop", "_owing", "clock")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop | None = None, *, clock: Callable[[], float] = time.perf_counter
@@ -51,6 +59,8 @@ class Turns:
         # What this turn of the loop has left for bytes as they come.
         self._left = TURN
         self._is_reset_due = False
+        # The sockets of each account that owes time, in the order in which they came to wait for that.
+        self._owing: dict[Account, OrderedDict[FairProtocol, None]] = {}
 
     def __len__(self) -> int:
         """Count the sockets of which something waits."""
@@ -66,7 +76,10 @@ class Turns:
         clock = self.clock
         begun = clock()
         has_more = socket.take(begun + SHARE)
-        self._left -= clock() - begun + size * PER_BYTE
+        cost = clock() - begun
+        if cost > LONG_STEP:
+            socket.account.owe(cost, self._loop.time())
+        self._left -= cost + size * PER_BYTE
         if self._left < TURN / 2 and not self._is_reset_due:
             # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
             self._is_reset_due = True
@@ -85,6 +98,35 @@ class Turns:
     def leave(self, socket: FairProtocol) -> None:
         """Forget a socket. Idempotent."""
         self._fair.leave(socket)
+        waiting = self._owing.get(socket.account)
+        if waiting is not None:
+            waiting.pop(socket, None)
+
+    def repay(self, socket: FairProtocol) -> bool:
+        """Return whether the socket's account owes time. Then it is not read until that is paid back."""
+        account = socket.account
+        wait = account.owes_until - self._loop.time()
+        if wait <= 0:
+            return False
+        socket.pause(OWING)
+        waiting = self._owing.get(account)
+        if waiting is None:
+            waiting = self._owing[account] = OrderedDict()
+            self._loop.call_later(wait, self._paid, account)
+        waiting[socket] = None
+        return True
+
+    def _paid(self, account: Account) -> None:
+        """Read one socket on, unless the account owes more by now: all at once would be long steps in a row."""
+        wait = account.owes_until - self._loop.time()
+        waiting = self._owing[account]
+        if wait <= 0 and waiting:
+            socket, _ = waiting.popitem(last=False)
+            socket.resume(OWING)
+        if waiting:
+            self._loop.call_later(max(wait, _APART), self._paid, account)
+        else:
+            del self._owing[account]
 
     def _reset(self) -> None:
         self._is_reset_due = False
@@ -107,6 +149,8 @@ class Turns:
                 left -= now - begun
                 continue
             begun, now = now, clock()
+            if now - begun > LONG_STEP:
+                socket.account.owe(now - begun, self._loop.time())
             cost = now - begun + socket.read_cost
             socket.read_cost = 0.0
             left -= cost
