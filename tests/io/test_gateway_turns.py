@@ -16,7 +16,7 @@ import pytest
 from holdfast.core.limits.budget import Kind
 from holdfast.core.patience import CLOSED_PAST, SLOWED_PAST
 from holdfast.core.websocket.frames import OP_CONTINUATION, OP_PING, OP_TEXT, frame_header, xor_mask
-from holdfast.server.listener.turns import TURN
+from holdfast.server.listener.turns import OWING, TURN, FairProtocol
 from holdfast.server.listener.websocket import WebSocketProtocol
 from tests.support.gateway_client import DEADLINE, Http, Session, chat
 from tests.support.gateway_path import GatewayPath, MakePath
@@ -343,3 +343,22 @@ async def test_account_that_owes_time_is_read_on_once_it_is_paid_back(make_path:
             answers = await asyncio.gather(http.response(), socket.reader.readuntil(b"model_not_found"))
         assert clock() >= account.owes_until
         assert answers[0].code == "model_not_found"
+
+
+async def test_client_that_leaves_while_its_tenant_owes_time_is_noticed(path: GatewayPath) -> None:
+    budget = path.gateway.process.budget
+    account = budget.account("local")
+    async with await Http.open(path.url) as http, await Http.open(path.url) as socket:
+        http.send(b"POST %b HTTP/1.1\r\n%bcontent-length: 900000\r\n\r\n" % (COMPLETIONS, HOST) + bytes(300_000))
+        socket.send(UPGRADE + HELLO + frame(OP_TEXT, b" " * 300_000, fin=False))
+        await eventually(lambda: account.used >= 590_000)
+        account.owe(10.0, asyncio.get_running_loop().time())
+        http.send(bytes(300_000))
+        socket.send(frame(OP_CONTINUATION, b" " * 300_000))
+        await eventually(lambda: sum(is_owing(peer) for peer in path.gateway.peers) == 2)
+    await eventually(lambda: len(path.gateway.peers) == 0)
+    assert budget.used == 0
+
+
+def is_owing(peer: object) -> bool:
+    return isinstance(peer, FairProtocol) and bool(peer._pauses & OWING)

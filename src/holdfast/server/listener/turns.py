@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,8 +27,12 @@ PER_BYTE = 3e-10
 
 #: What has so many bytes may take a long step of the loop once it is whole.
 LARGE = 256 * 1024
-#: Seconds between two sockets of an account that are read on when nothing is owed any more.
+#: Seconds between two sockets of an account that are read on when nothing is owed any more, and between two looks
+#: at those that wait for that.
 _APART = 0.1
+_LOOK = 1.0
+#: What the kernel says of a peer that has gone, also to those who do not read; nothing where it cannot.
+_GONE = getattr(select, "POLLRDHUP", 0)
 
 # Why a socket is not read. Plain numbers: an enum's flags would cost more than what they guard.
 #: Others come first.
@@ -76,14 +81,15 @@ class Turns:
         clock = self.clock
         begun = clock()
         has_more = socket.take(begun + SHARE)
-        cost = clock() - begun
-        if cost > LONG_STEP:
-            socket.account.owe(cost, self._loop.time())
-        self._left -= cost + size * PER_BYTE
-        if self._left < TURN / 2 and not self._is_reset_due:
-            # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
-            self._is_reset_due = True
-            self._loop.call_soon(self._reset)
+        cost = clock() - begun + size * PER_BYTE
+        self._left -= cost
+        if self._left < TURN / 2:
+            if not self._is_reset_due:
+                # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
+                self._is_reset_due = True
+                self._loop.call_soon(self._reset)
+            if cost > LONG_STEP:
+                socket.account.owe(cost, self._loop.time())
         if has_more:
             self.enter(socket)
 
@@ -112,7 +118,7 @@ class Turns:
         waiting = self._owing.get(account)
         if waiting is None:
             waiting = self._owing[account] = OrderedDict()
-            self._loop.call_later(wait, self._paid, account)
+            self._loop.call_later(min(wait, _LOOK), self._paid, account)
         waiting[socket] = None
         return True
 
@@ -120,11 +126,14 @@ class Turns:
         """Read one socket on, unless the account owes more by now: all at once would be long steps in a row."""
         wait = account.owes_until - self._loop.time()
         waiting = self._owing[account]
+        for socket in [socket for socket in waiting if socket.peer_has_left]:
+            socket.abort()
+            self.leave(socket)
         if wait <= 0 and waiting:
             socket, _ = waiting.popitem(last=False)
             socket.resume(OWING)
         if waiting:
-            self._loop.call_later(max(wait, _APART), self._paid, account)
+            self._loop.call_later(min(max(wait, _APART), _LOOK), self._paid, account)
         else:
             del self._owing[account]
 
@@ -213,6 +222,16 @@ class FairProtocol(asyncio.Protocol):
         """The number of its socket's descriptor; None if the transport has none."""
         own = None if self.transport is None else self.transport.get_extra_info("socket")
         return None if own is None else int(own.fileno())
+
+    @property
+    def peer_has_left(self) -> bool:
+        """Whether the peer has closed the connection, which a socket that is not read is not told."""
+        descriptor = self.descriptor
+        if descriptor is None or descriptor < 0 or not _GONE:
+            return False
+        poll = select.poll()
+        poll.register(descriptor, _GONE)
+        return bool(poll.poll(0))
 
     def write(self, data: bytes) -> None:
         if self.transport is not None:

@@ -16,6 +16,7 @@ from holdfast.generation.launcher import Started, Terms
 from holdfast.server.delivery.sse import stream_header
 from holdfast.server.delivery.waiter import Waiter
 from holdfast.server.listener.exchange import JSON_HEADERS, Exchange, Request
+from holdfast.server.listener.turns import LARGE
 from holdfast.server.router import Route
 from holdfast.server.services import Services, Surface
 from holdfast.streams.store import Done, answer_of
@@ -71,7 +72,7 @@ class Generations:
         begun = services.timers.now()
         services.launcher.create(principal, self._dialect, request.body, terms, done)
         now = services.timers.now()
-        if now - begun > LONG_STEP:
+        if now - begun > LONG_STEP and len(request.body) >= LARGE:
             services.budget.account(principal.tenant).owe(now - begun, now)
 
     async def _answer_whole(self, stream: Stream, exchange: Exchange) -> None:
