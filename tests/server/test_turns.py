@@ -35,6 +35,7 @@ class Pieces(FairProtocol):
         self.waiting = self.counted = 0
         self.bytes_of_a_read = 0
         self.is_failing = False
+        self.body = 0
 
     def receive(self, pieces: int) -> None:
         self.waiting += pieces
@@ -54,6 +55,7 @@ class Pieces(FairProtocol):
             self.waiting -= 1
             self._world.clock.now += self._cost
             self._world.served.append(self.name)
+            self.turns.read_later(self.body)
             if self._world.clock.now >= until:
                 break
         return self.can_go_on
@@ -262,3 +264,17 @@ def test_what_is_owed_by_what_has_waited_is_paid_before_the_next_socket(world: W
     assert not second.carrier.is_read, "the second step is owed as well"
     world.loop.pass_time(10.0)
     assert second.carrier.is_read
+
+
+def test_what_is_done_outside_of_turns_keeps_others_from_beginning_it(world: World) -> None:
+    """Of large bodies that are complete at the same time, one or two are looked through in a turn of the loop."""
+    sockets = [world.socket(f"{number}", cost=0.0) for number in range(10)]
+    for socket in sockets:
+        socket.body = 8 << 20
+        socket.receive(1)
+    assert len(world.served) == 1
+    for turn in range(2, 6):
+        world.loop.turn_once()
+        assert len(world.served) == turn
+    world.loop.turn()
+    assert len(world.served) == 10

@@ -346,6 +346,8 @@ class HttpConnection(FairProtocol):
             exchange.body_used()
             exchange.refuse(admitted.refusal or InternalError())
             return
+        if len(body) >= LARGE:
+            self.turns.read_later(len(body))
         self._task = asyncio.create_task(self._run(admitted.answer, request, exchange), name="http request")
 
     async def _run(

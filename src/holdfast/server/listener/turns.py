@@ -24,6 +24,8 @@ SHARE = 0.0005
 TURN = 0.002
 #: Seconds that it takes to read a byte and to copy it, about: what kernel and event loop do before we are called.
 PER_BYTE = 3e-10
+#: Seconds that it takes to look through a byte of a large body, about, which is done after the socket's turn.
+PER_BODY_BYTE = 1e-9
 
 #: What has so many bytes may take a long step of the loop once it is whole.
 LARGE = 256 * 1024
@@ -52,7 +54,7 @@ OWING = 32
 class Turns:
     """Shares the time of one event loop between the sockets of clients. `clock` gives seconds."""
 
-    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_loop", "_owing", "clock")
+    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_left_of_queue", "_loop", "_owing", "clock")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop | None = None, *, clock: Callable[[], float] = time.perf_counter
@@ -64,6 +66,8 @@ class Turns:
         # What this turn of the loop has left for bytes as they come.
         self._left = TURN
         self._is_reset_due = False
+        # What it has left for what has waited.
+        self._left_of_queue = TURN
         # The sockets of each account that owes time, in the order in which they came to wait for that.
         self._owing: dict[Account, OrderedDict[FairProtocol, None]] = {}
 
@@ -92,6 +96,12 @@ class Turns:
                 socket.account.owe(cost, self._loop.time())
         if has_more:
             self.enter(socket)
+
+    def read_later(self, size: int) -> None:
+        """A body of this size is complete, and looked through behind its socket's turn: other ones have to wait."""
+        seconds = size * PER_BODY_BYTE
+        self._left -= seconds
+        self._left_of_queue -= seconds
 
     def enter(self, socket: FairProtocol) -> None:
         """Something waits of a socket. It is read no further until that was handled. Idempotent."""
@@ -145,8 +155,8 @@ class Turns:
         """Serve those that wait, as many as one turn of the loop has time for."""
         fair, clock = self._fair, self.clock
         now = clock()
-        left = TURN
-        while left > 0 and (socket := fair.next()) is not None:
+        self._left_of_queue = TURN
+        while self._left_of_queue > 0 and (socket := fair.next()) is not None:
             try:
                 has_more = socket.take(now + SHARE)
             except Exception:
@@ -155,14 +165,14 @@ class Turns:
                 fair.leave(socket)
                 socket.abort()
                 begun, now = now, clock()
-                left -= now - begun
+                self._left_of_queue -= now - begun
                 continue
             begun, now = now, clock()
             if now - begun > LONG_STEP:
                 socket.account.owe(now - begun, self._loop.time())
             cost = now - begun + socket.read_cost
             socket.read_cost = 0.0
-            left -= cost
+            self._left_of_queue -= cost
             fair.served(socket, cost, has_more=has_more)
             if not has_more:
                 socket.resume(TURN_OVER)

@@ -69,11 +69,12 @@ class Generations:
     ) -> None:
         """Start the generation. That is one step of the loop, outside the socket's turn, so it is counted here."""
         services = self._services
-        begun = services.timers.now()
+        clock = services.turns.clock  # a loop's own clock may stand still within a turn
+        begun = clock()
         services.launcher.create(principal, self._dialect, request.body, terms, done)
-        now = services.timers.now()
-        if now - begun > LONG_STEP and len(request.body) >= LARGE:
-            services.budget.account(principal.tenant).owe(now - begun, now)
+        cost = clock() - begun
+        if cost > LONG_STEP and len(request.body) >= LARGE:
+            services.budget.account(principal.tenant).owe(cost, services.timers.now())
 
     async def _answer_whole(self, stream: Stream, exchange: Exchange) -> None:
         """Answer a request that is not streamed: with the one entry, or with why there is none."""
