@@ -334,8 +334,7 @@ class HttpConnection(FairProtocol):
         head, admitted, charge, body = self._head, self._admitted, self._charge, self._body
         if head is None or admitted is None:
             return
-        self._head = self._admitted = self._charge = None
-        self._body = b""
+        self._head, self._admitted, self._charge, self._body = None, None, None, b""
         self._stop_timer()
         request = msgspec.structs.replace(head.request, body=bytes(body)) if body else head.request
         keep_alive = head.keep_alive and not (self._app.is_draining or self.is_limited or admitted.closes)

@@ -98,7 +98,7 @@ class Turns:
             self.enter(socket)
 
     def read_later(self, size: int) -> None:
-        """A body of this size is complete, and looked through behind its socket's turn: other ones have to wait."""
+        """A body of this size is complete, and looked through behind its socket's turn: others have to wait."""
         seconds = size * PER_BODY_BYTE
         self._left -= seconds
         self._left_of_queue -= seconds
