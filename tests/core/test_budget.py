@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 import pytest
 
-from holdfast.core.limits.budget import MIN_SHARE, SHARE, Account, Budget, Kind
+from holdfast.core.limits.budget import LONG_STEP, MIN_SHARE, SHARE, Account, Budget, Kind
 
 #: A limit of which the room is 1,500: one alone may have 1,200 of it.
 LIMIT = 1600
@@ -332,3 +332,24 @@ def test_running_logs_and_those_who_wait_are_known_over_all_accounts() -> None:
     assert house.budget.waiting == {first, second}
     house.a.log_ends()
     assert (house.a.running, house.budget.running) == (1, 2)
+
+
+# -- time of the event loop --
+
+
+def test_long_steps_are_paid_back_at_a_hundredth_of_the_time() -> None:
+    account = Budget(1 << 20).account("t")
+    account.owe(LONG_STEP, 5.0)
+    assert account.owes_until == 0.0
+    account.owe(0.04, 5.0)
+    assert account.owes_until == pytest.approx(9.0)
+    account.owe(0.1, 6.0)
+    assert account.owes_until == pytest.approx(19.0)
+
+
+def test_what_is_owed_outlasts_the_last_connection_and_is_forgotten_when_paid() -> None:
+    budget = Budget(1 << 20)
+    budget.account("gone").owe(0.1, 0.0)
+    assert budget.account("gone").owes_until == pytest.approx(10.0)
+    budget.account("other").owe(0.1, 11.0)
+    assert [account.tenant for account in budget.accounts()] == ["other"]

@@ -382,3 +382,73 @@ def test_messages_that_serve_nothing_are_counted(message: str, useless: int) -> 
     session = open_session()
     session.receive_text(message)
     assert session.useless == useless
+
+
+# -- large requests -------------------------------------------------------------------------------------
+
+#: More than a small message has.
+DENSE = b'{"model":"m","messages":[%b{}]}' % (b"{}," * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cut"),
+    [
+        (b'{"type":"create","request_id":"r1","request":%b}', True),
+        (b' { "request_id" : "r1" , "type" : "create" , "request" : %b , "credit" : 7 } ', True),
+        (b'{"credit":7,"request":%b,"request_id":"r1","type":"create"}', True),
+        (b'{"type":"create","request_id":"r\\u0031","request":%b}', False),
+        (b'{"of_tomorrow":[],"type":"create","request_id":"r1","request":%b}', False),
+        (b'{"type":"create","request_id":"r1","request":%b,"of_tomorrow":{}}', False),
+    ],
+)
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_large_create_is_the_same_however_it_is_written(text: bytes, is_cut: bool, is_bare: bool) -> None:
+    session = new_session(negotiated=False) if is_bare else open_session()
+    if is_bare:
+        session.receive_text(PAYLOAD)
+    event = session.receive_text((text % DENSE).decode())
+    assert isinstance(event, CreateReceived)
+    assert (event.request_id, event.request) == ("r1", DENSE)
+    assert event.credit == (7 if b"credit" in text else None)
+    assert (event.members is not None) is is_cut
+    if event.members is not None:
+        assert list(event.members) == ["model", "messages"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"type":"create","request_id":"r1","request":%b],"credit":7}',
+        b'{"type":"create","request_id":"r1","request":{"a":%b}',
+        b'{"type":"create","request_id":"","request":%b}',
+        b'{"type":"create","request_id":"r1","request":%b,"credit":"7"}',
+        b'{"type":"create","request":%b}',
+        b'{"type":"hello","request_id":"r1","request":%b}',
+        b'{"type":"create","request_id":"r1","request":[%b]]}',
+        b'{"type":"create","request_id":"r1\xff","request":%b}',
+        b'{"type":"create","request_id":"r1","request": 1}' + b" " * 300_000 + b"%b",
+        b"%b}",
+    ],
+)
+def test_large_create_with_a_fault_is_refused(text: bytes) -> None:
+    assert open_session().receive_text(text % DENSE) == CloseRequired(4400, "invalid_message")
+
+
+def test_large_create_whose_request_is_no_object_or_has_too_many_fields_is_no_invalid_message() -> None:
+    session = open_session()
+    assert session.receive_text(b'{"type":"create","request_id":"r1","request":[%b]}' % DENSE) is None
+    assert sent(session)[0]["param"] == "request"
+    many = b'{"model":"m",%b}' % b",".join(b'"field_%d":0' % number for number in range(30_000))
+    event = session.receive_text(b'{"type":"create","request_id":"r1","request":%b}' % many)
+    assert event == CreateReceived("r1", many, None)
+
+
+def test_large_bare_payload_is_looked_through_once() -> None:
+    session = new_session(negotiated=False)
+    event = session.receive_text(DENSE.decode())
+    assert isinstance(event, CreateReceived)
+    assert (event.request, list(event.members or ())) == (DENSE, ["model", "messages"])
+    event = session.receive_text(b'{"type":null,' + DENSE[1:])
+    assert isinstance(event, CreateReceived)
+    for text in (b'{"type":1,' + DENSE[1:], b'{"messages_":' + DENSE + b"}", DENSE[:-1]):
+        assert new_session(negotiated=False).receive_text(text) == CloseRequired(4400, "invalid_message")

@@ -586,3 +586,12 @@ def test_connection_without_room_that_has_no_message_reads_past_whole_ones() -> 
     assert connection.is_at_boundary
     connection.discard_messages()
     assert connection.receive_data(client_frame(OP_TEXT, b"x")) == []
+
+
+def test_size_of_a_message_whose_rest_is_missing_counts_while_it_will_be_understood() -> None:
+    connection = WebSocketConnection()
+    assert connection.message_size == 0
+    connection.receive_data(b"\x01\x84\x00\x00\x00\x00some\x80\x84\x00\x00\x00\x00mo")
+    assert connection.message_size == 6
+    connection.send_close()
+    assert connection.message_size == 0

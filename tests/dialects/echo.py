@@ -14,7 +14,7 @@ import msgspec
 
 from holdfast.core.entries import EndBody, Usage
 from holdfast.core.http.request import Headers, HttpRequest
-from holdfast.core.json_object import members
+from holdfast.core.json_object import Members, members
 from holdfast.core.sse import write_event
 from holdfast.dialects.ask import Ask, Bounds, RateLeft
 from holdfast.dialects.chat import CHAT
@@ -145,7 +145,7 @@ class EchoDialect:
     name = "echo"
     framing = EchoFraming()
 
-    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
+    def parse(self, raw: bytes | str, *, stream: bool | None = None, found: Members | None = None) -> Ask:
         try:
             known = _decode_request(raw)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tracemalloc
 import uuid
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from holdfast.core.json_object import members
+from holdfast.dialects import chat_requests
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.chat import CHAT, ChatOptions
 from holdfast.dialects.chat_answers import CompletionReader, StreamReader
@@ -247,11 +250,12 @@ def test_field_that_a_provider_may_take_for_another_is_refused(name: str, spelle
 
 
 def test_request_with_more_fields_than_any_api_has_is_refused() -> None:
-    for fields in (257, 10_000):
-        ask = parse(**{f"field_{number}": 1 for number in range(fields)})
-        with pytest.raises(InvalidRequest, match="more than 256 fields"):
-            request(ask)
-        assert CHAT.prompt_of(ask) == BODY["messages"]  # it is logged before it is refused
+    ask = parse(**{f"field_{number}": 1 for number in range(257)})
+    with pytest.raises(InvalidRequest, match="more than 256 fields"):
+        request(ask)
+    assert CHAT.prompt_of(ask) == BODY["messages"]  # it is logged before it is refused
+    with pytest.raises(InvalidRequest, match="more than 256 fields"):
+        parse(**{f"field_{number}": 1 for number in range(10_000)})
 
 
 def test_prompt_is_that_of_the_caller_and_the_beginning_of_a_large_one() -> None:
@@ -289,3 +293,50 @@ def test_large_request_takes_no_more_memory_than_its_copy_whatever_is_in_it(kind
         assert tracemalloc.get_traced_memory()[1] < 1.6 * len(raw)  # the encoder grows by halves
     finally:
         tracemalloc.stop()
+
+
+# -- large ones --
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        (b"[{}]", ""),
+        (b"[ \n {}, 1]", ""),
+        (b"[]", "expected `array` of at least length 1, got 0"),
+        (b"[[{}]]", "`messages[0]`: expected `object`, got `array`"),
+        (b'["x"]', "`messages[0]`: expected `object`, got `str`"),
+        (b"[null]", "`messages[0]`: expected `object`, got `null`"),
+        (b"[true]", "`messages[0]`: expected `object`, got `bool`"),
+        (b"[-1]", "`messages[0]`: expected `object`, got `int`"),
+        (b"{}", "`messages`: expected `array`, got `object`"),
+        (b"null", "`messages`: expected `array`, got `null`"),
+        (None, "`messages` is missing"),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_large_request_is_judged_as_a_small_one(messages: bytes | None, fault: str, size: int) -> None:
+    of_messages = b"" if messages is None else b'"messages":%b,' % messages
+    raw = b'{"model":"m",%b"n":2,"x":"%b"}' % (of_messages, b"x" * size)
+    if fault:
+        with pytest.raises(InvalidRequest, match=re.escape(fault)):
+            CHAT.parse(raw)
+        return
+    ask = CHAT.parse(raw)
+    assert (ask.model, ask.bounds.choices, ask.body) == ("m", 2, raw)
+    assert (ask.members is not None) is (size > 0)
+    assert CHAT.prompt_of(ask) == json.loads(messages or b"")
+    sent = json.loads(CHAT.request(ask, "their", ChatOptions(), path="", stream_id="st_1").body)
+    assert sent == {**json.loads(raw), "model": "their", "stream": False}
+    assert CHAT.parse(raw, found=members(raw)).bounds == ask.bounds
+
+
+def test_large_request_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an attempt nor the log look through what was split when it came."""
+    raw = b'{"model":"m","messages":[%b{}]}' % (b"{}," * 50_000)
+    found = members(raw)
+    monkeypatch.setattr(chat_requests, "members", None)
+    ask = CHAT.parse(raw, found=found)
+    for _ in range(2):
+        sent = CHAT.request(ask, "their", ChatOptions(), path="", stream_id="st_1").body
+        assert sent == b'{"model":"their","messages":%b,"stream":false}' % bytes(found["messages"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.admission.principal import Principal, Scopes
+from holdfast.core.json_object import Members
 from holdfast.core.limits.budget import Kind
 from holdfast.dialects.chat import CHAT, ChatDialect
 from holdfast.errors import (
@@ -39,8 +40,8 @@ class EchoDialect(ChatDialect):
 
     name = "echo"
 
-    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Any:
-        ask = super().parse(raw, stream=stream)
+    def parse(self, raw: bytes | str, *, stream: bool | None = None, found: Members | None = None) -> Any:
+        ask = super().parse(raw, stream=stream, found=found)
         return type(ask)("echo", ask.model, ask.stream, ask.body, ask.bounds, ask.wants_usage)
 
 
@@ -244,7 +245,7 @@ LARGE = b'{"model":"demo","messages":[{"content":"' + b"x" * 100_000
 class Undecoded(ChatDialect):
     """Fails where a request is decoded."""
 
-    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Any:
+    def parse(self, raw: bytes | str, *, stream: bool | None = None, found: Members | None = None) -> Any:
         raise AssertionError("the request was decoded")
 
 

@@ -16,7 +16,7 @@ import pytest
 from holdfast.core.limits.budget import Kind
 from holdfast.core.patience import CLOSED_PAST, SLOWED_PAST
 from holdfast.core.websocket.frames import OP_CONTINUATION, OP_PING, OP_TEXT, frame_header, xor_mask
-from holdfast.server.listener.turns import TURN
+from holdfast.server.listener.turns import OWING, TURN, FairProtocol
 from holdfast.server.listener.websocket import WebSocketProtocol
 from tests.support.gateway_client import DEADLINE, Http, Session, chat
 from tests.support.gateway_path import GatewayPath, MakePath
@@ -310,3 +310,55 @@ async def test_partial_messages_beyond_the_tenants_share_are_refused(make_path: 
 
 def is_closing(peer: object) -> bool:
     return isinstance(peer, WebSocketProtocol) and peer.codec.is_closing
+
+
+async def test_account_that_owes_time_is_read_on_once_it_is_paid_back(make_path: MakePath) -> None:
+    """Large bodies and messages of a tenant wait, however long they may take; its small ones do not."""
+    path = await make_path(server={"body_timeout": 0.2})
+    account = path.gateway.process.budget.account("local")
+    clock = asyncio.get_running_loop().time
+    body = json.dumps({"model": "none", "messages": [{"content": "x" * 600_000}]}).encode()
+    message = say(
+        type="create", request_id="r", request={"model": "none", "messages": [{"content": "x" * 600_000}]}
+    )
+    head = b"POST %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n" % (COMPLETIONS, HOST, len(body))
+    beginnings = [head + body[:300_000], UPGRADE + HELLO + message[:300_000]]
+    async with (
+        await Http.open(path.url) as http,
+        await Http.open(path.url) as socket,
+        await Session.open(path.url) as small,
+    ):
+        http.send(beginnings[0])
+        socket.send(beginnings[1])
+        await socket.reader.readuntil(b"welcome")
+        await eventually(lambda: account.used >= 590_000)
+        account.owe(0.0201, clock())
+        account.owes_until = clock() + 0.8
+        http.send(body[300_000:])
+        socket.send(message[300_000:])
+        await small.send(type="ping", t=1)
+        await small.expect("pong")
+        assert clock() < account.owes_until
+        async with asyncio.timeout(DEADLINE):
+            answers = await asyncio.gather(http.response(), socket.reader.readuntil(b"model_not_found"))
+        assert clock() >= account.owes_until
+        assert answers[0].code == "model_not_found"
+
+
+async def test_client_that_leaves_while_its_tenant_owes_time_is_noticed(path: GatewayPath) -> None:
+    budget = path.gateway.process.budget
+    account = budget.account("local")
+    async with await Http.open(path.url) as http, await Http.open(path.url) as socket:
+        http.send(b"POST %b HTTP/1.1\r\n%bcontent-length: 900000\r\n\r\n" % (COMPLETIONS, HOST) + bytes(300_000))
+        socket.send(UPGRADE + HELLO + frame(OP_TEXT, b" " * 300_000, fin=False))
+        await eventually(lambda: account.used >= 590_000)
+        account.owe(10.0, asyncio.get_running_loop().time())
+        http.send(bytes(300_000))
+        socket.send(frame(OP_CONTINUATION, b" " * 300_000))
+        await eventually(lambda: sum(is_owing(peer) for peer in path.gateway.peers) == 2)
+    await eventually(lambda: len(path.gateway.peers) == 0)
+    assert budget.used == 0
+
+
+def is_owing(peer: object) -> bool:
+    return isinstance(peer, FairProtocol) and bool(peer._pauses & OWING)

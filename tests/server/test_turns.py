@@ -35,6 +35,7 @@ class Pieces(FairProtocol):
         self.waiting = self.counted = 0
         self.bytes_of_a_read = 0
         self.is_failing = False
+        self.body = 0
 
     def receive(self, pieces: int) -> None:
         self.waiting += pieces
@@ -54,6 +55,7 @@ class Pieces(FairProtocol):
             self.waiting -= 1
             self._world.clock.now += self._cost
             self._world.served.append(self.name)
+            self.turns.read_later(self.body)
             if self._world.clock.now >= until:
                 break
         return self.can_go_on
@@ -228,3 +230,51 @@ def test_end_of_writing_on_a_socket_that_was_reset_cuts_it(world: World) -> None
     socket.carrier.write_eof = fail  # type: ignore[method-assign]
     socket.write_eof()
     assert socket.carrier.is_aborted
+
+
+# -- long steps --
+
+
+def test_account_that_owes_time_is_not_read_on_in_the_middle_of_something_large(world: World) -> None:
+    socket = world.socket("a", cost=0.1)
+    assert not world.turns.repay(socket)
+    socket.receive(1)
+    first, second, gone, other = socket, world.socket("a"), world.socket("a"), world.socket("b")
+    assert world.turns.repay(first)
+    assert world.turns.repay(second)
+    assert world.turns.repay(gone)
+    assert not world.turns.repay(other)
+    world.turns.leave(gone)
+    world.loop.pass_time(9.9)
+    assert not first.carrier.is_read
+    world.loop.pass_time(0.11)
+    assert first.carrier.is_read
+    assert not second.carrier.is_read, "all at once would be several long steps in a row"
+    world.loop.pass_time(0.2)
+    assert second.carrier.is_read
+    assert not gone.carrier.is_read
+
+
+def test_what_is_owed_by_what_has_waited_is_paid_before_the_next_socket(world: World) -> None:
+    first, second = world.socket("a", cost=0.1), world.socket("a", cost=0.1)
+    first.receive(2)
+    world.turns.repay(second)
+    world.loop.turn()
+    world.loop.pass_time(10.1)
+    assert not second.carrier.is_read, "the second step is owed as well"
+    world.loop.pass_time(10.0)
+    assert second.carrier.is_read
+
+
+def test_what_is_done_outside_of_turns_keeps_others_from_beginning_it(world: World) -> None:
+    """Of large bodies that are complete at the same time, one or two are looked through in a turn of the loop."""
+    sockets = [world.socket(f"{number}", cost=0.0) for number in range(10)]
+    for socket in sockets:
+        socket.body = 8 << 20
+        socket.receive(1)
+    assert len(world.served) == 1
+    for turn in range(2, 6):
+        world.loop.turn_once()
+        assert len(world.served) == turn
+    world.loop.turn()
+    assert len(world.served) == 10

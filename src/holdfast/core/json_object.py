@@ -8,6 +8,7 @@ read here, so that no two readers can differ about which of two values counts.
 from __future__ import annotations
 
 import codecs
+from typing import TypeAlias
 
 import msgspec
 
@@ -15,6 +16,9 @@ from holdfast.errors import InvalidRequest
 
 #: Most members of one object. APIs have a few dozen; a million empty ones would take a hundred times their size.
 MAX_MEMBERS = 256
+
+#: An object's members, by name.
+Members: TypeAlias = dict[str, msgspec.Raw]
 
 #: Up to so many bytes members are counted when they are all there.
 _SMALL = 32 * 1024
@@ -37,7 +41,7 @@ class _TooManyError(ValueError):
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def members(text: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+def members(text: bytes | msgspec.Raw) -> Members:
     """Split an object into its members, in order. Of a name that comes twice the last value counts.
 
     Whatever is in it, that takes time in proportion to its size, and next to no memory. The values refer to the

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from holdfast.core.json_object import Members
+
 
 class Bounds(msgspec.Struct, frozen=True):
     """How much a request may take. A dialect reads it from the fields that its API obeys, and from no others.
@@ -36,7 +38,7 @@ class Ask(msgspec.Struct, frozen=True):
     """One request of a client. `body` is all of it as it came, in UTF-8.
 
     `wants_usage` says whether the caller asked to be told the usage. `hops` are the gateways that the request has
-    passed: see `core.hops`.
+    passed: see `core.hops`. `members` are those of a large body, which is looked through once.
     """
 
     dialect: str
@@ -46,3 +48,4 @@ class Ask(msgspec.Struct, frozen=True):
     bounds: Bounds
     wants_usage: bool
     hops: bytes = b""
+    members: Members | None = None

@@ -14,6 +14,7 @@ import msgspec
 
 from holdfast.core.entries import EndBody
 from holdfast.core.http.request import Headers, HttpRequest
+from holdfast.core.json_object import Members
 from holdfast.core.sse import write_entries, write_event
 from holdfast.dialects import chat_requests as requests
 from holdfast.dialects.ask import Ask, RateLeft
@@ -89,8 +90,8 @@ class ChatDialect:
     name = "chat"
     framing = ChatFraming()
 
-    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
-        return requests.read_request(self.name, raw, stream=stream)
+    def parse(self, raw: bytes | str, *, stream: bool | None = None, found: Members | None = None) -> Ask:
+        return requests.read_request(self.name, raw, stream=stream, found=found)
 
     def least_text(self, raw: bytes) -> int:
         return requests.least_text(raw)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.core.json_object import check_utf8, invalid_json, members
+from holdfast.core.json_object import Members, check_utf8, invalid_json, members
 from holdfast.dialects.ask import Ask, Bounds
 from holdfast.errors import InvalidRequest
 
@@ -27,6 +27,12 @@ _MEDIA_MARKS = (b'"image', b'"input_audio"', b'"file"', b'"document"')
 _MAX_COMMAS = 30_000
 #: Prompts of more bytes than this are logged as the beginning of their text.
 _MAX_PROMPT = 64 * 1024
+
+#: The members of a larger request are kept: to look through it takes longer than what it costs to have them.
+_LARGE = 64 * 1024
+#: The first character of the first message, and the shortest value that begins so.
+_FIRST_MESSAGE = re.compile(rb"\[[ \t\r\n]*(.)", re.DOTALL)
+_LIKE = {b"{": b"{}", b"[": b"[]", b'"': b'""', b"t": b"true", b"f": b"false", b"n": b"null", b"]": b""}
 
 _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
@@ -88,12 +94,17 @@ _decode_parts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_part = msgspec.json.Decoder(_Part).decode
 
 
-def read_request(dialect: str, raw: bytes | str, *, stream: bool | None) -> Ask:
-    """Read a request. Raises `InvalidRequest` that names the field and what was expected."""
+def read_request(dialect: str, raw: bytes | str, *, stream: bool | None, found: Members | None = None) -> Ask:
+    """Read a request; of a large one the members are kept.
+
+    Raises `InvalidRequest` that names the field and what was expected.
+    """
     try:
         text = raw.encode() if isinstance(raw, str) else raw
         check_utf8(text)
-        request = _decode_request(text)
+        if found is None and len(text) > _LARGE:
+            found = members(text)
+        request = _decode_request(text if found is None else _head(found) or text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise invalid_json(exc) from exc
     model, options = request.model, request.stream_options
@@ -106,7 +117,20 @@ def read_request(dialect: str, raw: bytes | str, *, stream: bool | None) -> Ask:
         body=text,
         bounds=_bounds(request, text),
         wants_usage=options is not None and options.include_usage is True,
+        members=found,
     )
+
+
+def _head(found: Members) -> bytes | None:
+    """Write what is read of a request, with as much of its messages as shows whether there is an object first.
+
+    None where that is large: it is not copied.
+    """
+    head: dict[str, Any] = {name: value for name, value in found.items() if name in _READ}
+    messages = head.get("messages")
+    if messages is not None and (begin := _FIRST_MESSAGE.match(messages)) is not None:
+        head["messages"] = msgspec.Raw(b"[%b]" % _LIKE.get(begin[1], b"0"))
+    return msgspec.json.encode(head) if sum(map(len, head.values())) <= _LARGE else None
 
 
 def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
@@ -115,7 +139,7 @@ def write_request(ask: Ask, model: str, *, with_usage: bool) -> bytes:
     `with_usage` says whether a streamed answer shall end with its usage. Raises `InvalidRequest` for too many
     fields, and for one that a provider may take for another.
     """
-    body: dict[str, Any] = members(ask.body)
+    body: dict[str, Any] = members(ask.body) if ask.members is None else dict(ask.members)
     for name in body:
         if name not in _READ and name.casefold() in _READ:
             raise InvalidRequest(f"`{name}` must be spelled `{name.casefold()}`", param=name)
@@ -136,7 +160,7 @@ def least_text(raw: bytes) -> int:
 
 def prompt_of(ask: Ask) -> object:
     """Return the messages of a request; of large or deeply nested ones the beginning, as text."""
-    messages = _decode_prompt(ask.body).messages
+    messages = _decode_prompt(ask.body).messages if ask.members is None else ask.members["messages"]
     if len(messages) <= _MAX_PROMPT:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):  # the stack and numbers have their limits
             return msgspec.json.decode(messages)
@@ -166,14 +190,12 @@ def _count(value: msgspec.Raw) -> int:
 
 
 def _may_have_media(raw: bytes) -> bool:
-    return b'"type"' in raw and any(mark in raw for mark in _MEDIA_MARKS)
+    return b'"type"' in raw and raw.count(b",") <= _MAX_COMMAS and any(mark in raw for mark in _MEDIA_MARKS)
 
 
 def _media(raw: bytes) -> tuple[int, int]:
     """Return how many parts of the messages are media, and their size in bytes."""
     count = size = 0
-    if raw.count(b",") > _MAX_COMMAS:
-        return count, size
     try:
         contents = [content for message in _decode_contents(raw).messages if (content := message.content)]
     except (msgspec.DecodeError, RecursionError):

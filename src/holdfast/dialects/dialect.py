@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from holdfast.core.entries import Usage
 from holdfast.core.http.request import Headers, HttpRequest
+from holdfast.core.json_object import Members
 from holdfast.core.log import Framing
 from holdfast.dialects.ask import Ask, RateLeft
 from holdfast.errors import HoldfastError, UpstreamError, UpstreamStatus
@@ -74,8 +75,9 @@ class Dialect(Protocol):
     @property
     def framing(self) -> SseFraming: ...
 
-    def parse(self, raw: bytes | str, *, stream: bool | None = None) -> Ask:
-        """Check a request and keep it whole. `stream` overrides the request's own choice.
+    def parse(self, raw: bytes | str, *, stream: bool | None = None, found: Members | None = None) -> Ask:
+        """Check a request and keep it whole. `stream` overrides the request's own choice. `found` are its
+        members where they are known already.
 
         It takes time in proportion to the size, and little memory: callers may pay for neither yet. Raises
         `InvalidRequest` that names the field and what was expected.

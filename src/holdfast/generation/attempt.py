@@ -156,6 +156,7 @@ class Attempt:
             self._call = await target.upstream.send(self._request, self)
         except UpstreamError as exc:
             return without_frames(exc)
+        del self._request  # as large as the caller's, and not needed while the provider answers
         if self._lease is not None and streaming:
             # From here, since waiting for a connection is not the provider's time. An answer that is not streamed
             # begins when it has ended, which tells nothing.

@@ -16,6 +16,7 @@ from holdfast.admission.principal import Principal
 from holdfast.admission.queue import Admission
 from holdfast.core.entries import EndBody, error_body
 from holdfast.core.frameless import without_frames
+from holdfast.core.json_object import Members
 from holdfast.core.limits.budget import Kind
 from holdfast.dialects.ask import Ask
 from holdfast.dialects.dialect import Dialect
@@ -127,22 +128,23 @@ class Launcher:
         raw: bytes,
         terms: Terms,
         done: Done[Started | HoldfastError],
+        found: Members | None = None,
     ) -> None:
         """Start a generation, or find the one that this request id has started.
 
         It may have to wait in the queue: then its stream has a `queue_position`. `done` is called once: with the
         stream, or with what refuses it (`InvalidRequest`, `Forbidden`, `UnknownModel`, `DuplicateRequest`,
         `RateLimited`, `QueueFull`, `Overloaded`, `Draining`, ...); then nothing was sent to a provider, and
-        nothing is held.
+        nothing is held. `found` are the members of the request where they are known already.
         """
         refusal = self._refusal(principal, dialect, raw) if len(raw) > _LARGE else None
         if refusal is None:
-            self._decode(principal, dialect, raw, terms, done)
+            self._decode(principal, dialect, raw, terms, done, found)
             return
 
         def answer(claimed: Claimed | HoldfastError | None) -> None:
             if isinstance(claimed, Claimed):
-                self._decode(principal, dialect, raw, terms, done)
+                self._decode(principal, dialect, raw, terms, done, found)
                 return
             self._observer.observe(RequestRefused(_caller(principal, terms), None, terms.request_id, refusal))
             done(without_frames(refusal))
@@ -170,9 +172,10 @@ class Launcher:
         raw: bytes,
         terms: Terms,
         done: Done[Started | HoldfastError],
+        found: Members | None,
     ) -> None:
         try:
-            ask = dialect.parse(raw, stream=terms.stream)
+            ask = dialect.parse(raw, stream=terms.stream, found=found)
             principal.authorize(ask.model, ask.bounds, self._clock())
             if terms.hops:
                 ask = msgspec.structs.replace(ask, hops=terms.hops)

@@ -27,6 +27,10 @@ MIN_SHARE = 64 * 1024
 _LEAST_SHARE = 4 * 1024
 #: Memory counts as short until an account has fallen below this many tenths of its bound.
 _ENOUGH = 9
+#: Seconds that one step for a user may take without being counted, and the part of time, one in so many, in which
+#: longer ones are paid back.
+LONG_STEP = 0.02
+_PAYS_BACK = 100
 #: Up to so many accounts that are short, each of them is looked at whenever something becomes free; more of them
 #: only when a part of the limit has, one in so many.
 _FEW = 16
@@ -64,6 +68,7 @@ class Account:
         "_items",
         "_level",
         "is_short",
+        "owes_until",
         "reclaimable",
         "running",
         "tenant",
@@ -78,6 +83,8 @@ class Account:
         self.used = 0
         #: Whether logs of this account have to wait: it holds as much as it may, and nothing can be reclaimed.
         self.is_short = False
+        #: When it has paid back the time of the loop that it took in long steps; see `owe`.
+        self.owes_until = 0.0
         #: Its running logs.
         self.running = 0
         #: Those who let their provider wait until there is room.
@@ -165,6 +172,18 @@ class Account:
             whose = "the gateway's memory is used up"
         return Overloaded(whose, retry_after=1.0)
 
+    # -- time of the event loop --
+
+    def owe(self, seconds: float, now: float) -> None:
+        """One step for this user has taken so long, in which nobody else was served.
+
+        A step of more than `LONG_STEP` is paid back: while `owes_until` is to come, nothing is read on that may
+        lead to another one. So such steps take a small part of all time, however many ask for them.
+        """
+        if seconds > LONG_STEP:
+            self.owes_until = max(self.owes_until, now) + seconds * _PAYS_BACK
+            self._budget._keep_owing(self, now)
+
     # -- logs --
 
     def log_begins(self) -> None:
@@ -233,6 +252,8 @@ class Budget:
         #: Everybody without a credential, together.
         self.strangers = Account(self, None)
         self._short: dict[Account, None] = {}
+        # Those who owe time: else it would be forgotten with their last connection.
+        self._owing: list[Account] = []
         self._look_below = 0
         self._levels: dict[int, OrderedDict[Account, None]] = {}
         # One bit for each class that has somebody.
@@ -285,6 +306,10 @@ class Budget:
         victim.stays(item)
         self.let_go(item)
         return True
+
+    def _keep_owing(self, account: Account, now: float) -> None:
+        owing = [other for other in self._owing if other.owes_until > now and other is not account]
+        self._owing = [*owing, account]
 
     def _keep_short(self, account: Account) -> None:
         self._short[account] = None

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from holdfast.core.entries import AttemptRecord, EndStatus, ErrorBody, Usage
-from holdfast.errors import HoldfastError, InvalidMessage
+from holdfast.core.json_object import Members, members
+from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest
 
 SUBPROTOCOL: Final = "holdfast.v1"
 VERSION: Final = 1
@@ -237,6 +238,12 @@ _server_decoder = msgspec.json.Decoder(ServerMessage)
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
+# What stands before and behind the request of a `create`, each member written as clients write it.
+_MEMBER = rb'\s*"(?:type|request_id|credit)"\s*:\s*(?:"[^"\\]{0,256}"|[0-9]{1,10})\s*'
+_BEFORE_REQUEST = re.compile(rb'\s*\{(?:%b,){0,4}\s*"request"\s*:\s*(?=\{)' % _MEMBER)
+_BEHIND_REQUEST = re.compile(rb"(?<=\})\s*(?:,%b){0,4}\}\s*\Z" % _MEMBER)
+# Behind the request there may be so many bytes.
+_MAX_BEHIND = 1024
 _encoder = msgspec.json.Encoder()
 
 
@@ -249,6 +256,25 @@ def decode_client_message(text: str | bytes) -> ClientMessage:
     except InvalidMessage as exc:
         what = f"{exc.message} (only a `create` may have more than {MAX_SMALL_MESSAGE} bytes)"
         raise InvalidMessage(what) from exc
+
+
+def cut_create(text: bytes) -> tuple[Create, Members] | None:
+    """Read a large `create` in one pass: with its request, and the members of that.
+
+    None where it is not written as clients write it, or anything is wrong with it: then it is read as all others
+    are. Where the rest is a message with `{}` as its request, and the request an object, the whole is a message.
+    """
+    before = _BEFORE_REQUEST.match(text)
+    behind = _BEHIND_REQUEST.search(text, max(len(text) - _MAX_BEHIND, 0))
+    if before is None or behind is None or before.end() >= behind.start():
+        return None
+    request = text[before.end() : behind.start()]
+    try:
+        create = _create_decoder.decode(b"%b{}%b" % (before[0], behind[0]))
+        found = members(request)
+    except (msgspec.DecodeError, UnicodeError, InvalidRequest):
+        return None
+    return Create(create.request_id, msgspec.Raw(request), create.credit), found
 
 
 def decode_server_message(text: str | bytes) -> ServerMessage:

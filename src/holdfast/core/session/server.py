@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from holdfast.core.json_object import Members, members
 from holdfast.core.log import Cursor
 from holdfast.core.session import messages as m
 from holdfast.errors import HoldfastError, InvalidMessage, InvalidRequest, TooManyStreams
@@ -39,6 +40,7 @@ class _BarePayload(msgspec.Struct):
     """A chat completion request that came as a message: text without a `type`."""
 
     request: bytes
+    members: Members | None = None
 
 
 _CONVERSATION = (m.Create, m.Attach, m.Detach, m.Cancel, m.Ack, m.Credit, m.Ping, m.Pong)
@@ -74,11 +76,15 @@ class HelloReceived:
 
 @dataclass(slots=True, frozen=True)
 class CreateReceived:
-    """`request_id` is None for a bare payload: the shell makes one up."""
+    """`request_id` is None for a bare payload: the shell makes one up.
+
+    `members` are those of a large request, which is not looked through again.
+    """
 
     request_id: str | None
     request: bytes
     credit: int | None
+    members: Members | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,6 +136,7 @@ Event: TypeAlias = (
 
 
 _ABSENT = msgspec.Raw()
+_NULL = msgspec.Raw(b"null")
 
 
 class _Bare(msgspec.Struct):
@@ -217,14 +224,18 @@ class ServerSession:
         state = self.state
         if state is State.CLOSED:
             return None
+        if len(text) > m.MAX_SMALL_MESSAGE and state is not State.NEW:
+            text = text.encode() if isinstance(text, str) else text
+            cut = m.cut_create(text)
+            if cut is not None:
+                create, found = cut
+                return self._receive_create(create.request_id, bytes(create.request), create.credit, found)
         message: m.ClientMessage | _BarePayload
         known = _TRANSITIONS[state]
         try:
             # Looked at first, since a payload has no `type`, which the other decoder would look for to its end.
-            if _BarePayload in known and _is_bare_payload(text):
-                message = _BarePayload(text.encode() if isinstance(text, str) else text)
-            else:
-                message = m.decode_client_message(text)
+            bare = _bare_payload(text) if _BarePayload in known else None
+            message = bare if bare is not None else m.decode_client_message(text)
         except InvalidMessage as exc:
             return self._reject(exc, size=len(text))
         next_state = known.get(type(message))
@@ -280,15 +291,17 @@ class ServerSession:
             return self.fail(
                 InvalidMessage(f"with the subprotocol {m.SUBPROTOCOL} the first message must be `hello`")
             )
-        return self._receive_create(None, payload.request, None)
+        return self._receive_create(None, payload.request, None, payload.members)
 
-    def _receive_create(self, request_id: str | None, request: bytes, credit: int | None) -> Event | None:
+    def _receive_create(
+        self, request_id: str | None, request: bytes, credit: int | None, members: Members | None = None
+    ) -> Event | None:
         if not request.lstrip().startswith(b"{"):
             self.send_error(InvalidRequest("`request` must be an object", param="request"), request_id=request_id)
         elif self.is_full:
             self.send_error(self._too_many_streams(), request_id=request_id)
         else:
-            return CreateReceived(request_id, request, credit)
+            return CreateReceived(request_id, request, credit, members)
         return None
 
     def _receive_ack(self, ack: m.Ack) -> Event | None:
@@ -451,12 +464,19 @@ class ServerSession:
         return len(self.cursors) >= self.max_streams
 
 
-def _is_bare_payload(text: str | bytes) -> bool:
+def _bare_payload(text: str | bytes) -> _BarePayload | None:
+    """Return a message that is a payload; of a large one the members are kept, so that it is read once."""
     try:
-        head = _bare_decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return False
-    return head.type is None and (head.messages is not _ABSENT or head.model is not _ABSENT)
+        raw = text.encode() if isinstance(text, str) else text
+        if len(raw) > m.MAX_SMALL_MESSAGE:
+            found = members(raw)
+            is_bare = found.get("type", _NULL) == _NULL and ("messages" in found or "model" in found)
+            return _BarePayload(raw, found) if is_bare else None
+        head = _bare_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError, InvalidRequest):
+        return None
+    is_bare = head.type is None and (head.messages is not _ABSENT or head.model is not _ABSENT)
+    return _BarePayload(raw) if is_bare else None
 
 
 def _misplaced(message: m.ClientMessage | _BarePayload, state: State) -> InvalidMessage:

@@ -166,6 +166,12 @@ class WebSocketConnection:
         return len(self._buffer) - self._start + (0 if message is None else len(message))
 
     @property
+    def message_size(self) -> int:
+        """How many bytes have come of a message whose rest is missing; 0 where it is not to be understood."""
+        message = self._message
+        return 0 if message is None or self._state is not _OPEN else len(message)
+
+    @property
     def is_in_message(self) -> bool:
         """Whether the rest of a frame or message has yet to come."""
         return self._message is not None or (bool(self._buffer) and not self.has_unread)

@@ -25,7 +25,7 @@ from holdfast.server.listener.application import Application
 from holdfast.server.listener.charge import Charge, HeadCharge
 from holdfast.server.listener.exchange import Exchange, Request, error_response, response_head
 from holdfast.server.listener.requests import Body, End, Event, Head, Refused, RequestParser, Upgrade
-from holdfast.server.listener.turns import BACKLOG, KEYS, TURN_OVER, FairProtocol, Turns
+from holdfast.server.listener.turns import BACKLOG, KEYS, LARGE, OWING, TURN_OVER, FairProtocol, Turns
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -50,8 +50,7 @@ _DISCARD_TIMEOUT = 10.0
 #             | the answers before it are written     | read on, or a refusal before its body has come |
 #   GIVEN     | `_parser` is None, `transport` too    | from HEAD: an upgrade                          | -
 #
-# Nothing is parsed in JUDGING and ANSWERING, nor while the socket takes no answers: what has come waits in
-# `_rest`.
+# Nothing is parsed in JUDGING and ANSWERING, nor while the socket takes no answers: it waits in `_rest`.
 
 
 class HttpConnection(FairProtocol):
@@ -177,7 +176,7 @@ class HttpConnection(FairProtocol):
 
     @property
     def can_go_on(self) -> bool:
-        if self._exchange is not None or not self.is_writable or self._parser is None:
+        if self._exchange is not None or not self.is_writable or self._parser is None or self._pauses & OWING:
             return False
         if self._head is not None and self._admitted is None:
             return False
@@ -186,6 +185,8 @@ class HttpConnection(FairProtocol):
     def take(self, until: float) -> bool:
         clock = self.turns.clock
         while self.can_go_on:
+            if self._charge is not None and self._charge.size >= LARGE and self.turns.repay(self):
+                break
             try:
                 if self._events:
                     self._handle(self._events.popleft())
@@ -310,12 +311,9 @@ class HttpConnection(FairProtocol):
         head, admitted, charge, body = self._head, self._admitted, self._charge, self._body
         if head is None or admitted is None:
             return
-        self._head = self._admitted = self._charge = None
-        self._body = b""
+        self._head, self._admitted, self._charge, self._body = None, None, None, b""
         self._stop_timer()
-        request = head.request
-        if body:
-            request = msgspec.structs.replace(request, body=bytes(body))
+        request = msgspec.structs.replace(head.request, body=bytes(body)) if body else head.request
         keep_alive = head.keep_alive and not (self._app.is_draining or self.is_limited or admitted.closes)
         exchange = Exchange(self, request, shape=admitted.shape, keep_alive=keep_alive, body=charge)
         self._exchange = exchange
@@ -324,6 +322,8 @@ class HttpConnection(FairProtocol):
             exchange.body_used()
             exchange.refuse(admitted.refusal or InternalError())
             return
+        if len(body) >= LARGE:
+            self.turns.read_later(len(body))
         self._task = asyncio.create_task(self._run(admitted.answer, request, exchange), name="http request")
 
     async def _run(
@@ -334,17 +334,14 @@ class HttpConnection(FairProtocol):
         except HoldfastError as exc:
             self._fail(exchange, exc)
         except Exception:
-            # The path is decoded and may hold line breaks, which must not look like lines of the log.
+            # The path may hold line breaks, which must not look like lines of the log.
             logger.exception("%s %r failed", request.method, request.path)
             self._fail(exchange, InternalError())
         finally:
             exchange.body_used()
 
     def _fail(self, exchange: Exchange, error: HoldfastError) -> None:
-        if exchange.is_started:
-            exchange.abort()
-        else:
-            exchange.refuse(error)
+        exchange.abort() if exchange.is_started else exchange.refuse(error)
 
     def exchange_finished(self, *, keep_alive: bool) -> None:
         """Serve the next request, wait for one, or close, now that the answer is complete."""
@@ -386,10 +383,10 @@ class HttpConnection(FairProtocol):
         if self._exchange is not None:  # first comes the answer that was asked for before
             self._deferred = (status, headers, body)
             return
-        head = response_head(status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")])
-        self.write(head + body)
+        headers = [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        self.write(response_head(status, headers) + body)
         self._discarding = True
-        for reason in (TURN_OVER, BACKLOG, KEYS):  # there is nothing left that would wait for them
+        for reason in (TURN_OVER, BACKLOG, KEYS, OWING):  # there is nothing left that would wait for them
             self.resume(reason)
         self._set_timer(_DISCARD_TIMEOUT, self.abort)
         self.write_eof()
@@ -403,8 +400,10 @@ class HttpConnection(FairProtocol):
             self._refuse(408, InvalidRequest("the request head did not arrive in time"))
 
     def _body_timed_out(self) -> None:
-        if self._admitted is not None:
-            error = InvalidRequest("the request body did not arrive in time")
+        error = InvalidRequest("the request body did not arrive in time")
+        if self._pauses & OWING:  # what is not read cannot come
+            self._set_timer(self._limits.body_timeout, self._body_timed_out)
+        elif self._admitted is not None:
             self._refuse_admitted(self._admitted, error, status=408)
 
     def _close(self) -> None:

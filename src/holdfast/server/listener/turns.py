@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from holdfast.core.fair_turns import FairTurns
-from holdfast.core.limits.budget import Account, Kind
+from holdfast.core.limits.budget import LONG_STEP, Account, Kind
 
 logger = logging.getLogger("holdfast")
 
@@ -22,6 +24,17 @@ SHARE = 0.0005
 TURN = 0.002
 #: Seconds that it takes to read a byte and to copy it, about: what kernel and event loop do before we are called.
 PER_BYTE = 3e-10
+#: Seconds that it takes to look through a byte of a large body, about, which is done after the socket's turn.
+PER_BODY_BYTE = 1e-9
+
+#: What has so many bytes may take a long step of the loop once it is whole.
+LARGE = 256 * 1024
+#: Seconds between two sockets of an account that are read on when nothing is owed any more, and between two looks
+#: at those that wait for that.
+_APART = 0.1
+_LOOK = 1.0
+#: What the kernel says of a peer that has gone, also to those who do not read; nothing where it cannot.
+_GONE = getattr(select, "POLLRDHUP", 0)
 
 # Why a socket is not read. Plain numbers: an enum's flags would cost more than what they guard.
 #: Others come first.
@@ -34,12 +47,14 @@ BACKLOG = 4
 KEYS = 8
 #: It has sent too much that serves nothing.
 SLOWED = 16
+#: Its tenant has taken the loop for too long at a time, and this is the middle of something large.
+OWING = 32
 
 
 class Turns:
     """Shares the time of one event loop between the sockets of clients. `clock` gives seconds."""
 
-    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_loop", "clock")
+    __slots__ = ("_fair", "_is_due", "_is_reset_due", "_left", "_left_of_queue", "_loop", "_owing", "clock")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop | None = None, *, clock: Callable[[], float] = time.perf_counter
@@ -51,6 +66,10 @@ class Turns:
         # What this turn of the loop has left for bytes as they come.
         self._left = TURN
         self._is_reset_due = False
+        # What it has left for what has waited.
+        self._left_of_queue = TURN
+        # The sockets of each account that owes time, in the order in which they came to wait for that.
+        self._owing: dict[Account, OrderedDict[FairProtocol, None]] = {}
 
     def __len__(self) -> int:
         """Count the sockets of which something waits."""
@@ -66,13 +85,23 @@ class Turns:
         clock = self.clock
         begun = clock()
         has_more = socket.take(begun + SHARE)
-        self._left -= clock() - begun + size * PER_BYTE
-        if self._left < TURN / 2 and not self._is_reset_due:
-            # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
-            self._is_reset_due = True
-            self._loop.call_soon(self._reset)
+        cost = clock() - begun + size * PER_BYTE
+        self._left -= cost
+        if self._left < TURN / 2:
+            if not self._is_reset_due:
+                # Until it is half a turn's, work of several turns counts as one's: a quiet loop has less to call.
+                self._is_reset_due = True
+                self._loop.call_soon(self._reset)
+            if cost > LONG_STEP:
+                socket.account.owe(cost, self._loop.time())
         if has_more:
             self.enter(socket)
+
+    def read_later(self, size: int) -> None:
+        """A body of this size is complete, and looked through behind its socket's turn: others have to wait."""
+        seconds = size * PER_BODY_BYTE
+        self._left -= seconds
+        self._left_of_queue -= seconds
 
     def enter(self, socket: FairProtocol) -> None:
         """Something waits of a socket. It is read no further until that was handled. Idempotent."""
@@ -85,6 +114,38 @@ class Turns:
     def leave(self, socket: FairProtocol) -> None:
         """Forget a socket. Idempotent."""
         self._fair.leave(socket)
+        waiting = self._owing.get(socket.account)
+        if waiting is not None:
+            waiting.pop(socket, None)
+
+    def repay(self, socket: FairProtocol) -> bool:
+        """Return whether the socket's account owes time. Then it is not read until that is paid back."""
+        account = socket.account
+        wait = account.owes_until - self._loop.time()
+        if wait <= 0:
+            return False
+        socket.pause(OWING)
+        waiting = self._owing.get(account)
+        if waiting is None:
+            waiting = self._owing[account] = OrderedDict()
+            self._loop.call_later(min(wait, _LOOK), self._paid, account)
+        waiting[socket] = None
+        return True
+
+    def _paid(self, account: Account) -> None:
+        """Read one socket on, unless the account owes more by now: all at once would be long steps in a row."""
+        wait = account.owes_until - self._loop.time()
+        waiting = self._owing[account]
+        for socket in [socket for socket in waiting if socket.peer_has_left]:
+            socket.abort()
+            self.leave(socket)
+        if wait <= 0 and waiting:
+            socket, _ = waiting.popitem(last=False)
+            socket.resume(OWING)
+        if waiting:
+            self._loop.call_later(min(max(wait, _APART), _LOOK), self._paid, account)
+        else:
+            del self._owing[account]
 
     def _reset(self) -> None:
         self._is_reset_due = False
@@ -94,8 +155,8 @@ class Turns:
         """Serve those that wait, as many as one turn of the loop has time for."""
         fair, clock = self._fair, self.clock
         now = clock()
-        left = TURN
-        while left > 0 and (socket := fair.next()) is not None:
+        self._left_of_queue = TURN
+        while self._left_of_queue > 0 and (socket := fair.next()) is not None:
             try:
                 has_more = socket.take(now + SHARE)
             except Exception:
@@ -104,12 +165,14 @@ class Turns:
                 fair.leave(socket)
                 socket.abort()
                 begun, now = now, clock()
-                left -= now - begun
+                self._left_of_queue -= now - begun
                 continue
             begun, now = now, clock()
+            if now - begun > LONG_STEP:
+                socket.account.owe(now - begun, self._loop.time())
             cost = now - begun + socket.read_cost
             socket.read_cost = 0.0
-            left -= cost
+            self._left_of_queue -= cost
             fair.served(socket, cost, has_more=has_more)
             if not has_more:
                 socket.resume(TURN_OVER)
@@ -169,6 +232,16 @@ class FairProtocol(asyncio.Protocol):
         """The number of its socket's descriptor; None if the transport has none."""
         own = None if self.transport is None else self.transport.get_extra_info("socket")
         return None if own is None else int(own.fileno())
+
+    @property
+    def peer_has_left(self) -> bool:
+        """Whether the peer has closed the connection, which a socket that is not read is not told."""
+        descriptor = self.descriptor
+        if descriptor is None or descriptor < 0 or not _GONE:
+            return False
+        poll = select.poll()
+        poll.register(descriptor, _GONE)
+        return bool(poll.poll(0))
 
     def write(self, data: bytes) -> None:
         if self.transport is not None:

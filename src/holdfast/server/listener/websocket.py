@@ -16,7 +16,7 @@ from holdfast.core.patience import Patience, Verdict, delay_of
 from holdfast.core.websocket.connection import WebSocketConnection
 from holdfast.core.websocket.events import BinaryMessage, CloseReceived, ConnectionFailed, TextMessage
 from holdfast.errors import HoldfastError, InvalidMessage
-from holdfast.server.listener.turns import BACKLOG, SLOWED, TURN_OVER, FairProtocol, Turns
+from holdfast.server.listener.turns import BACKLOG, LARGE, OWING, SLOWED, TURN_OVER, FairProtocol, Turns
 from holdfast.timers import Deadline, Timers
 
 logger = logging.getLogger("holdfast")
@@ -148,6 +148,9 @@ class WebSocketProtocol(FairProtocol):
         if self._pauses & ~TURN_OVER:
             return False
         codec = self.codec
+        if not codec.is_at_boundary and codec.message_size >= LARGE and self.turns.repay(self):
+            self.count_waiting()
+            return False
         looks = _LOOKS
         try:
             while True:
@@ -299,6 +302,7 @@ class WebSocketProtocol(FairProtocol):
         # The peer's answer has to be read.
         self._go_on()
         self.resume(BACKLOG)
+        self.resume(OWING)
 
     def abort(self) -> None:
         self._stop_timer()

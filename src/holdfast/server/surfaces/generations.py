@@ -8,6 +8,7 @@ from functools import partial
 
 from holdfast.admission.principal import Principal
 from holdfast.core.hops import HEADER, check_hops
+from holdfast.core.limits.budget import LONG_STEP
 from holdfast.dialects.dialect import Dialect
 from holdfast.dialects.failure import end_error, end_http_status
 from holdfast.errors import HoldfastError, InvalidRequest
@@ -15,9 +16,10 @@ from holdfast.generation.launcher import Started, Terms
 from holdfast.server.delivery.sse import stream_header
 from holdfast.server.delivery.waiter import Waiter
 from holdfast.server.listener.exchange import JSON_HEADERS, Exchange, Request
+from holdfast.server.listener.turns import LARGE
 from holdfast.server.router import Route
 from holdfast.server.services import Services, Surface
-from holdfast.streams.store import answer_of
+from holdfast.streams.store import Done, answer_of
 from holdfast.streams.stream import Stream
 
 
@@ -47,8 +49,7 @@ class Generations:
             connection=exchange.connection_number,
         )
         exchange.hold(services.connect(principal.tenant, principal.key_id))
-        create = partial(services.launcher.create, principal, self._dialect, request.body, terms)
-        result: Started | HoldfastError = await answer_of(create)
+        result: Started | HoldfastError = await answer_of(partial(self._begin, request, principal, terms))
         exchange.body_used()
         # A refusal tells what is left as well.
         exchange.headers += self._dialect.rate_headers(services.rates(principal.tenant, principal.key_id))
@@ -62,6 +63,18 @@ class Generations:
             services.sse.send(result.stream, exchange, self._dialect.framing)
         else:
             await self._answer_whole(result.stream, exchange)
+
+    def _begin(
+        self, request: Request, principal: Principal, terms: Terms, done: Done[Started | HoldfastError]
+    ) -> None:
+        """Start the generation. That is one step of the loop, outside the socket's turn, so it is counted here."""
+        services = self._services
+        clock = services.turns.clock  # a loop's own clock may stand still within a turn
+        begun = clock()
+        services.launcher.create(principal, self._dialect, request.body, terms, done)
+        cost = clock() - begun
+        if cost > LONG_STEP and len(request.body) >= LARGE:
+            services.budget.account(principal.tenant).owe(cost, services.timers.now())
 
     async def _answer_whole(self, stream: Stream, exchange: Exchange) -> None:
         """Answer a request that is not streamed: with the one entry, or with why there is none."""

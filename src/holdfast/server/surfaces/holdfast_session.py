@@ -163,7 +163,12 @@ class SessionProtocol(ClientSocket):
             session=self.short_token,
         )
         create = partial(
-            self.services.launcher.create, self.principal, self._sessions.dialect, event.request, terms
+            self.services.launcher.create,
+            self.principal,
+            self._sessions.dialect,
+            event.request,
+            terms,
+            found=event.members,
         )
         self._look_up(create, partial(self._created, event))
 
