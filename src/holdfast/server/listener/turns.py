@@ -2,6 +2,7 @@
 
 What comes on a socket is handled at once while the turn of the loop has time for clients' input. A socket whose
 bytes take longer than its share is read no further, and its rest waits with those of others until its turn comes.
+Tenants take turns as well, and all callers without a credential as one: many sockets get no more than one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from holdfast.core.fair_turns import FairTurns
+from holdfast.core.fair_turns import UserTurns
 from holdfast.core.limits.budget import LONG_STEP, Account, Kind
 
 logger = logging.getLogger("holdfast")
@@ -61,7 +62,7 @@ class Turns:
     ) -> None:
         self._loop = loop or asyncio.get_running_loop()
         self.clock = clock
-        self._fair: FairTurns[FairProtocol] = FairTurns(SHARE)
+        self._fair: UserTurns[Account, FairProtocol] = UserTurns(SHARE)
         self._is_due = False
         # What this turn of the loop has left for bytes as they come.
         self._left = TURN
@@ -106,7 +107,7 @@ class Turns:
     def enter(self, socket: FairProtocol) -> None:
         """Something waits of a socket. It is read no further until that was handled. Idempotent."""
         socket.pause(TURN_OVER)
-        self._fair.enter(socket)
+        self._fair.enter(socket, socket.account)
         if not self._is_due:
             self._is_due = True
             self._loop.call_soon(self._run)
@@ -173,7 +174,7 @@ class Turns:
             cost = now - begun + socket.read_cost
             socket.read_cost = 0.0
             self._left_of_queue -= cost
-            fair.served(socket, cost, has_more=has_more)
+            fair.served(socket, socket.account, cost, has_more=has_more)
             if not has_more:
                 socket.resume(TURN_OVER)
         self._is_due = len(fair) > 0
