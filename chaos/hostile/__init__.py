@@ -2,7 +2,7 @@
 
     make chaos ARGS="--hostile"                            each attack for 20 s, then all together
     make chaos ARGS="--hostile --only ws-empty-pings"      one of them
-    make chaos ARGS="--hostile --minutes 1"                in groups, so that all of them take a minute
+    make chaos ARGS="--hostile --minutes 1"                a sample of them in four groups, for each change
 
 The gateway is a process of its own on core 0; the attackers, the honest callers and the providers share core 1.
 Each row is a new gateway that is first used without an attack (the start), then attacked, then left alone until it
@@ -20,6 +20,8 @@ What is measured, and why a busy machine is not counted as the gateway's fault:
   (/proc/PID/schedstat). What the honest process so waited before it looked at its sockets is taken off each time
   stamp, and what the gateway so waited is taken off each gap and probe, since other processes of the machine took
   it and not a guest. The column *stolen* shows the gateway's share of such waiting: near 0 on a quiet machine.
+  Attackers go on meanwhile, and a gateway that has half of a core finds twice as much in its sockets each time it
+  looks. So where more than a tenth is stolen, the bounds of gaps and probes are as much wider as its time is less.
 - The quiet values come from the same run: the same callers, while a process that attacks nobody keeps core 1 as
   busy as attackers do.
 """

@@ -16,17 +16,15 @@ from typing import Any
 import chaos.hostile
 from bench.processes import LOAD_CORE, raise_descriptor_limit, simulated_provider
 from chaos.hostile.attack import Attack
-from chaos.hostile.catalogue import ATTACKS, BY_NAME
+from chaos.hostile.catalogue import ATTACKS, BY_NAME, SAMPLE
 from chaos.hostile.run import Suite
 from chaos.hostile.verdict import MIB, Row
 
 #: What a row takes beside its attack, in seconds: a gateway's start, its warm-up, and until it is at rest.
-_OVERHEAD = 12.0
+_OVERHEAD = 10.0
 _QUIET = 5.0
-_LEAST = 2.0
+_LEAST = 3.0
 _SETTLE = 15.0
-#: Groups of a run that has only minutes; attacks that take all connections, and those on TLS, are one more each.
-_GROUPS = 2
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, tuple[Attack, ...], float]]:
@@ -36,8 +34,8 @@ def plan(args: argparse.Namespace) -> list[tuple[str, tuple[Attack, ...], float]
     crowds = tuple(attack for attack in chosen if attack.crowds and not attack.needs_tls)
     plain = tuple(attack for attack in chosen if not (attack.crowds or attack.needs_tls))
     if args.minutes is not None:
-        groups = [(f"group-{n + 1}", plain[n::_GROUPS]) for n in range(_GROUPS)]
-        rows = [(name, attacks) for name, attacks in (*groups, ("crowds", crowds), ("tls", tls)) if attacks]
+        sample = [(name, tuple(BY_NAME[each] for each in names)) for name, names in SAMPLE]
+        rows = [(attack.name, (attack,)) for attack in chosen] if args.only else sample
         each = (args.minutes * 60 - _QUIET) / len(rows) - _OVERHEAD
         return [(name, attacks, max(_LEAST, each)) for name, attacks in rows]
     alone = [] if args.together else [(attack.name, (attack,), args.seconds) for attack in chosen]
@@ -149,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=sorted(BY_NAME), metavar="NAME", help="of these attacks")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each attack (default: %(default)s)")
     parser.add_argument("--together", action="store_true", help="only all at the same time")
-    parser.add_argument("--minutes", type=float, help="in groups, so that all of it takes about so long")
+    parser.add_argument(
+        "--minutes", type=float, help="a sample in four groups, or those chosen, so that it takes about so long"
+    )
     parser.add_argument("--list", action="store_true", help="say what there is, and end")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to leave the files (default: a temporary one)"

@@ -15,7 +15,7 @@ import pytest
 from chaos.checker import Verdict
 from chaos.hostile import command
 from chaos.hostile.attack import From, attack
-from chaos.hostile.catalogue import ATTACKS, BY_NAME
+from chaos.hostile.catalogue import ATTACKS, BY_NAME, SAMPLE
 from chaos.hostile.honest import PACE_MS
 from chaos.hostile.verdict import MIB, Held, Row, Times, expanded, judge, percentile
 from chaos.hostile.wire import TEXT, Arena, Tally, frame
@@ -213,10 +213,22 @@ def test_every_attack_is_played_alone_and_then_all_together() -> None:
     assert {seconds for _, _, seconds in rows} == {20.0}
 
 
-def test_minutes_have_every_attack_once() -> None:
+def test_a_minute_has_a_few_attacks_at_a_time_of_each_kind_of_guest() -> None:
     rows = parsed("--minutes", "1")
-    assert sum(count for _, count, _ in rows) == len(ATTACKS)
-    assert sum(seconds for _, _, seconds in rows) < 60
+    assert len(rows) == 4
+    assert all(2 <= count <= 5 for _, count, _ in rows)
+    assert sum(seconds for _, _, seconds in rows) < 20
+    assert {BY_NAME[name].origin for _, names in SAMPLE for name in names} >= {From.STRANGER, From.KEY}
+    assert parsed("--minutes", "1", "--only", "garbage")[0][:2] == ("garbage", 1)
+
+
+@pytest.mark.parametrize(("stolen", "allowance"), [(0.0, 1.0), (0.1, 1.0), (0.55, 2.0), (1.0, 9.0)])
+def test_bounds_are_wider_as_far_as_the_gateways_core_was_taken_by_others(stolen: float, allowance: float) -> None:
+    assert times(stolen=stolen).allowance == pytest.approx(allowance)
+    held = row(times=times(gaps=[50.0 * allowance] * 1000, probes=[50.0 * allowance] * 1000, stolen=stolen))
+    assert judge(held) == []
+    hurt = row(times=times(gaps=[51.0 * allowance] * 1000, stolen=stolen))
+    assert "honest gap" in the_only(judge(hurt))
 
 
 def test_chosen_attacks_are_played_alone() -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from holdfast.admission.principal import Principal
 from holdfast.core.entries import EndBody, Owner
+from holdfast.core.json_object import Members
 from holdfast.core.limits.budget import Budget
 from holdfast.core.limits.rate_limit import Concurrency, Lease
 from holdfast.core.log import Log
@@ -250,6 +251,7 @@ class ScriptedStreams:
         raw: bytes | str,
         terms: Terms,
         done: Done[Started | HoldfastError],
+        found: Members | None = None,
     ) -> None:
         self.terms.append(terms)
         self._answer(lambda: done(self._create(principal, json.loads(raw), terms)))
