@@ -245,7 +245,7 @@ def test_account_that_owes_time_is_not_read_on_in_the_middle_of_something_large(
     assert world.turns.repay(gone)
     assert not world.turns.repay(other)
     world.turns.leave(gone)
-    world.loop.pass_time(9.9)
+    world.loop.pass_time(7.9)
     assert not first.carrier.is_read
     world.loop.pass_time(0.11)
     assert first.carrier.is_read
@@ -260,9 +260,9 @@ def test_what_is_owed_by_what_has_waited_is_paid_before_the_next_socket(world: W
     first.receive(2)
     world.turns.repay(second)
     world.loop.turn()
-    world.loop.pass_time(10.1)
+    world.loop.pass_time(8.1)
     assert not second.carrier.is_read, "the second step is owed as well"
-    world.loop.pass_time(10.0)
+    world.loop.pass_time(8.0)
     assert second.carrier.is_read
 
 

@@ -28,7 +28,7 @@ _LEAST_SHARE = 4 * 1024
 #: Memory counts as short until an account has fallen below this many tenths of its bound.
 _ENOUGH = 9
 #: Seconds that one step for a user may take without being counted, and the part of time, one in so many, in which
-#: longer ones are paid back.
+#: what longer ones take beyond that is paid back.
 LONG_STEP = 0.02
 _PAYS_BACK = 100
 #: Up to so many accounts that are short, each of them is looked at whenever something becomes free; more of them
@@ -177,11 +177,11 @@ class Account:
     def owe(self, seconds: float, now: float) -> None:
         """One step for this user has taken so long, in which nobody else was served.
 
-        A step of more than `LONG_STEP` is paid back: while `owes_until` is to come, nothing is read on that may
+        What a step takes beyond `LONG_STEP` is paid back: while `owes_until` is to come, nothing is read on that may
         lead to another one. So such steps take a small part of all time, however many ask for them.
         """
         if seconds > LONG_STEP:
-            self.owes_until = max(self.owes_until, now) + seconds * _PAYS_BACK
+            self.owes_until = max(self.owes_until, now) + (seconds - LONG_STEP) * _PAYS_BACK
             self._budget._keep_owing(self, now)
 
     # -- logs --
