@@ -177,8 +177,8 @@ class Account:
     def owe(self, seconds: float, now: float) -> None:
         """One step for this user has taken so long, in which nobody else was served.
 
-        What a step takes beyond `LONG_STEP` is paid back: while `owes_until` is to come, nothing is read on that may
-        lead to another one. So such steps take a small part of all time, however many ask for them.
+        What a step takes beyond `LONG_STEP` is paid back: while `owes_until` is to come, nothing is read on that
+        may lead to another one. So such steps take a small part of all time, however many ask for them.
         """
         if seconds > LONG_STEP:
             self.owes_until = max(self.owes_until, now) + (seconds - LONG_STEP) * _PAYS_BACK
