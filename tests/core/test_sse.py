@@ -297,3 +297,11 @@ def test_entries_are_written_as_events_that_carry_their_epoch_and_number(payload
     assert write_entries(2, 9, [payload, b"{}"]) == (
         write_event(payload, id=b"2-9") + write_event(b"{}", id=b"2-10")
     )
+
+
+def test_large_payload_is_written_like_a_small_one() -> None:
+    large = b'"' + b"x" * 100_000 + b'"'
+    assert (
+        write_entries(2, 5, (b"1", large, b"3"))
+        == b"id: 2-5\ndata: 1\n\nid: 2-6\ndata: %b\n\nid: 2-7\ndata: 3\n\n" % large
+    )

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 _BOM = b"\xef\xbb\xbf"
+#: Payloads of more bytes are written in another way.
+_LARGE = 16 * 1024
 # Numbers, since `13 in chunk` takes 0.02 us and `b"\r" in chunk` takes 0.14.
 _LF = 10
 _CR = 13
@@ -249,6 +251,9 @@ def write_entries(epoch: int, first: int, payloads: Sequence[bytes]) -> bytes:
         # A payload is JSON; only a line end in it, legal between tokens, needs the general writer.
         if b"\n" in payload or b"\r" in payload:
             out.append(write_event(payload, id=b"%d-%d" % (epoch, seq)))
+        elif len(payload) > _LARGE:
+            # Formatting copies into memory that it makes too large first: ten times the time of joining.
+            out += (b"%b%d\ndata: " % (prefix, seq), payload, b"\n\n")
         else:
             out.append(b"%b%d\ndata: %b\n\n" % (prefix, seq, payload))
     return b"".join(out)

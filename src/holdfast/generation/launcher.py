@@ -41,6 +41,8 @@ from holdfast.timers import Timers
 #: A request of more bytes is first judged by its size and its caller's rates alone. A smaller one is decoded in no
 #: more time than that takes.
 _LARGE = 64 * 1024
+#: A request is held as it came, for another try, and as it is written for a provider.
+_COPIES = 2
 
 
 class Terms(Struct, frozen=True):
@@ -222,16 +224,17 @@ class Launcher:
         if self.is_draining:
             raise Draining(retry_after=1.0)
         account = self._directory.check_room(claimed.claim.owner.tenant)
-        if not account.take(Kind.REQUESTS, request.size):
-            raise account.refusal(request.size)
+        size = _COPIES * request.size
+        if not account.take(Kind.REQUESTS, size):
+            raise account.refusal(size)
         try:
             ticket = self._admission.enter(caller.tenant, caller.key, ask)
         except BaseException:
-            account.free(Kind.REQUESTS, request.size)
+            account.free(Kind.REQUESTS, size)
             raise
         stream = self._directory.add(claimed, detach_grace=request.terms.detach_grace)
         generation = Generation(stream, ask, caller, ticket, self._timers, self._observer)
-        generation.size = request.size
+        generation.size = size
         self._generations[stream] = generation
         self._observer.observe(
             RequestStarted(

@@ -40,6 +40,9 @@ _REASONS = {
     508: b"Loop Detected",
 }
 
+#: A larger chunk takes longer to be copied than to be written in three parts.
+_SMALL_CHUNK = 64 * 1024
+
 
 class Request(msgspec.Struct, frozen=True):
     """One complete request. Header names are lower case; `path` is decoded, without the query."""
@@ -218,9 +221,14 @@ class Exchange:
     def write(self, data: bytes) -> None:
         if self.is_complete or not data or self._head_only:
             return
-        if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._connection.write(data)
+        if not self._chunked:
+            self._connection.write(data)
+        elif len(data) <= _SMALL_CHUNK:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:  # not copied; the transport puts the writes of a turn together
+            self._connection.write(b"%x\r\n" % len(data))
+            self._connection.write(data)
+            self._connection.write(b"\r\n")
 
     def end(self) -> None:
         """Complete the answer. Idempotent."""
