@@ -41,7 +41,7 @@ async def test_storm_leaves_no_slot_task_or_socket_and_the_next_request_succeeds
         # That the breaker opens in such weather is right, and tested elsewhere; here it would calm the storm.
         "breaker": {"failures": 1000, "error_rate": 1.0, "min_requests": 100_000},
     }
-    storm = RandomFailures(status={429: 0.1, 503: 0.1}, retry_after=0, hang_handshake=0.01, reset=0.01, seed=SEED)
+    storm = RandomFailures(status={429: 0.1, 503: 0.1}, retry_after=0, hang_handshake=0.02, reset=0.03, seed=SEED)
     retry = {"retry": {"max_attempts": 3, "initial": 0.05, "maximum": 0.2}}
     async with await World.start(protocol, settings=settings, model=retry) as world:
         world.provider.storm(storm)
