@@ -11,6 +11,9 @@ def text_of(data: Any) -> str:
 
 
 def code_of(body: Any) -> str | None:
-    """Return the code of an error body, None if it has none."""
+    """Return the gateway's code of an error body, None if it has none.
+
+    `code` is the provider's own where it has one; then the gateway's stands beside it.
+    """
     error = body.get("error") if isinstance(body, dict) else None
-    return error.get("code") if isinstance(error, dict) else None
+    return error.get("holdfast_code") or error.get("code") if isinstance(error, dict) else None
