@@ -6,6 +6,7 @@ import asyncio
 
 import openai
 
+from chaos.clients.entries import code_of
 from chaos.clients.over_http import READ_TIMEOUT, make_http, poll
 from chaos.journal import Record, StreamJournal
 from chaos.schedule import body_of
@@ -29,12 +30,13 @@ class OpenAIClient:
             except (openai.APITimeoutError, openai.APIConnectionError) as exc:
                 journal.lost(repr(exc))
             except openai.APIStatusError as exc:
-                if exc.code in _AGAIN:
-                    journal.lost(exc.code)
+                code = code_of({"error": exc.body})
+                if code in _AGAIN:
+                    journal.lost(code)
                 else:
-                    journal.end("failed", exc.code or f"http_{exc.status_code}", message=str(exc))
+                    journal.end("failed", code or f"http_{exc.status_code}", message=str(exc))
             except openai.APIError as exc:  # an error event within the stream
-                journal.end("failed", exc.code, message=str(exc))
+                journal.end("failed", code_of({"error": exc.body}), message=str(exc))
             except (
                 Exception
             ) as exc:  # in the middle of a stream: of httpx, or of what a later SDK uses in its place
